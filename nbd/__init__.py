@@ -1,0 +1,1 @@
+"""NBD: the protocol, a client, and extents."""

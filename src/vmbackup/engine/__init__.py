@@ -1,0 +1,1 @@
+"""Backup, restore and verify: plain values in, plain values out."""

@@ -1,0 +1,1 @@
+"""Chunks, packs, disk maps, restore points, sessions and keys in a store of immutable objects."""

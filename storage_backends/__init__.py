@@ -1,0 +1,1 @@
+"""Stores of immutable objects: the Protocol and its backends."""
