@@ -1,0 +1,62 @@
+"""What one key asks of another.
+
+Works on the plain tables, so that these mistakes are told beside all others.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vmbackup.config.mistakes import Mistake, did_you_mean
+from vmbackup.config.models import DEFAULT_REPOSITORY
+
+_KEY_SOURCES = ("passphrase_file", "passphrase_credential", "passphrase_command", "writer_key_file")
+_S3_ONLY = (
+    "provider", "endpoint_url", "region", "addressing_style", "access_key_file", "secret_key_file", "ca_file",
+)  # fmt: skip
+
+
+def cross_checks(tables: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Every contradiction between keys of the parsed file; keys of a wrong type are passed over."""
+    repositories = _tables(tables, "repositories")
+    names = tuple(repositories) or (DEFAULT_REPOSITORY,)
+    for name, repository in repositories.items():
+        yield from _repository(("repositories", name), repository)
+    for name, job in _tables(tables, "jobs").items():
+        yield from _job(("jobs", name), job, names)
+
+
+def _tables(tables: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
+    found = tables.get(key)
+    if not isinstance(found, dict):
+        return {}
+    return {name: table for name, table in found.items() if isinstance(table, dict)}
+
+
+def _repository(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[Mistake]:
+    sources = [key for key in table if key in _KEY_SOURCES]
+    if len(sources) > 1:
+        told = " and ".join(sources)
+        yield Mistake((*path, sources[1]), f"{told} exclude each other", "keep one of them")
+    url = table.get("url")
+    if isinstance(url, str) and not url.startswith("s3://"):
+        for key in table:
+            if key in _S3_ONLY:
+                yield Mistake((*path, key), f"{key} is for s3:// addresses only", "remove it, or correct url")
+    for one, other in (("access_key_file", "secret_key_file"), ("secret_key_file", "access_key_file")):
+        if one in table and other not in table:
+            yield Mistake((*path, one), f"{one} without {other}", f"add {other}")
+
+
+def _job(path: tuple[str, ...], table: Mapping[str, Any], repositories: tuple[str, ...]) -> Iterator[Mistake]:
+    home = table.get("repository", repositories[0])
+    copies = table.get("copy_to", [])
+    asked = [("repository", table.get("repository"))]
+    asked += [("copy_to", name) for name in copies] if isinstance(copies, list) else []
+    for key, name in asked:
+        if isinstance(name, str) and name not in repositories:
+            hint = did_you_mean(name, repositories) or f"add [repositories.{name}]"
+            yield Mistake((*path, key), f'{key}: there is no repository "{name}"', hint)
+        elif key == "copy_to" and name == home:
+            yield Mistake((*path, key), f'copy_to: "{name}" is the repository of the job itself', "remove it")
+    if table.get("keep") == {}:
+        yield Mistake((*path, "keep"), "keep is empty", "say how many to keep, or remove it to keep all")

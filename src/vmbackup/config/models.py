@@ -1,0 +1,182 @@
+"""What the configuration file may hold: strict, frozen, unknown keys are mistakes.
+
+Explained key by key in config.example.toml. What one key asks of another is in checks.py.
+"""
+
+import re
+import zoneinfo
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+from vmbackup.config.schedule import check_schedule
+from vmbackup.config.units import InvalidValue, parse_duration, parse_rate
+
+DEFAULT_REPOSITORY = "local"  # the repository of a file that names none
+DEFAULT_STATE_DIR = Path("/var/lib/vmbackup")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_PROVIDERS = ("hetzner", "ovh", "scaleway", "ionos", "aws", "minio", "ceph")
+
+
+def _from_text(parse: Callable[[str], Any], example: str) -> BeforeValidator:
+    def convert(value: object) -> Any:
+        if not isinstance(value, str):
+            raise InvalidValue("must be a text in quotes", f"write it like {example}")
+        return parse(value)
+
+    return BeforeValidator(convert)
+
+
+def _absolute(value: str) -> Path:
+    if not value.startswith("/"):
+        raise InvalidValue("is not an absolute path", "start it with /")
+    if "\0" in value:
+        raise InvalidValue("holds a NUL byte", "")
+    return Path(value)
+
+
+def _store_url(value: str) -> str:
+    scheme = urlsplit(value).scheme if "://" in value else ""
+    if value.startswith("/") or (scheme == "file" and value.startswith("file:///")):
+        return value
+    if scheme == "s3" and urlsplit(value).netloc and "@" not in urlsplit(value).netloc:
+        return value
+    hint = "write file:///absolute/path or s3://bucket/prefix"
+    raise InvalidValue("is not the address of a store", hint)
+
+
+def _endpoint(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise InvalidValue("is not the address of a server", "write https://HOST or https://HOST:PORT")
+    return value
+
+
+def _provider(value: str) -> str:
+    if value.partition(":")[0] not in _PROVIDERS:
+        raise InvalidValue("is not a provider", f"use one of {', '.join(_PROVIDERS)}, or endpoint_url")
+    return value
+
+
+def _listen(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise InvalidValue("is not HOST:PORT", "write it like 127.0.0.1:9847")
+    return value
+
+
+def _timezone(value: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(value)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        raise InvalidValue("is not a time zone", 'write a name like "Europe/Berlin" or "UTC"') from None
+    return value
+
+
+def _names(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in value:
+        if not _NAME.fullmatch(name):
+            raise InvalidValue(f'has the unusable name "{name}"', "use letters, digits, '-', '_' and '.'")
+    return value
+
+
+Duration = Annotated[timedelta, _from_text(parse_duration, '"26h"')]
+Rate = Annotated[int, _from_text(parse_rate, '"200MiB/s"')]
+AbsolutePath = Annotated[Path, _from_text(_absolute, '"/an/absolute/path"')]
+Schedule = Annotated[str, AfterValidator(check_schedule)]
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Libvirt(_Table):
+    """[libvirt]: the hypervisor, and where a running backup keeps what the guest overwrites meanwhile."""
+
+    uri: Annotated[str, Field(min_length=1)] = "qemu:///system"
+    scratch_dir: AbsolutePath = Path("/var/lib/libvirt/vmbackup")
+
+
+class Repository(_Table):
+    """[repositories.NAME]: a store and the key to it; keys of S3 only for s3:// addresses."""
+
+    url: Annotated[str, AfterValidator(_store_url)]
+    passphrase_file: AbsolutePath | None = None
+    passphrase_credential: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]+$")] | None = None
+    passphrase_command: SecretStr | None = None
+    writer_key_file: AbsolutePath | None = None
+    provider: Annotated[str, AfterValidator(_provider)] | None = None
+    endpoint_url: Annotated[str, AfterValidator(_endpoint)] | None = None
+    region: str | None = None
+    addressing_style: Literal["auto", "path", "virtual"] | None = None
+    access_key_file: AbsolutePath | None = None
+    secret_key_file: AbsolutePath | None = None
+    ca_file: AbsolutePath | None = None
+
+
+class Host(_Table):
+    """[host]: this machine."""
+
+    cache_dir: AbsolutePath = Path("/var/cache/vmbackup")
+
+
+class Keep(_Table):
+    """keep = {...}: how many restore points of each kind stay, and for how long all of them do."""
+
+    last: Count | None = None
+    hourly: Count | None = None
+    daily: Count | None = None
+    weekly: Count | None = None
+    monthly: Count | None = None
+    yearly: Count | None = None
+    within: Duration | None = None
+
+
+class Drill(_Table):
+    """[jobs.NAME.drill]: restore points are booted, to see that they do."""
+
+    schedule: Schedule
+
+
+class Job(_Table):
+    """[jobs.NAME]: which guests are backed up when, where to, and what is promised about it."""
+
+    domains: Annotated[Names, Field(min_length=1)]
+    exclude: Names = ()
+    schedule: Schedule | None = None
+    timezone: Annotated[str, AfterValidator(_timezone)] | None = None
+    repository: str | None = None
+    copy_to: Names = ()
+    quiesce: Literal["auto", "required", "never"] = "auto"
+    max_age: Duration | None = None
+    keep: Keep | None = None
+    bandwidth_limit: Rate | None = None
+    reread_every: Duration | None = None
+    verify_uploads: Literal["sample", "all"] = "sample"
+    consistency_group: bool = False
+    drill: Drill | None = None
+
+
+class Daemon(_Table):
+    """[daemon]: the service."""
+
+    listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:9847"
+    socket: AbsolutePath = Path("/run/vmbackup/control.sock")
+    max_parallel_domains: Annotated[int, Field(ge=1, le=64)] = 2
+    state_dir: AbsolutePath = DEFAULT_STATE_DIR
+
+
+class Config(_Table):
+    """The whole file; every table has defaults, so that an empty one is a configuration too."""
+
+    libvirt: Libvirt = Libvirt()
+    repositories: Annotated[Mapping[str, Repository], AfterValidator(_names)] = Field(default_factory=dict)
+    host: Host = Host()
+    jobs: Annotated[Mapping[str, Job], AfterValidator(_names)] = Field(default_factory=dict)
+    daemon: Daemon = Daemon()

@@ -1,0 +1,111 @@
+"""The passphrase of a repository: from a file, a systemd credential, a command, or asked on the terminal."""
+
+import os
+import secrets
+import shlex
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from vmbackup.config.models import Repository
+from vmbackup.errors import AccessError, ConfigError
+
+_LONGEST = 64 << 10  # bytes of a passphrase file: more is not a passphrase
+_COMMAND_SECONDS = 60.0  # a password manager may ask a server, a hung one must not hang backups
+_RANDOM_BYTES = 32  # 256 bits: what nobody has to remember needs no stretching
+
+
+def read_passphrase(
+    name: str,
+    repository: Repository,
+    *,
+    ask: Callable[[str], str] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> str:
+    """The passphrase of repository `name`; `ask` prompts for it where the file names no source of one.
+
+    Raises AccessError where there is none, ConfigError where the source is broken.
+    """
+    if repository.passphrase_file is not None:
+        return _from_file(repository.passphrase_file, f'repository "{name}"')
+    if repository.passphrase_credential is not None:
+        folder = environ.get("CREDENTIALS_DIRECTORY")
+        if not folder:
+            hint = f"add LoadCredential={repository.passphrase_credential}:FILE to the unit"
+            raise AccessError("no systemd credential was given to this process", hint)
+        return _from_file(Path(folder) / repository.passphrase_credential, f'repository "{name}"')
+    if repository.passphrase_command is not None:
+        return _from_command(repository.passphrase_command.get_secret_value())
+    if ask is not None:
+        return ask(f"Passphrase of repository {name}")
+    hint = f"add passphrase_file to [repositories.{name}], or run this on a terminal"
+    raise AccessError(f'no passphrase for repository "{name}" is known', hint)
+
+
+def make_passphrase_file(path: Path) -> str:
+    """A new random passphrase, written to `path` (0600, never over an existing file). ConfigError."""
+    passphrase = secrets.token_urlsafe(_RANDOM_BYTES)
+    write_secret_file(path, passphrase + "\n")
+    return passphrase
+
+
+def write_secret_file(path: Path, text: str) -> None:
+    """`text` in a new file of mode 0600, on disk before this returns; folders are made. ConfigError."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except FileExistsError:
+        raise ConfigError(f"{path} exists already", "move it away, or name another file") from None
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}", "check its folder") from None
+
+
+def _from_file(path: Path, whose: str) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LONGEST + 1)
+    except FileNotFoundError:
+        hint = "bring the file back, or run 'vmbackup init' if the repository is new"
+        raise AccessError(f"the passphrase file {path} of {whose} does not exist", hint) from None
+    except OSError as error:
+        message = f"cannot read the passphrase file {path}: {error.strerror}"
+        raise AccessError(message, "run this as root") from None
+    return _clean(content, str(path))
+
+
+def _from_command(command: str) -> str:
+    try:
+        words = shlex.split(command)
+        done = subprocess.run(words, stdout=subprocess.PIPE, timeout=_COMMAND_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        message = f"passphrase_command gave no answer within {_COMMAND_SECONDS:.0f} s"
+        raise ConfigError(message, "run it by hand") from None
+    except (OSError, ValueError, IndexError) as error:
+        raise ConfigError(f"passphrase_command cannot be run: {error}", "run it by hand") from None
+    if done.returncode:
+        raise ConfigError(f"passphrase_command ended with {done.returncode}", "run it by hand to see why")
+    return _clean(done.stdout, "the output of passphrase_command")
+
+
+def _clean(content: bytes, source: str) -> str:
+    """One line of text without its end of line. Spaces are part of a passphrase."""
+    if len(content) > _LONGEST:
+        raise ConfigError(f"{source} is too large for a passphrase", "put the passphrase alone into it")
+    try:
+        text = content.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{source} is not UTF-8 text", "put the passphrase alone into it") from None
+    if not text:
+        raise ConfigError(f"{source} is empty", "put the passphrase into it")
+    if "\n" in text:
+        raise ConfigError(f"{source} has more than one line", "put the passphrase alone into it")
+    return text
