@@ -1,0 +1,37 @@
+"""From an address to a store."""
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from .base import BadStoreUrl, Store
+from .local import LocalStore
+
+_HINT = "give an absolute path, or file:///absolute/path"
+
+
+def open_store(url: str, *, create: bool = False) -> Store:
+    """Open the store at `file:///absolute/path`, or at an absolute path.
+
+    With `create` a folder that is missing is made; whether it may hold anything is the caller's question
+    (see `occupants`). Raises BadStoreUrl, StoreMissing, StoreUnavailable.
+    """
+    return LocalStore(_folder(url), create=create)
+
+
+def _folder(url: str) -> Path:
+    path = url if url.startswith("/") else _path_of(url)
+    if "\0" in path or not path.startswith("/") or not path.strip("/"):
+        raise BadStoreUrl(f"{url!r} is no folder below /", _HINT)
+    return Path(path)
+
+
+def _path_of(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise BadStoreUrl(f"{url!r} is no address of a store: {error}", _HINT) from None
+    if parts.scheme not in ("", "file"):
+        raise BadStoreUrl(f"{url!r} is of a kind that is not known: {parts.scheme}", _HINT)
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+        raise BadStoreUrl(f"{url!r} is no local folder", _HINT)
+    return unquote(parts.path)
