@@ -100,7 +100,7 @@ class StoreUnavailable(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An object as a list shows it: `size` in bytes, `modified` in seconds of the store's clock since 1970."""
+    """An object as a list shows it: bytes, and seconds since 1970 by the store's clock."""
 
     key: str
     size: int

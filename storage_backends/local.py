@@ -54,7 +54,7 @@ class LocalStore:
 
     def __init__(self, root: Path, *, create: bool = False) -> None:
         self._root = str(root)
-        self._synced: set[str] = {self._root}
+        self._synced: set[str] = set()
         if create:
             with self._translated("make"):
                 _make_with_parents(self._root)
@@ -77,7 +77,7 @@ class LocalStore:
                         return
                 except FileNotFoundError:
                     self._root_inode()
-                    self._synced = {self._root}
+                    self._synced = set()
                 else:
                     raise ObjectExists(key)
         raise StoreUnavailable(f"cannot store {key} in {self._root}: its folder is being removed meanwhile")
@@ -123,6 +123,7 @@ class LocalStore:
         folder = prefix[: prefix.rfind("/") + 1]
         if {"", ".", ".."} & set(folder.split("/")[:-1]):
             return
+        self._root_inode()
         with self._translated("list"):
             yield from self._walk(os.fsencode(folder), os.fsencode(prefix), os.fsencode(after))
 
@@ -171,12 +172,12 @@ class LocalStore:
 
     def _ensure_folder(self, folder: str) -> None:
         """Make the folder and those above it, their names durable: also those that another process made."""
-        if folder in self._synced:
-            return
-        self._root_inode()
-        self._ensure_folder(os.path.dirname(folder))
-        make_folder(folder)
-        self._synced.add(folder)
+        if folder == self._root:
+            self._root_inode()
+        elif folder not in self._synced:
+            self._ensure_folder(os.path.dirname(folder))
+            make_folder(folder)
+            self._synced.add(folder)
 
     @contextlib.contextmanager
     def _opened(self, key: str) -> Iterator[tuple[int, int]]:

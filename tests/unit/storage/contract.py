@@ -123,7 +123,8 @@ class StoreContract:
         wins = [racer.communicate(timeout=60)[0].split() for racer in racers]
         assert [racer.returncode for racer in racers] == [0] * len(names)
         winners = [
-            [name for name, won in zip(names, wins, strict=True) if str(number) in won] for number in range(rounds)
+            [name for name, won in zip(names, wins, strict=True) if str(number) in won]
+            for number in range(rounds)
         ]
         assert [len(won) for won in winners] == [1] * rounds
         for number, [winner] in enumerate(winners):
@@ -151,7 +152,9 @@ class StoreContract:
             store.get("a", offset, length)
         assert (caught.value.key, caught.value.size) == ("a", 100)
 
-    def test_an_object_cut_short_is_truncated(self, store: Store, overwrite: Callable[[str, bytes], None]) -> None:
+    def test_an_object_cut_short_is_truncated(
+        self, store: Store, overwrite: Callable[[str, bytes], None]
+    ) -> None:
         """A cut object raises, in both ways of reading it."""
         store.put("a", bytes(10000))
         overwrite("a", bytes(9999))

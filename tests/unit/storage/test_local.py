@@ -67,7 +67,11 @@ class TestLocalStoreWithoutLinks(StoreContract):
 
     @pytest.fixture(autouse=True)
     def no_links(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        patch = "import errno, os\ndef link(*a, **k): raise PermissionError(errno.EPERM, 'no links')\nos.link = link\n"
+        patch = (
+            "import errno, os\n"
+            "def link(*args, **options): raise PermissionError(errno.EPERM, 'no links')\n"
+            "os.link = link\n"
+        )
         exec(patch, {})
         (tmp_path / "sitecustomize.py").write_text(patch)  # for the contract's child processes
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -149,8 +153,10 @@ class TestDurability:
         store.delete("a/b")
         assert calls == [("fsync", f"{root}/a")]
 
-    def test_a_failed_fsync_is_no_success(self, root: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A page that could not be written is reported once only: the file is given up, never synced again."""
+    def test_a_failed_fsync_is_no_success(
+        self, root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The kernel tells of a lost page once only: the file is given up, never synced again."""
 
         def failing(_fd: int) -> None:
             raise OSError(errno.EIO, "Input/output error")
@@ -184,7 +190,7 @@ class TestDirectWrites:
         store.put("a", aligned(data))
         assert store.get("a") == data
         if direct == [0]:
-            pytest.skip("the file system of the temporary folder refuses O_DIRECT: set TMPDIR to one that does not")
+            pytest.skip("O_DIRECT is refused by the file system of /tmp: set TMPDIR to a folder on disk")
         assert direct == [2 * MIB + 4096]
 
     def test_small_or_unaligned_buffers_are_not(self, store: Store, direct: list[int]) -> None:
@@ -279,7 +285,8 @@ class TestPlaces:
 
     def test_files_and_folders_are_for_the_owner_only(self, root: Path, store: Store) -> None:
         store.put("a/b", b"1")
-        assert [path.stat().st_mode & 0o777 for path in (root, root / "a", root / "a/b")] == [0o700, 0o700, 0o600]
+        modes = [path.stat().st_mode & 0o777 for path in (root, root / "a", root / "a/b")]
+        assert modes == [0o700, 0o700, 0o600]
 
     def test_a_forbidden_folder(self, nobodys: Path) -> None:
         """Neither a put nor a list passes over what it may not do."""
@@ -294,7 +301,7 @@ class TestPlaces:
             lambda: store.stat("a/b"),
             lambda: list(store.list("")),
             lambda: store.delete("a/b"),
-            lambda: store.probe(),
+            store.probe,
         ):
             with pytest.raises(StoreUnavailable, match="Permission denied") as caught:
                 use()
@@ -372,7 +379,8 @@ class TestTemporaryFiles:
         program = (
             "import os, sys; from vmbackup.storage_backends import open_store\n"
             "def hang(fd): print('hangs', flush=True); sys.stdin.read()\n"
-            "store = open_store(sys.argv[1]); store.put('a/one', b'1'); os.fsync = hang; store.put('a/two', b'2')"
+            "store = open_store(sys.argv[1]); store.put('a/one', b'1')\n"
+            "os.fsync = hang; store.put('a/two', b'2')"
         )
         writer = subprocess.Popen(
             [sys.executable, "-c", program, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -402,7 +410,7 @@ class TestAddresses:
         store = open_store(str(folder))
         assert store.url == f"file://{tmp_path}/with%20space%25"
         store.put("a", b"1")
-        for url in (store.url, store.url.replace("file://", "file://localhost"), f"{folder}/", f"file://{folder}"):
+        for url in (store.url, f"file://localhost{store.url[7:]}", f"{folder}/", f"file://{folder}"):
             assert open_store(url).get("a") == b"1"
 
     @pytest.mark.parametrize(
@@ -426,7 +434,7 @@ def all_uses(store: Store) -> list[Callable[[], object]]:
         lambda: store.put("a/c", b"1"),
         lambda: store.put("d", b"1"),
         lambda: store.delete("a/b"),
-        lambda: store.probe(),
+        store.probe,
     ]
 
 
