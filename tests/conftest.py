@@ -1,0 +1,61 @@
+"""Fixtures of all tests. A test that asks for `lab` is skipped where libvirt or QEMU lack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import machine
+from tests.lab.disk import Disk
+from tests.lab.domain import Workhorse
+from tests.lab.session import Lab
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Real libvirt for the whole run. At its end nothing of the run may be left on the machine."""
+    reason = machine.missing()
+    if reason:
+        pytest.skip(reason)
+    with Lab() as running:
+        yield running
+        left = running.leftovers()
+    assert not left, "left behind by the tests:\n" + "\n".join(left)
+
+
+@pytest.fixture
+def make_domain(lab: Lab) -> Iterator[Callable[..., Workhorse]]:
+    """Makes paused domains (`make_domain(Disk("vda", size=GiB), ...)`), which end with the test."""
+    made: list[Workhorse] = []
+
+    def make(*disks: Disk, start: bool = True) -> Workhorse:
+        made.append(lab.workhorse(*disks, start=start))
+        return made[-1]
+
+    yield make
+    for horse in made:
+        horse.remove()
+
+
+@pytest.fixture
+def work_dir(lab: Lab) -> Iterator[Path]:
+    """A folder on a real file system for repositories and restores; gone after the test."""
+    import shutil
+
+    folder = lab.new_folder("work")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def scratch_dir(lab: Lab) -> Iterator[Path]:
+    """A folder for scratch files; the test must have left it empty."""
+    folder = lab.new_folder("scratch")
+    yield folder
+    left = [path.name for path in folder.iterdir()]
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    assert not left, f"scratch files left behind: {left}"
