@@ -1,0 +1,112 @@
+"""The index of a session: the headers of its packs, in parts and a root (docs/repository-format.md, section 7)."""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vmbackup.errors import DamageError
+from vmbackup.repository import frames
+from vmbackup.repository.crypto import GroupKeys, digest, seal, unseal
+from vmbackup.repository.packs import KINDS, Birth, decode_births, encode_births
+
+PART_BYTES = 16 << 20
+MAX_ROOT = 64 << 20  # 65,536 packs of 32 MiB, 2 TiB stored in one session, take 4 MiB
+_RECORD = struct.Struct(">B3xII")
+_COUNT = struct.Struct(">I")
+_PART = struct.Struct(">Q32s")
+_PACK = struct.Struct(">B3xIQIIII32s")
+_NAMES = {number: kind for kind, number in KINDS.items()}
+
+
+class PackEntry(NamedTuple):
+    """A pack as its index root tells it. `size`: bytes of the object; `offset`, `length`: its sealed header in the part."""
+
+    kind: str
+    number: int
+    size: int
+    part: int
+    offset: int
+    length: int
+    slots: int
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class IndexRoot:
+    """What a session wrote."""
+
+    births: list[Birth]
+    parts: dict[int, tuple[int, bytes]]  # number -> (size, digest)
+    packs: dict[tuple[str, int], PackEntry]
+
+
+class IndexWriter:
+    """Collects the sealed headers of a session; hands parts to `put(number, object)` as they fill."""
+
+    def __init__(self, keys: GroupKeys, own: Birth, put: Callable[[int, bytes], None], first: int = 0) -> None:
+        """`first`: the number of the first part, more than 0 where a killed session left parts already."""
+        self._keys, self._own, self._put, self._first = keys, own, put, first
+        self._buffer = bytearray(frames.preamble(b"IDXP"))
+        self._parts: list[tuple[int, bytes]] = []
+        self._packs: list[PackEntry] = []
+
+    def add(self, kind: str, number: int, size: int, slots: int, sealed: bytes) -> None:
+        """One pack, stored already: `size` bytes of the object, its sealed header."""
+        if len(self._buffer) + _RECORD.size + len(sealed) > PART_BYTES:
+            self._flush()
+        self._buffer += _RECORD.pack(KINDS[kind], number, len(sealed))
+        entry = PackEntry(kind, number, size, self._next, len(self._buffer), len(sealed), slots, digest(sealed))
+        self._buffer += sealed
+        self._packs.append(entry)
+
+    @property
+    def _next(self) -> int:
+        return self._first + len(self._parts)
+
+    def _flush(self) -> None:
+        if len(self._buffer) > frames.PREAMBLE.size:
+            part = bytes(self._buffer)
+            self._put(self._next, part)
+            self._parts.append((len(part), digest(part)))
+            self._buffer = bytearray(frames.preamble(b"IDXP"))
+
+    def finish(self) -> tuple[int, bytes]:
+        """Writes the last part and the root; gives the root's (number, digest)."""
+        self._flush()
+        body = _COUNT.pack(1) + encode_births([self._own])
+        body += _COUNT.pack(self._first) + _COUNT.pack(len(self._parts))
+        body += b"".join(_PART.pack(*part) for part in self._parts)
+        body += _COUNT.pack(len(self._packs))
+        body += b"".join(_PACK.pack(KINDS[entry.kind], *entry[1:]) for entry in self._packs)
+        number = self._next
+        head = frames.preamble(b"IDXR", self._keys.current)
+        key = self._keys.derive(self._keys.current, "index root", self._own.session, number)
+        root = head + seal(key, head, body)
+        self._put(number, root)
+        return number, digest(root)
+
+
+def open_root(data: bytes, expected: bytes, keys: GroupKeys, session: bytes, number: int, name: str) -> IndexRoot:
+    """An index root whose digest is the one that a point vouches for. Raises DamageError."""
+    if digest(data) != expected:
+        raise DamageError(f"{name} is damaged: its digest differs", object_key=name)
+    key_number = frames.check_preamble(data, b"IDXR", name)
+    key = keys.derive(key_number, "index root", session, number, name)
+    body = unseal(key, data[: frames.PREAMBLE.size], data[frames.PREAMBLE.size :], name)
+    try:
+        (count,) = _COUNT.unpack_from(body)
+        births, at = decode_births(body, _COUNT.size, count, name)
+        (first,) = _COUNT.unpack_from(body, at)
+        (count,) = _COUNT.unpack_from(body, at + _COUNT.size)
+        at += 2 * _COUNT.size
+        parts = list(_PART.iter_unpack(body[at : at + count * _PART.size]))
+        at += count * _PART.size
+        (packs,) = _COUNT.unpack_from(body, at)
+        at += _COUNT.size
+        if len(parts) != count or len(body) - at != packs * _PACK.size:
+            raise DamageError(f"{name} is malformed", object_key=name)
+        entries = [PackEntry(_NAMES[kind], *rest) for kind, *rest in _PACK.iter_unpack(body[at:])]
+    except (struct.error, KeyError) as error:
+        raise DamageError(f"{name} is malformed", object_key=name) from error
+    return IndexRoot(births, dict(enumerate(parts, first)), {(e.kind, e.number): e for e in entries})

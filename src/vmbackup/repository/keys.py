@@ -1,0 +1,221 @@
+"""The reader's private keys, and the slots that wrap them (docs/repository-format.md, section 5)."""
+
+import base64
+import os
+import struct
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+from vmbackup.errors import AccessError, DamageError, UsageError
+from vmbackup.repository import frames
+from vmbackup.repository.crypto import PrivateKey, digest
+
+_LENGTH = struct.Struct(">I")
+_MAX_SLOT = 64 << 10
+_CHECK = 32
+_RECOVERY_CHECK = 3
+
+# Costs of argon2id. A passphrase of a person: RFC 9106's second choice, 0.26 s here. A secret of 256 random bits
+# cannot be guessed at any cost.
+_COSTS_PERSON = {"memory_kib": 65536, "iterations": 3, "lanes": 4}
+_COSTS_RANDOM = {"memory_kib": 8192, "iterations": 1, "lanes": 1}
+
+
+@dataclass(frozen=True)
+class WriterKey:
+    """Who signs restore points: 8 bytes of id, a name, a role (`reader`, `backup`, `prune`) and a group."""
+
+    id: bytes
+    name: str
+    role: str
+    group: str
+    private: Ed25519PrivateKey = field(repr=False)
+
+    @classmethod
+    def generate(cls, name: str, role: str, group: str) -> "WriterKey":
+        """A new one."""
+        return cls(os.urandom(8), name, role, group, Ed25519PrivateKey.generate())
+
+
+@dataclass(frozen=True)
+class ReaderKeys:
+    """All that a reader has: the realm's signing key, the private key of each epoch, a writer's key of its own."""
+
+    realm: bytes
+    signing: Ed25519PrivateKey = field(repr=False)
+    epochs: dict[int, PrivateKey] = field(repr=False)
+    writer: WriterKey
+
+    @classmethod
+    def generate(cls, realm: bytes, group: str) -> "ReaderKeys":
+        """The keys of a new realm."""
+        return cls(
+            realm,
+            Ed25519PrivateKey.generate(),
+            {1: PrivateKey.generate()},
+            WriterKey.generate("reader", "reader", group),
+        )
+
+    @property
+    def verify_key(self) -> Ed25519PublicKey:
+        """The realm's public signing key, from the wrapped bundle and never from the store."""
+        return self.signing.public_key()
+
+    def to_bundle(self) -> bytes:
+        """JSON, to be wrapped."""
+        return frames.canonical(
+            {
+                "realm": self.realm.hex(),
+                "signing_private": self.signing.private_bytes_raw().hex(),
+                "signing_public": self.verify_key.public_bytes_raw().hex(),
+                "epochs": [{"number": n, "private_key": k.raw.hex()} for n, k in sorted(self.epochs.items())],
+                "writer": {
+                    "id": self.writer.id.hex(),
+                    "name": self.writer.name,
+                    "role": self.writer.role,
+                    "group": self.writer.group,
+                    "private_key": self.writer.private.private_bytes_raw().hex(),
+                },
+            }
+        )
+
+    @classmethod
+    def from_bundle(cls, bundle: dict[str, Any]) -> "ReaderKeys":
+        """The keys of an unwrapped bundle."""
+        writer = bundle["writer"]
+        return cls(
+            bytes.fromhex(bundle["realm"]),
+            Ed25519PrivateKey.from_private_bytes(bytes.fromhex(bundle["signing_private"])),
+            {e["number"]: PrivateKey(bytes.fromhex(e["private_key"])) for e in bundle["epochs"]},
+            WriterKey(
+                bytes.fromhex(writer["id"]),
+                writer["name"],
+                writer["role"],
+                writer["group"],
+                Ed25519PrivateKey.from_private_bytes(bytes.fromhex(writer["private_key"])),
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Secret:
+    """What opens a slot. `random` tells that it has 256 random bits, so that the derivation may be cheap."""
+
+    value: bytes = field(repr=False)
+    kind: str = "passphrase"
+    random: bool = False
+
+    @classmethod
+    def passphrase(cls, text: str, *, random: bool = False) -> "Secret":
+        """A passphrase; one trailing newline is not part of it. A recovery key in its place is recognised."""
+        text = text.removesuffix("\n").removesuffix("\r")
+        if not text:
+            raise AccessError("the passphrase is empty", "put at least one character into it")
+        if recovery := parse_recovery(text):
+            return cls(recovery, "recovery", random=True)
+        return cls(text.encode(), random=random)
+
+
+def format_recovery(secret: bytes) -> str:
+    """A recovery key as people write it: 14 groups of 4 letters, the last letters a checksum."""
+    text = base64.b32encode(secret + digest(secret)[:_RECOVERY_CHECK]).decode()
+    return "-".join(text[i : i + 4] for i in range(0, len(text), 4))
+
+
+def parse_recovery(text: str) -> bytes | None:
+    """The 32 bytes of a recovery key, or None where the text is none. Raises UsageError for a misread one."""
+    plain = "".join(text.split()).replace("-", "").upper()
+    if text.count("-") != 13 or len(plain) != 56:
+        return None
+    try:
+        raw = base64.b32decode(plain)
+    except ValueError:
+        return None
+    if digest(raw[:32])[:_RECOVERY_CHECK] != raw[32:]:
+        raise UsageError("this recovery key has a misread letter", "compare each group of four letters again")
+    return raw[:32]
+
+
+def _derive(secret: bytes, kdf: dict[str, Any], name: str) -> bytes:
+    try:
+        salt = bytes.fromhex(kdf["salt"])
+        memory, iterations, lanes = int(kdf["memory_kib"]), int(kdf["iterations"]), int(kdf["lanes"])
+        known = kdf["name"] == "argon2id"
+    except (KeyError, ValueError, TypeError) as error:
+        raise DamageError(f"{name} is damaged", object_key=name) from error
+    if not known or not (
+        8 <= memory <= 1 << 20 and 1 <= iterations <= 64 and 1 <= lanes <= 16 and 16 <= len(salt) <= 64
+    ):
+        raise DamageError(f"{name} asks for a key derivation out of bounds", object_key=name)
+    return Argon2id(salt=salt, length=32, iterations=iterations, lanes=lanes, memory_cost=memory).derive(secret)
+
+
+@dataclass(frozen=True)
+class SlotInfo:
+    """What a slot says of itself without being opened."""
+
+    id: str
+    kind: str
+    label: str
+    created: str
+
+
+def wrap(keys: ReaderKeys, secret: Secret, label: str) -> tuple[str, bytes]:
+    """A new slot: its id (16 hex digits) and its object."""
+    slot = os.urandom(8).hex()
+    costs = _COSTS_RANDOM if secret.random else _COSTS_PERSON
+    kdf: dict[str, Any] = {"name": "argon2id", "salt": os.urandom(16).hex(), **costs}
+    nonce = os.urandom(12)
+    document: dict[str, Any] = {
+        "realm": keys.realm.hex(),
+        "slot": slot,
+        "kind": secret.kind,
+        "label": label,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "kdf": kdf,
+        "nonce": nonce.hex(),
+    }
+    key = _derive(secret.value, kdf, slot)
+    document["sealed"] = AESGCM(key).encrypt(nonce, keys.to_bundle(), frames.canonical(document)).hex()
+    body = frames.canonical(document)
+    head = frames.preamble(b"KEYS") + _LENGTH.pack(len(body)) + body
+    return slot, head + digest(head)
+
+
+def read_slot(data: bytes, name: str) -> dict[str, Any]:
+    """The document of a slot whose checksum holds. Raises DamageError."""
+    frames.check_preamble(data, b"KEYS", name)
+    start = frames.PREAMBLE.size + _LENGTH.size
+    if len(data) < start + _CHECK or digest(data[:-_CHECK]) != data[-_CHECK:]:
+        raise DamageError(f"{name} is damaged: its checksum differs", object_key=name)
+    (length,) = _LENGTH.unpack_from(data, frames.PREAMBLE.size)
+    if length > _MAX_SLOT or len(data) != start + length + _CHECK:
+        raise DamageError(f"{name} has the wrong length", object_key=name)
+    return frames.parse(data[start : start + length], name)
+
+
+def slot_info(document: dict[str, Any]) -> SlotInfo:
+    """What people may know of a slot."""
+    return SlotInfo(document["slot"], document["kind"], document["label"], document["created"])
+
+
+def unwrap(document: dict[str, Any], secret: Secret, name: str) -> ReaderKeys | None:
+    """The keys in a slot, or None where the secret is another one. Raises DamageError."""
+    if document.get("kind") != secret.kind:
+        return None
+    key = _derive(secret.value, document.get("kdf", {}), name)
+    rest = {k: v for k, v in document.items() if k != "sealed"}
+    try:
+        sealed, nonce = bytes.fromhex(document["sealed"]), bytes.fromhex(document["nonce"])
+        bundle = AESGCM(key).decrypt(nonce, sealed, frames.canonical(rest))
+    except InvalidTag:
+        return None
+    except (KeyError, ValueError) as error:
+        raise DamageError(f"{name} is damaged", object_key=name) from error
+    return ReaderKeys.from_bundle(frames.parse(bundle, name))

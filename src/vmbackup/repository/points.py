@@ -1,0 +1,225 @@
+"""Restore points: the commit of a session (docs/repository-format.md, section 9)."""
+
+import struct
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import zstandard
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from vmbackup.errors import DamageError, RepositoryError
+from vmbackup.repository import frames
+from vmbackup.repository.catalog import SessionRef
+from vmbackup.repository.crypto import GroupKeys, derive, digest, seal, unseal
+from vmbackup.repository.keys import WriterKey
+from vmbackup.repository.layout import Lineage, point_id
+from vmbackup.repository.nodes import Ref
+
+POINT, PARTIAL = 1, 2
+MAX_PART = 64 << 20
+KNOWN_FEATURES: frozenset[str] = frozenset()
+
+_CONTEXT = b"vmbackup point\0"
+_LENGTH = struct.Struct(">I")
+_TABLE = struct.Struct(">I16s16sI32sI")
+_SIGNATURE = 64
+
+
+@dataclass(frozen=True)
+class DiskRecord:
+    """A disk in a restore point; sizes in bytes."""
+
+    name: str
+    target: str
+    format: str
+    virtual_size: int
+    chunk_size: int
+    root: Ref
+    mode: str
+    reason: str | None
+    read_bytes: int
+    changed_bytes: int
+    stored_bytes: int
+    attributes: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the point."""
+        level, chunks, session, pack, slot, node = self.root
+        root = {"level": level, "chunks": chunks, "session": session, "pack": pack, "slot": slot, "id": node.hex()}
+        return {**self.__dict__, "root": root}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "DiskRecord":
+        """Out of the point."""
+        root = data["root"]
+        ref = Ref(root["level"], root["chunks"], root["session"], root["pack"], root["slot"], bytes.fromhex(root["id"]))
+        return cls(**{**{k: data[k] for k in cls.__dataclass_fields__}, "root": ref})
+
+
+@dataclass(frozen=True)
+class Point:
+    """A restore point, or a partial, that was read and whose signature holds.
+
+    `table`: session number -> reference; `uses`: session number -> nodes of its maps that name it.
+    `digest` is that of the whole object; `public` the JSON of its public part.
+    """
+
+    key: str
+    kind: int
+    lineage: Lineage
+    session: bytes
+    writer: bytes
+    digest: bytes
+    public: dict[str, Any] = field(repr=False)
+    table: dict[int, SessionRef] = field(repr=False)
+    uses: dict[int, int] = field(repr=False)
+    sealed_private: bytes = field(repr=False)
+    aad: bytes = field(repr=False)
+
+    @property
+    def time(self) -> datetime:
+        """The point in time, aware."""
+        return datetime.fromisoformat(self.public["time"])
+
+    @property
+    def id(self) -> str:
+        """`<time>-<8 hex>`."""
+        return point_id(self.time, self.session)
+
+    @property
+    def seq(self) -> int:
+        """The parent's + 1; 1 for the first."""
+        return int(self.public["seq"])
+
+    @property
+    def domain(self) -> str:
+        """The guest's name at that time."""
+        return str(self.public["domain"]["name"])
+
+    @property
+    def uuid(self) -> str:
+        """The guest's UUID."""
+        return str(self.public["domain"]["uuid"])
+
+    @property
+    def parent(self) -> bytes | None:
+        """The parent's session."""
+        parent = self.public["parent"]
+        return bytes.fromhex(parent["session"]) if parent else None
+
+    @property
+    def disks(self) -> list[DiskRecord]:
+        """The disks, in the order of the domain."""
+        return [DiskRecord.from_json(d) for d in self.public["disks"]]
+
+    @property
+    def envelope(self) -> bytes:
+        """The envelope of the session's secret."""
+        return bytes.fromhex(self.public["envelope"])
+
+    def own_ref(self, number: int) -> SessionRef:
+        """A reference to the point's own session."""
+        index = self.public["index"]
+        return SessionRef(number, self.session, self.lineage.id, index["number"], bytes.fromhex(index["digest"]))
+
+
+def _head(kind: int, key_number: int, lineage: Lineage, session: bytes, writer: bytes) -> bytes:
+    group = lineage.group.encode()
+    return frames.preamble(b"POIN", key_number) + bytes((kind, len(group))) + group + lineage.id + session + writer
+
+
+def encode_table(table: dict[int, SessionRef], uses: dict[int, int]) -> bytes:
+    """The session table of the public part."""
+    rows = (_TABLE.pack(*ref, uses.get(number, 0)) for number, ref in sorted(table.items()))
+    return _LENGTH.pack(len(table)) + b"".join(rows)
+
+
+def encode(
+    kind: int,
+    keys: GroupKeys,
+    writer: WriterKey,
+    lineage: Lineage,
+    session: bytes,
+    secret: bytes,
+    public: dict[str, Any],
+    table: bytes,
+    documents: list[dict[str, str]],
+) -> bytes:
+    """The whole object, signed."""
+    head = _head(kind, keys.current, lineage, session, writer.id)
+    text = frames.canonical(public)
+    body = _LENGTH.pack(len(text)) + text + table
+    sealed = seal(keys.derive(keys.current, "point", session), head, body)
+    private = b""
+    if kind == POINT:
+        packed = zstandard.ZstdCompressor().compress(frames.canonical({"documents": documents}))
+        private = seal(derive(secret, keys.realm, "private", session), head, packed)
+    data = head + _LENGTH.pack(len(sealed)) + sealed + _LENGTH.pack(len(private)) + private
+    return data + writer.private.sign(_CONTEXT + keys.realm + data)
+
+
+def is_abort(data: bytes) -> bool:
+    """Whether the object says that its session can never commit."""
+    return data[8:12] == b"ABRT"
+
+
+def decode(
+    data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, writers: dict[bytes, Ed25519PublicKey]
+) -> Point:
+    """A point whose place and signature hold. Raises DamageError, RepositoryError (newer)."""
+    name = lineage.point(session)
+    number = frames.check_preamble(data, b"POIN", name)
+    kind = data[frames.PREAMBLE.size] if len(data) > frames.PREAMBLE.size else 0
+    head_size = len(_head(0, 0, lineage, session, bytes(8)))
+    writer = data[head_size - 8 : head_size]
+    if data[:head_size] != _head(kind, number, lineage, session, writer):
+        raise DamageError(f"{name} does not belong where it lies", object_key=name)
+    if kind not in (POINT, PARTIAL):
+        raise RepositoryError(f"{name} is of a kind that only a newer vmbackup knows", "upgrade vmbackup on this host")
+    if writer not in writers:
+        raise DamageError(f"{name} was signed by a writer that this repository has not enrolled", object_key=name)
+    try:
+        writers[writer].verify(data[-_SIGNATURE:], _CONTEXT + keys.realm + data[:-_SIGNATURE])
+    except InvalidSignature as error:
+        raise DamageError(f"{name} is damaged: its signature does not hold", object_key=name) from error
+    try:
+        (length,) = _LENGTH.unpack_from(data, head_size)
+        at = head_size + _LENGTH.size
+        sealed, at = data[at : at + length], at + length
+        (length,) = _LENGTH.unpack_from(data, at)
+        private = data[at + _LENGTH.size : at + _LENGTH.size + length]
+        body = unseal(keys.derive(number, "point", session, name=name), data[:head_size], sealed, name)
+        (length,) = _LENGTH.unpack_from(body)
+        public = frames.parse(body[_LENGTH.size : _LENGTH.size + length], name)
+        at = _LENGTH.size + length
+        (count,) = _LENGTH.unpack_from(body, at)
+        rows = body[at + _LENGTH.size :]
+        if len(rows) != count * _TABLE.size:
+            raise DamageError(f"{name} is malformed", object_key=name)
+        table, uses = {}, {}
+        for row in _TABLE.iter_unpack(rows):
+            table[row[0]] = SessionRef(*row[:5])
+            uses[row[0]] = row[5]
+    except struct.error as error:
+        raise DamageError(f"{name} is malformed", object_key=name) from error
+    if unknown := set(public.get("features", ())) - KNOWN_FEATURES:
+        raise RepositoryError(
+            f"{name} needs features that this version lacks: {', '.join(sorted(unknown))}",
+            "upgrade vmbackup on this host",
+        )
+    return Point(name, kind, lineage, session, writer, digest(data), public, table, uses, private, data[:head_size])
+
+
+def open_documents(point: Point, secret: bytes, realm: bytes) -> dict[str, bytes]:
+    """The private documents of a point, by name. Raises DamageError."""
+    packed = unseal(derive(secret, realm, "private", point.session), point.aad, point.sealed_private, point.key)
+    try:
+        size = zstandard.frame_content_size(packed)
+        if not 0 <= size <= MAX_PART:
+            raise DamageError(f"{point.key} is malformed", object_key=point.key)
+        text = zstandard.ZstdDecompressor().decompress(packed, max_output_size=MAX_PART)
+    except zstandard.ZstdError as error:
+        raise DamageError(f"{point.key} is malformed", object_key=point.key) from error
+    return {d["name"]: bytes.fromhex(d["data"]) for d in frames.parse(text, point.key)["documents"]}

@@ -1,0 +1,381 @@
+"""A repository: made, opened with a secret, its restore points read."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryError, UsageError
+from vmbackup.repository import frames, keys, points
+from vmbackup.repository.catalog import Catalog, fetch
+from vmbackup.repository.crypto import GroupKeys, PublicKey, envelope_info
+from vmbackup.repository.keys import ReaderKeys, Secret, SlotInfo
+from vmbackup.repository.layout import Lineage, check_group
+from vmbackup.repository.points import PARTIAL, POINT, Point
+from vmbackup.repository.trust import Seen, Trust
+from vmbackup.storage_backends import ObjectMissing, Store, occupants
+
+DEFAULT_CHUNK_SIZE = 64 << 10  # QEMU's bitmap granularity: an incremental reads and stores exactly the dirty clusters
+MIN_CHUNK_SIZE, MAX_CHUNK_SIZE = 4 << 10, 16 << 20
+DEFAULT_GROUP = "default"
+_GROUP_INFO = b"vmbackup/1/group\0"
+
+
+@dataclass(frozen=True)
+class RepositoryConfig:
+    """The signed config: ids of 16 bytes, `version` of this document, chunk size in bytes, public keys by epoch."""
+
+    realm: bytes
+    repository: bytes
+    version: int
+    chunk_size: int
+    epoch: int
+    public_keys: dict[int, PublicKey]
+    features: dict[str, list[str]]
+    document: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> "RepositoryConfig":
+        """Out of the signed document."""
+        return cls(
+            bytes.fromhex(document["realm"]),
+            bytes.fromhex(document["repository"]),
+            document["version"],
+            document["chunk_size"],
+            document["epoch"],
+            {e["number"]: PublicKey(bytes.fromhex(e["public_key"])) for e in document["epochs"]},
+            document["features"],
+            document,
+        )
+
+
+@dataclass(frozen=True)
+class PointList:
+    """What lies below `points/`: restore points newest first, partials, and the errors of what cannot be read."""
+
+    points: list[Point]
+    partials: list[Point]
+    damaged: list[DamageError]
+    ended: set[bytes]
+
+
+class Repository:
+    """An open repository, with a reader's keys. Safe to share between threads."""
+
+    def __init__(self, store: Store, reader: ReaderKeys, config: RepositoryConfig, trust: Trust) -> None:
+        self.store, self.reader, self.config = store, reader, config
+        self._trust = trust
+        self._groups: dict[str, GroupKeys] = {}
+        self._writers: dict[bytes, Ed25519PublicKey] | None = None
+        self._catalogs: dict[str, Catalog] = {}
+
+    # Making and opening
+
+    @classmethod
+    def create(
+        cls, store: Store, secret: Secret, trust: Trust, *, chunk_size: int = DEFAULT_CHUNK_SIZE, label: str = "init"
+    ) -> tuple["Repository", str]:
+        """Makes a repository in an empty place; gives it and its recovery key. Raises RepositoryError, UsageError."""
+        if not MIN_CHUNK_SIZE <= chunk_size <= MAX_CHUNK_SIZE or chunk_size & (chunk_size - 1):
+            raise UsageError(f"a chunk size of {chunk_size} bytes is not possible", "use a power of two, 4K to 16M")
+        if held := next(iter(occupants(store)), None):
+            what = "a repository" if next(store.list("config/"), None) else f"other things, such as '{held}'"
+            raise RepositoryError(f"{store.url} already holds {what}", "choose another, empty place")
+        realm, repository = os.urandom(16), os.urandom(16)
+        reader = ReaderKeys.generate(realm, DEFAULT_GROUP)
+        recovery = os.urandom(32)
+        for slot, data in (
+            keys.wrap(reader, secret, label),
+            keys.wrap(reader, Secret(recovery, "recovery", random=True), "recovery key of init"),
+        ):
+            store.put(f"keys/{slot}", data)
+        config = cls._first_config(reader, repository, chunk_size)
+        made = cls(store, reader, RepositoryConfig.from_document(config), trust)
+        made._put_group(DEFAULT_GROUP)
+        made._enrol_self()
+        signed = frames.sign_document(b"CONF", config, reader.signing)
+        store.put("config.copy/1", signed)
+        store.put("config/1", signed)
+        trust.forget(store.url)
+        trust.check(store.url, made._seen())
+        return made, keys.format_recovery(recovery)
+
+    @staticmethod
+    def _first_config(reader: ReaderKeys, repository: bytes, chunk_size: int) -> dict[str, Any]:
+        return {
+            "realm": reader.realm.hex(),
+            "repository": repository.hex(),
+            "version": 1,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "chunk_size": chunk_size,
+            "epoch": 1,
+            "epochs": [{"number": n, "public_key": k.public().raw.hex()} for n, k in reader.epochs.items()],
+            "features": {"ignore": [], "read_only": [], "refuse": []},
+            "replica_of": None,
+            "object_lock_days": None,
+            "allowed_endpoints": None,
+        }
+
+    def _put_group(self, group: str) -> None:
+        body = {
+            "id_keys": [{"number": 1, "key": os.urandom(32).hex()}],
+            "lineage_key": os.urandom(32).hex(),
+        }
+        info = self._group_info(check_group(group), self.config.epoch)
+        sealed = self.config.public_keys[self.config.epoch].seal(info, frames.canonical(body))
+        document = {
+            "realm": self.config.realm.hex(),
+            "group": group,
+            "number": 1,
+            "epoch": self.config.epoch,
+            "sealed": sealed.hex(),
+        }
+        self.store.put(f"groups/{group}/1", frames.sign_document(b"GRUP", document, self.reader.signing))
+
+    def _group_info(self, group: str, epoch: int) -> bytes:
+        return _GROUP_INFO + self.config.realm + epoch.to_bytes(4, "big") + group.encode()
+
+    def _enrol_self(self) -> None:
+        writer = self.reader.writer
+        document = {
+            "realm": self.config.realm.hex(),
+            "writer": writer.id.hex(),
+            "name": writer.name,
+            "group": writer.group,
+            "role": writer.role,
+            "public_key": writer.private.public_key().public_bytes_raw().hex(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self.store.put(f"writers/{writer.id.hex()}", frames.sign_document(b"WRTR", document, self.reader.signing))
+
+    @classmethod
+    def open(cls, store: Store, secret: Secret, trust: Trust) -> "Repository":
+        """Opens with a passphrase or the recovery key. Raises NotFoundError, AccessError, DamageError, RepositoryError."""
+        reader = _unlock(store, secret)
+        config = _read_config(store, reader)
+        repository = cls(store, reader, config, trust)
+        trust.check(store.url, repository._seen())
+        return repository
+
+    def _seen(self) -> Seen:
+        config = self.config
+        verify = self.reader.verify_key.public_bytes_raw().hex()
+        return Seen(config.repository.hex(), config.realm.hex(), verify, config.version)
+
+    def recheck(self) -> None:
+        """Reads the config again, as before each commit. Raises RepositoryError where a newer one forbids writing."""
+        self.config = config = _read_config(self.store, self.reader)
+        self._trust.check(self.store.url, self._seen())
+        if config.features["read_only"]:
+            raise RepositoryError(
+                f"the repository uses features of a newer vmbackup: {', '.join(config.features['read_only'])}",
+                "this version may only read it; upgrade vmbackup on this host",
+            )
+
+    # Keys
+
+    @property
+    def id(self) -> str:
+        """The 8 hex digits that stand in the names of its checkpoints."""
+        return self.config.repository.hex()[:8]
+
+    def group(self, name: str = DEFAULT_GROUP) -> GroupKeys:
+        """The keys of a group. Raises NotFoundError, DamageError."""
+        if name not in self._groups:
+            entries = list(self.store.list(f"groups/{name}/"))
+            if not entries:
+                raise NotFoundError(f"the repository has no group '{name}'")
+            newest = max(entries, key=lambda e: _number(e.key))
+            document = frames.open_document(fetch(self.store, newest.key), b"GRUP", newest.key, self.reader.verify_key)
+            self._groups[name] = self._open_group(name, document, newest.key)
+        return self._groups[name]
+
+    def _open_group(self, name: str, document: dict[str, Any], key: str) -> GroupKeys:
+        if document["group"] != name or document["realm"] != self.config.realm.hex():
+            raise DamageError(f"{key} does not belong where it lies", object_key=key)
+        epoch = document["epoch"]
+        private = self.reader.epochs.get(epoch)
+        if private is None:
+            raise AccessError(f"this key cannot open epoch {epoch} of the repository")
+        body = frames.parse(private.open(self._group_info(name, epoch), bytes.fromhex(document["sealed"]), key), key)
+        id_keys = {k["number"]: bytes.fromhex(k["key"]) for k in body["id_keys"]}
+        return GroupKeys(self.config.realm, name, id_keys, bytes.fromhex(body["lineage_key"]))
+
+    def groups(self) -> list[str]:
+        """The names of all groups."""
+        return sorted({entry.key.split("/")[1] for entry in self.store.list("groups/")})
+
+    def writers(self) -> dict[bytes, Ed25519PublicKey]:
+        """The enrolled writers' public keys, by id. Raises DamageError."""
+        if self._writers is None:
+            found = {}
+            for entry in self.store.list("writers/"):
+                if entry.key.endswith(".revoked"):
+                    raise RepositoryError(
+                        "the repository knows revoked writers, which only a newer vmbackup judges",
+                        "upgrade vmbackup on this host",
+                    )
+                document = frames.open_document(
+                    fetch(self.store, entry.key), b"WRTR", entry.key, self.reader.verify_key
+                )
+                if document["realm"] == self.config.realm.hex():
+                    public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(document["public_key"]))
+                    found[bytes.fromhex(document["writer"])] = public
+            self._writers = found
+        return self._writers
+
+    def lineage(self, kind: str, stable_id: str, group: str = DEFAULT_GROUP) -> Lineage:
+        """Where the history of a guest lies."""
+        return Lineage(group, self.group(group).lineage(kind, stable_id))
+
+    def catalog(self, group: str = DEFAULT_GROUP) -> Catalog:
+        """The headers and maps of a group."""
+        if group not in self._catalogs:
+            self._catalogs[group] = Catalog(self.store, self.group(group))
+        return self._catalogs[group]
+
+    def open_envelope(self, group: str, session: bytes, epoch: int, envelope: bytes, name: str) -> bytes:
+        """A session's secret. Raises AccessError."""
+        private = self.reader.epochs.get(epoch)
+        if private is None:
+            raise AccessError(f"this key cannot open epoch {epoch} of the repository")
+        return private.open(envelope_info(self.config.realm, epoch, group, session), envelope, name)
+
+    def slots(self) -> Iterator[SlotInfo | DamageError]:
+        """The key slots, damaged ones as their errors."""
+        for entry in self.store.list("keys/"):
+            try:
+                yield keys.slot_info(keys.read_slot(fetch(self.store, entry.key), entry.key))
+            except DamageError as error:
+                yield error
+
+    def add_slot(self, secret: Secret, label: str) -> str:
+        """A further passphrase or recovery key; gives the slot's id."""
+        slot, data = keys.wrap(self.reader, secret, label)
+        self.store.put(f"keys/{slot}", data)
+        return slot
+
+    def add_recovery(self, label: str) -> str:
+        """A new recovery key, as people write it."""
+        recovery = os.urandom(32)
+        self.add_slot(Secret(recovery, "recovery", random=True), label)
+        return keys.format_recovery(recovery)
+
+    # Restore points
+
+    def read_points(self, lineage: Lineage | None = None) -> PointList:
+        """All restore points, or those of one lineage; damaged ones as their errors."""
+        prefix = lineage.prefix("points") if lineage else "points/"
+        found: list[Point] = []
+        partials: list[Point] = []
+        damaged: list[DamageError] = []
+        ended: set[bytes] = set()
+        for entry in self.store.list(prefix):
+            try:
+                place, session = _point_place(entry.key)
+                ended.add(session)
+                data = fetch(self.store, entry.key)
+                if points.is_abort(data):
+                    continue
+                point = points.decode(data, self.group(place.group), place, session, self.writers())
+                (found if point.kind == POINT else partials).append(point)
+            except DamageError as error:
+                damaged.append(error)
+        found.sort(key=lambda p: (p.time, p.session), reverse=True)
+        return PointList(found, [p for p in partials if p.kind == PARTIAL], damaged, ended)
+
+    def read_point(self, lineage: Lineage, session: bytes) -> Point | None:
+        """One point or partial; None where there is none or "aborted". Raises DamageError."""
+        try:
+            data = self.store.get(lineage.point(session))
+        except ObjectMissing:
+            return None
+        if points.is_abort(data):
+            return None
+        return points.decode(data, self.group(lineage.group), lineage, session, self.writers())
+
+    def documents(self, point: Point) -> dict[str, bytes]:
+        """A point's private documents by name. Raises AccessError, DamageError."""
+        epoch = point.public["epoch"]
+        secret = self.open_envelope(point.lineage.group, point.session, epoch, point.envelope, point.key)
+        return points.open_documents(point, secret, self.config.realm)
+
+
+def newest(found: list[Point]) -> Point | None:
+    """The point with the highest seq, then the highest session: the parent of the next."""
+    return max(found, key=lambda p: (p.seq, p.session), default=None)
+
+
+def _number(key: str) -> int:
+    try:
+        return int(key.rsplit("/", 1)[1])
+    except ValueError:
+        return -1
+
+
+def _point_place(key: str) -> tuple[Lineage, bytes]:
+    try:
+        _, group, lineage, session = key.split("/")
+        place, name = Lineage(group, bytes.fromhex(lineage)), bytes.fromhex(session)
+    except ValueError:
+        raise DamageError(f"{key} is no name of a restore point", object_key=key) from None
+    if len(place.id) != 16 or len(name) != 16:
+        raise DamageError(f"{key} is no name of a restore point", object_key=key)
+    return place, name
+
+
+def _unlock(store: Store, secret: Secret) -> ReaderKeys:
+    damaged: list[DamageError] = []
+    slots = 0
+    for entry in store.list("keys/"):
+        slots += 1
+        try:
+            found = keys.unwrap(keys.read_slot(fetch(store, entry.key), entry.key), secret, entry.key)
+        except DamageError as error:
+            damaged.append(error)
+            continue
+        if found:
+            return found
+    if not slots and next(store.list("config/"), None) is None:
+        raise NotFoundError(f"there is no repository at {store.url}", "make one with 'vmbackup init'")
+    if damaged or not slots:
+        what = damaged[0].message if damaged else f"{store.url} has no key slot left"
+        raise DamageError(
+            f"{what}, and no other slot opens with this passphrase", "use another passphrase or the recovery key"
+        )
+    raise AccessError(
+        f"the passphrase does not open the repository at {store.url}",
+        "check passphrase_file of this repository; the recovery key opens it too",
+    )
+
+
+def _read_config(store: Store, reader: ReaderKeys) -> RepositoryConfig:
+    """The highest config with a valid signature, its copy where it is damaged. Raises DamageError, RepositoryError."""
+    names = {_number(e.key) for folder in ("config/", "config.copy/") for e in store.list(folder)}
+    errors: list[DamageError] = []
+    for number in sorted(names - {-1}, reverse=True):
+        for folder in ("config", "config.copy"):
+            key = f"{folder}/{number}"
+            try:
+                document = frames.open_document(fetch(store, key), b"CONF", key, reader.verify_key)
+                config = RepositoryConfig.from_document(document)
+            except DamageError as error:
+                errors.append(error)
+                continue
+            except (KeyError, TypeError, ValueError) as error:
+                raise DamageError(f"{key} lacks what a config must have", object_key=key) from error
+            if config.version != number or config.realm != reader.realm:
+                errors.append(DamageError(f"{key} does not belong where it lies", object_key=key))
+                continue
+            if config.features["refuse"]:
+                raise RepositoryError(
+                    f"the repository uses features of a newer vmbackup: {', '.join(config.features['refuse'])}",
+                    "upgrade vmbackup on this host",
+                )
+            return config
+    if errors:
+        raise errors[0]
+    raise DamageError(f"{store.url} has no config left", "restore the folder 'config' or 'config.copy' of the store")

@@ -1,0 +1,182 @@
+"""One session of a writer: its pin, its packs, its index, its commit (docs/repository-format.md, section 10)."""
+
+import os
+import threading
+from datetime import UTC, datetime
+from typing import Any
+
+from vmbackup.errors import RepositoryError
+from vmbackup.repository import frames, points
+from vmbackup.repository.catalog import SessionRef
+from vmbackup.repository.crypto import DATA, META, envelope_info, seal, unseal
+from vmbackup.repository.index import IndexWriter
+from vmbackup.repository.layout import Lineage, new_session
+from vmbackup.repository.packs import Birth, PackBuilder
+from vmbackup.repository.points import PARTIAL, POINT, Point
+from vmbackup.repository.repository import Repository
+from vmbackup.storage_backends import ObjectExists, ObjectMissing
+
+SECRET_BYTES = 32
+
+
+class Session:
+    """An open session. Packs may be begun and put by several threads; the rest is for one.
+
+    `number` is its number in the session table; `stored_bytes` counts objects put so far.
+    """
+
+    def __init__(self, repository: Repository, lineage: Lineage, number: int, host: str) -> None:
+        self.repository, self.lineage, self.number, self.host = repository, lineage, number, host
+        self.id = new_session()
+        self.keys = repository.group(lineage.group)
+        self.secret = os.urandom(SECRET_BYTES)
+        config = repository.config
+        self.epoch = config.epoch
+        info = envelope_info(config.realm, self.epoch, lineage.group, self.id)
+        self.envelope = config.public_keys[self.epoch].seal(info, self.secret)
+        self.stored_bytes = 0
+        self.pending = 0
+        self._numbers = {DATA: 0, META: 0}
+        self._lock = threading.Lock()
+        self._births = {
+            DATA: Birth(self.id, lineage.id, self.epoch, self.envelope),
+            META: Birth(self.id, lineage.id, 0, b""),
+        }
+        self._index = IndexWriter(self.keys, self._births[DATA], self._put_index)
+        self.index_ref: SessionRef | None = None
+
+    def pin(self) -> None:
+        """Rule W1: nothing is read that the run relies on before this has returned."""
+        head = frames.preamble(b"PINS", self.keys.current)
+        body = {
+            "host": self.host,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "envelope": self.envelope.hex(),
+            "epoch": self.epoch,
+        }
+        key = self.keys.derive(self.keys.current, "pin", self.id)
+        self.repository.store.put(self.lineage.pin(self.id), head + seal(key, head, frames.canonical(body)))
+
+    def unpin(self) -> None:
+        """Rule W10: only after the commit or "aborted"."""
+        self.repository.store.delete(self.lineage.pin(self.id))
+
+    def begin_pack(self, builder: PackBuilder, kind: str) -> None:
+        """Gives a builder the next number of its kind."""
+        with self._lock:
+            number = self._numbers[kind]
+            self._numbers[kind] += 1
+            self.pending += 1
+        builder.begin(kind, self.keys, self._births[kind], self.secret, number)
+
+    def put_pack(self, builder: PackBuilder) -> int:
+        """Stores a finished pack durably and indexes it; gives the object's size."""
+        data, sealed = builder.finish()
+        self.repository.store.put(self.lineage.pack(builder.kind, self.id, builder.number), data)
+        with self._lock:
+            self._index.add(builder.kind, builder.number, len(data), len(builder), sealed)
+            self.pending -= 1
+            self.stored_bytes += len(data)
+        return len(data)
+
+    def drop_pack(self) -> None:
+        """A pack that was begun got no slot: its number stays unused."""
+        with self._lock:
+            self.pending -= 1
+
+    def _put_index(self, number: int, data: bytes) -> None:
+        self.repository.store.put(self.lineage.index(self.id, number), data)
+        self.stored_bytes += len(data)
+
+    def close_index(self) -> SessionRef:
+        """Writes the index root, once; all packs are stored by then."""
+        if self.index_ref is None:
+            number, digest = self._index.finish()
+            self.index_ref = SessionRef(self.number, self.id, self.lineage.id, number, digest)
+        return self.index_ref
+
+    def commit_partial(self) -> None:
+        """Keeps the chunks so far: the session ends as a partial."""
+        ref = self.close_index()
+        put_partial(self.repository, self.lineage, self.id, ref, self.host, self.epoch, self.envelope)
+        self.unpin()
+
+    def commit(self, public: dict[str, Any], table: bytes, documents: list[dict[str, str]]) -> Point:
+        """Creates the restore point, and reads it back. Raises RepositoryError if the session was aborted."""
+        ref = self.close_index()
+        public = {
+            **public,
+            "host": self.host,
+            "epoch": self.epoch,
+            "envelope": self.envelope.hex(),
+            "index": {"number": ref.root, "digest": ref.digest.hex()},
+        }
+        repository = self.repository
+        data = points.encode(
+            POINT, self.keys, repository.reader.writer, self.lineage, self.id, self.secret, public, table, documents
+        )
+        create_point(repository, self.lineage, self.id, data)
+        return points.decode(data, self.keys, self.lineage, self.id, repository.writers())
+
+
+def create_point(repository: Repository, lineage: Lineage, session: bytes, data: bytes) -> None:
+    """Rules W8 and W9: create once, read back, look at the dead lists. Raises RepositoryError."""
+    store, key = repository.store, lineage.point(session)
+    repository.recheck()
+    try:
+        store.put(key, data)
+    except ObjectExists:
+        raise RepositoryError(
+            "this session was ended by a collector or another host while it ran: nothing was committed",
+            "run the backup again; its chunks are found again",
+        ) from None
+    try:
+        same = store.get(key) == data
+    except ObjectMissing:
+        same = False
+    if not same:
+        raise RepositoryError(
+            f"{key} does not read back as it was written", "check the store, then run the backup again"
+        )
+    refuse_unknown(repository, f"dead/{lineage.group}/")
+
+
+def put_partial(
+    repository: Repository, lineage: Lineage, session: bytes, ref: SessionRef, host: str, epoch: int, envelope: bytes
+) -> None:
+    """Commits a partial of a session whose index is written."""
+    public = {
+        "host": host,
+        "epoch": epoch,
+        "envelope": envelope.hex(),
+        "index": {"number": ref.root, "digest": ref.digest.hex()},
+        "features": [],
+    }
+    data = points.encode(
+        PARTIAL,
+        repository.group(lineage.group),
+        repository.reader.writer,
+        lineage,
+        session,
+        b"",
+        public,
+        points.encode_table({}, {}),
+        [],
+    )
+    create_point(repository, lineage, session, data)
+
+
+def refuse_unknown(repository: Repository, prefix: str) -> None:
+    """Stops where a newer version keeps a protocol that this one would break. Raises RepositoryError."""
+    if entry := next(repository.store.list(prefix), None):
+        raise RepositoryError(
+            f"the repository is pruned by a newer vmbackup ({entry.key})", "upgrade vmbackup on this host"
+        )
+
+
+def read_pin(repository: Repository, lineage: Lineage, session: bytes, data: bytes) -> dict[str, Any]:
+    """What a pin says. Raises DamageError."""
+    name = lineage.pin(session)
+    number = frames.check_preamble(data, b"PINS", name)
+    key = repository.group(lineage.group).derive(number, "pin", session, name=name)
+    return frames.parse(unseal(key, data[: frames.PREAMBLE.size], data[frames.PREAMBLE.size :], name), name)
