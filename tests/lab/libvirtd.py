@@ -27,6 +27,7 @@ from . import machine
 
 URI = "qemu:///system"
 START_TIMEOUT = 90.0   # seconds; a first start on a slow machine probes every QEMU binary
+GOODBYE_TIMEOUT = 1.0  # seconds; libvirtd holds a connection for a moment after its client has closed it
 STOP_TIMEOUT = 20.0    # seconds
 SYSTEMD_UNITS = ("virtlogd.socket", "virtlogd.service", "libvirtd.socket", "libvirtd-ro.socket",
                  "libvirtd-admin.socket", "libvirtd.service")
@@ -152,9 +153,7 @@ def _used_by_others() -> bool:
     """True if a domain runs or a client is connected: then the daemons are not for us to stop."""
     import libvirt
 
-    connected = any(line.split()[5] == "03" and line.endswith("/libvirt/libvirt-sock")
-                    for line in Path("/proc/net/unix").read_text().splitlines()[1:])
-    if connected:
+    if not _wait(lambda: not _connected(), GOODBYE_TIMEOUT):
         return True
     try:
         connection = libvirt.open(URI)
@@ -164,6 +163,12 @@ def _used_by_others() -> bool:
         return bool(connection.listDomainsID())
     finally:
         connection.close()
+
+
+def _connected() -> bool:
+    """True if libvirt's socket has a client (proc(5), net/unix: state 03)."""
+    lines = Path("/proc/net/unix").read_text().splitlines()[1:]
+    return any(line.split()[5] == "03" and line.endswith("/libvirt/libvirt-sock") for line in lines)
 
 
 def _run(*command: str) -> None:
