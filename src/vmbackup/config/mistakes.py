@@ -53,6 +53,8 @@ def shown(path: Sequence[str], value: object) -> str:
     if any(word in name for word in _SECRET) and not name.endswith(("_file", "_credential")):
         return "(hidden)"
     text = repr(value)
+    if isinstance(value, str) and "://" in value and "@" in value:
+        return "(hidden)"  # an address with a password in it
     if isinstance(value, str):
         text = f'"{value}"'
     elif isinstance(value, bool):

@@ -97,13 +97,15 @@ def _from_command(command: str) -> str:
 
 
 def _clean(content: bytes, source: str) -> str:
-    """One line of text without its end of line. Spaces are part of a passphrase."""
+    """The one line that is no comment, without its end. A lone line is taken as it stands, with # and spaces."""
     if len(content) > _LONGEST:
         raise ConfigError(f"{source} is too large for a passphrase", "put the passphrase alone into it")
     try:
         text = content.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise ConfigError(f"{source} is not UTF-8 text", "put the passphrase alone into it") from None
+    if "\n" in text:
+        text = "\n".join(line for line in text.split("\n") if not line.startswith("#"))
     if not text:
         raise ConfigError(f"{source} is empty", "put the passphrase into it")
     if "\n" in text:

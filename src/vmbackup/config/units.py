@@ -18,7 +18,7 @@ _DURATION = re.compile(r"(\d+)\s*([smhdw])")
 _LONGEST_DAYS = 36500  # a century: longer is a slip of the finger, and years later would overflow dates
 
 
-class InvalidValue(ValueError):  # noqa: N818 - it is a value, said of a text
+class InvalidValue(ValueError):
     """A text that does not mean what it should; `hint` says how it is written."""
 
     def __init__(self, message: str, hint: str = "") -> None:
