@@ -1,1 +1,31 @@
-"""All that knows libvirt and QEMU."""
+"""All that knows libvirt and QEMU: `Host` is the front door; libvirt itself is imported when it opens."""
+
+from vmbackup.hypervisor.host import Host
+from vmbackup.hypervisor.names import CheckpointName
+from vmbackup.hypervisor.plan import Committed, DiskPlan, Plan
+from vmbackup.hypervisor.purge import PurgeReport
+from vmbackup.hypervisor.recovery import Leftover
+from vmbackup.hypervisor.source import (
+    Anchor,
+    DiskInfo,
+    DiskReader,
+    DiskSource,
+    DomainInfo,
+    GuestJob,
+)
+
+__all__ = [
+    "Anchor",
+    "CheckpointName",
+    "Committed",
+    "DiskInfo",
+    "DiskPlan",
+    "DiskReader",
+    "DiskSource",
+    "DomainInfo",
+    "GuestJob",
+    "Host",
+    "Leftover",
+    "Plan",
+    "PurgeReport",
+]

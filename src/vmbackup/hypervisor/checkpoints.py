@@ -1,0 +1,149 @@
+"""Our checkpoints on a domain: listed, probed without side effects, defined again, removed whole.
+
+A checkpoint is libvirt's metadata and a bitmap in each image, and either can be lost without the other.
+Every function takes a virDomain and touches only names of ours.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vmbackup.hypervisor import _libvirt as lv
+from vmbackup.hypervisor.disks import disk_paths
+from vmbackup.hypervisor.failures import absent_bitmap_disk, broken_disk, code_of
+from vmbackup.hypervisor.images import remove_bitmap
+from vmbackup.hypervisor.names import PREFIX, CheckpointName
+from vmbackup.hypervisor.xmltree import element, parse, render
+
+_XML_NO_DOMAIN, _XML_SIZE = 2, 4
+_REDEFINE, _REDEFINE_VALIDATE = 1, 4
+_METADATA_ONLY = 2
+
+
+def own_checkpoints(domain: Any, repository_id: str | None) -> list[CheckpointName]:
+    """Those of one repository (None: of all), oldest first. Foreign ones are not seen at all."""
+    names = [CheckpointName.parse(found.getName()) for found in domain.listAllCheckpoints(0)]
+    ours = [name for name in names if name and repository_id in (None, name.repository_id)]
+    return sorted(ours, key=lambda name: (name.time, str(name)))
+
+
+def foreign_checkpoints(domain: Any) -> list[str]:
+    """Names of checkpoints that are not ours, sorted. They do no harm; doctor shows them."""
+    return sorted(found.getName() for found in domain.listAllCheckpoints(0) if not found.getName().startswith(PREFIX))
+
+
+def lookup(domain: Any, name: str) -> Any | None:
+    """The virDomainCheckpoint, or None."""
+    try:
+        return domain.checkpointLookupByName(name)
+    except lv.binding().libvirtError as error:
+        if code_of(error) == lv.NO_DOMAIN_CHECKPOINT:
+            return None
+        raise
+
+
+def dirty_bytes(checkpoint: Any) -> dict[str, int | None]:
+    """Target -> bytes changed since the checkpoint; None where its bitmap is missing or broken.
+
+    Has no side effect. Only for an active domain; disks outside the checkpoint are not listed.
+    """
+    sizes: dict[str, int | None] = {}
+    for disk in parse(checkpoint.getXMLDesc(_XML_SIZE | _XML_NO_DOMAIN)).findall("./disks/disk"):
+        if disk.get("checkpoint") == "bitmap":
+            size = disk.get("size")
+            sizes[disk.get("name", "")] = None if size is None else int(size)
+    return sizes
+
+
+def minimal_xml(checkpoint: Any) -> str:
+    """The least that redefines it anywhere: name, time, disks with their bitmap. Without the domain's XML."""
+    found = parse(checkpoint.getXMLDesc(_XML_NO_DOMAIN))
+    targets = [d.get("name", "") for d in found.findall("./disks/disk") if d.get("checkpoint") == "bitmap"]
+    return redefine_xml(found.findtext("name") or "", found.findtext("creationTime") or "0", targets)
+
+
+def redefine_xml(name: str, creation_time: str, targets: Iterable[str]) -> str:
+    """The XML for `redefine`."""
+    disks = [element("disk", {"name": t, "checkpoint": "bitmap", "bitmap": name}) for t in targets]
+    return render(
+        element(
+            "domaincheckpoint", None, None,
+            element("name", None, name), element("creationTime", None, creation_time),
+            element("disks", None, None, *disks),
+        )
+    )  # fmt: skip
+
+
+def redefine(domain: Any, xml: str) -> Any | None:
+    """Gives libvirt the metadata back. Returns the checkpoint, or None where no bitmap of it is left to use.
+
+    Where a part of the bitmaps is broken it is defined all the same, so that the sound disks stay
+    incremental: `dirty_bytes` tells which.
+    """
+    libvirt = lv.binding()
+    try:
+        return domain.checkpointCreateXML(xml, _REDEFINE | _REDEFINE_VALIDATE)
+    except libvirt.libvirtError as error:
+        if broken_disk(error) is None:
+            return None
+    try:
+        made = domain.checkpointCreateXML(xml, _REDEFINE)
+    except libvirt.libvirtError:
+        return None
+    if any(size is not None for size in dirty_bytes(made).values()):
+        return made
+    remove(domain, str(made.getName()))
+    return None
+
+
+def remove(domain: Any, name: str, *, paths: Mapping[str, str] | None = None) -> bool:
+    """Removes a checkpoint of ours whole: metadata and bitmaps, in whatever state they are.
+
+    True if there was anything. `paths` (target -> image) are where its bitmaps may lie when the domain is
+    off and libvirt has lost the metadata. Raises libvirtError, HypervisorError.
+    """
+    if not CheckpointName.parse(name):
+        raise ValueError(f"{name!r} is no checkpoint of ours")
+    return _remove_running(domain, name) if domain.isActive() else _remove_stopped(domain, name, paths or {})
+
+
+def remove_orphans(domain: Any, name: str, targets: Iterable[str]) -> bool:
+    """Removes bitmaps of an active domain that have no metadata: defines it without a check, then removes."""
+    if lookup(domain, name) is None:
+        try:
+            domain.checkpointCreateXML(redefine_xml(name, "0", targets), _REDEFINE)
+        except lv.binding().libvirtError:
+            return False
+    return remove(domain, name)
+
+
+def _remove_running(domain: Any, name: str) -> bool:
+    libvirt = lv.binding()
+    checkpoint = lookup(domain, name)
+    if checkpoint is None:
+        return False
+    targets = list(dirty_bytes(checkpoint))
+    while True:
+        try:
+            checkpoint.delete(0)
+            return True
+        except libvirt.libvirtError as error:
+            absent = absent_bitmap_disk(error)
+            if absent is None or absent not in targets:
+                raise
+            # One disk has no bitmap: libvirt deletes none. Define it again without that disk and go on, or
+            # the bitmaps of the others would stay in their images for ever.
+            targets.remove(absent)
+            checkpoint.delete(_METADATA_ONLY)
+            if not targets:
+                return True
+            checkpoint = domain.checkpointCreateXML(redefine_xml(name, "0", targets), _REDEFINE)
+
+
+def _remove_stopped(domain: Any, name: str, paths: Mapping[str, str]) -> bool:
+    found = False
+    for path in {**paths, **disk_paths(domain)}.values():
+        found |= remove_bitmap(path, name)
+    checkpoint = lookup(domain, name)
+    if checkpoint is not None:
+        checkpoint.delete(_METADATA_ONLY)
+    return found or checkpoint is not None

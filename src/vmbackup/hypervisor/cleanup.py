@@ -1,0 +1,92 @@
+"""The parts of putting a domain right that a failing run, a run after a dead one, and purge share.
+
+Every function takes a virDomain and may be called when there is nothing to do.
+"""
+
+import os
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from vmbackup.errors import HypervisorError
+from vmbackup.hypervisor import _libvirt as lv
+from vmbackup.hypervisor.domains import PAUSED_BY_IO_ERROR
+from vmbackup.hypervisor.failures import code_of
+from vmbackup.hypervisor.jobxml import job_socket
+
+# Seconds an aborted job has to end: it took at most 42 ms on an idle machine.
+END_TIMEOUT = 60.0
+_POLL = 0.02
+
+
+def active_job_socket(domain: Any) -> str | None:
+    """The socket of the domain's backup job; None where it has no such job, "" for a push job."""
+    try:
+        return job_socket(domain.backupGetXMLDesc(0))
+    except lv.binding().libvirtError as error:
+        if code_of(error) in (lv.NO_DOMAIN_BACKUP, lv.NO_DOMAIN, lv.OPERATION_INVALID):
+            return None
+        raise
+
+
+def job_type(domain: Any) -> int:
+    """virDomainJobType; 0 where nothing runs or the domain is off."""
+    try:
+        return int(domain.jobInfo()[0])
+    except lv.binding().libvirtError as error:
+        if code_of(error) in (lv.OPERATION_INVALID, lv.NO_DOMAIN):
+            return 0
+        raise
+
+
+def abort_job(domain: Any, socket: str) -> bool:
+    """Ends the backup job on that socket, if it runs. True where it did; returns when it has ended.
+
+    Raises HypervisorError where it does not end in END_TIMEOUT.
+    """
+    if active_job_socket(domain) != socket:
+        return False
+    try:
+        domain.abortJob()
+    except lv.binding().libvirtError as error:
+        if code_of(error) not in (lv.OPERATION_INVALID, lv.NO_DOMAIN):
+            raise
+    wait_for_end(domain, socket)
+    return True
+
+
+def wait_for_end(domain: Any, socket: str) -> None:
+    """Returns when the job on that socket is gone and another could begin. Raises HypervisorError in time."""
+    deadline = time.monotonic() + END_TIMEOUT
+    while active_job_socket(domain) == socket or job_type(domain) not in (0, 3, 4, 5):
+        if time.monotonic() > deadline:
+            raise HypervisorError(
+                f"the backup job of {domain.name()} was aborted and does not end",
+                f"look at 'virsh domjobinfo {domain.name()}'; scratch space fills while it runs",
+            )
+        time.sleep(_POLL)
+
+
+def resume_if_paused_by_error(domain: Any) -> bool:
+    """Lets a guest go on that QEMU paused because a write failed. True where it was paused so."""
+    try:
+        if tuple(domain.state()) != PAUSED_BY_IO_ERROR:
+            return False
+        domain.resume()
+    except lv.binding().libvirtError as error:
+        if code_of(error) in (lv.OPERATION_INVALID, lv.NO_DOMAIN):
+            return False
+        raise
+    return True
+
+
+def unlink_all(paths: Iterable[str]) -> list[str]:
+    """Removes files (scratch, sockets) and returns those that were there. One that cannot go is left."""
+    gone = []
+    for path in paths:
+        try:
+            os.unlink(path)
+            gone.append(path)
+        except OSError:
+            continue
+    return gone

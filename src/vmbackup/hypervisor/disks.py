@@ -1,0 +1,145 @@
+"""The disks of a domain as its XML tells them, each with the reason when it is left out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from vmbackup.errors import HypervisorError
+from vmbackup.hypervisor import _libvirt as lv
+from vmbackup.hypervisor.images import ImageInfo, image_info
+from vmbackup.hypervisor.source import DiskInfo
+from vmbackup.hypervisor.xmltree import Element, parse
+
+
+@dataclass(frozen=True)
+class DomainDisk:
+    """A disk that the guest has. `left_out` is the reason why it is not in the backup; None for those that are.
+
+    `untracked` is the reason why it cannot have a bitmap (raw, qcow2 v2): read whole each time; `note` is the
+    cure, where there is one.
+    """
+
+    info: DiskInfo
+    left_out: str | None = None
+    untracked: str | None = None
+    note: str | None = None
+
+    @property
+    def target(self) -> str:
+        """The name libvirt and the guest's XML use: vda."""
+        return self.info.target
+
+
+def read_disks(raw: Any, domain: Any) -> list[DomainDisk]:
+    """All disks of the domain's live XML, in its order. For an active domain.
+
+    `raw` is the virConnect (volumes are resolved through their pools), `domain` the virDomain.
+    """
+    root = parse(domain.XMLDesc(0))
+    return [_read(raw, domain, entry) for entry in root.findall("./devices/disk")]
+
+
+def disk_paths(domain: Any) -> dict[str, str]:
+    """Target -> image path for the disks with a file or device of their own; also for a domain that is off."""
+    paths = {}
+    for entry in parse(domain.XMLDesc(0)).findall("./devices/disk"):
+        target, source = entry.find("target"), entry.find("source")
+        if target is not None and source is not None:
+            path = source.get("file") or source.get("dev")
+            if path:
+                paths[target.get("dev", "")] = path
+    return paths
+
+
+def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
+    target = _attribute(entry, "target", "dev")
+    driver = _attribute(entry, "driver", "type") or "raw"
+    path = _path(raw, entry)
+    left_out = _left_out(entry, path)
+    size = 0 if left_out else _virtual_size(domain, target)
+    image, trouble = (None, None) if left_out else _image(entry, path)
+    attributes = dict(image.attributes) if image else {}
+    if entry.find("./source/encryption") is not None or entry.find("./encryption") is not None:
+        attributes.setdefault("encryption", "yes")
+    info = DiskInfo(
+        target=target,
+        format=driver,
+        virtual_size=size,
+        path=path,
+        serial=(entry.findtext("serial") or "").strip() or None,
+        bus=_attribute(entry, "target", "bus"),
+        attributes=attributes,
+    )
+    untracked, note = _untracked(info, image)
+    return DomainDisk(info, left_out=left_out, untracked=untracked, note=note or trouble)
+
+
+def _left_out(entry: Element, path: str) -> str | None:
+    device = entry.get("device", "disk")
+    if device in ("cdrom", "floppy"):
+        return f"it is a {device}"
+    if device == "lun":
+        return "it is passed through (device='lun'): the guest's SCSI commands go past QEMU's block layer"
+    if entry.find("readonly") is not None:
+        return "it is read-only"
+    if entry.find("transient") is not None:
+        return "it is transient: its changes are thrown away when the guest stops"
+    if entry.find("shareable") is not None:
+        return "it is shareable: other guests write to it too"
+    if entry.get("type") == "vhostuser":
+        return "it is a vhost-user disk: another process does its I/O"
+    if _attribute(entry, "target", "bus") == "sd":
+        return "it is on an SD bus, which libvirt cannot back up"
+    if not path:
+        return "it has no medium"
+    return None
+
+
+def _untracked(info: DiskInfo, image: ImageInfo | None) -> tuple[str | None, str | None]:
+    if info.format != "qcow2":
+        return f"a {info.format} image has no dirty bitmap", None
+    if image and not image.holds_bitmaps:
+        cure = f"qemu-img amend -f qcow2 -o compat=1.1 {info.path}"
+        return (
+            "qcow2 v2 (compat 0.10) has no dirty bitmap",
+            f"disk {info.target} is qcow2 v2 and is read whole each time; with the domain off: {cure}",
+        )
+    return None, None
+
+
+def _path(raw: Any, entry: Element) -> str:
+    """The file or device; for network disks protocol:name; "" where there is no medium."""
+    source = entry.find("source")
+    if source is None:
+        return ""
+    if entry.get("type") == "volume" and not source.get("file"):
+        return _volume_path(raw, source.get("pool", ""), source.get("volume", ""))
+    if entry.get("type") == "network":
+        return f"{source.get('protocol', 'network')}:{source.get('name', '')}"
+    return source.get("file") or source.get("dev") or source.get("dir") or ""
+
+
+def _volume_path(raw: Any, pool: str, volume: str) -> str:
+    try:
+        return str(raw.storagePoolLookupByName(pool).storageVolLookupByName(volume).path())
+    except lv.binding().libvirtError as error:
+        raise HypervisorError(f"the volume {volume} of pool {pool} cannot be found: {error}") from error
+
+
+def _image(entry: Element, path: str) -> tuple[ImageInfo | None, str | None]:
+    """What qemu-img says; None with the reason where the image cannot be looked at from here."""
+    if entry.get("type") not in ("file", "block", "volume"):
+        return None, None
+    try:
+        return image_info(path), None
+    except HypervisorError as error:
+        return None, f"the image {path} could not be looked at ({error}): a restore makes it with default settings"
+
+
+def _virtual_size(domain: Any, target: str) -> int:
+    """Bytes, as the running QEMU has it."""
+    return int(domain.blockInfo(target, 0)[0])
+
+
+def _attribute(entry: Element, child: str, name: str) -> str:
+    found = entry.find(child)
+    return found.get(name, "") if found is not None else ""

@@ -1,0 +1,175 @@
+"""The front door: a hypervisor host, its domains, and the runs on them."""
+
+import os
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from vmbackup.errors import HypervisorError
+from vmbackup.hypervisor.begin import DOMAIN_FOLDERS, Beginner, Places
+from vmbackup.hypervisor.connection import Connection
+from vmbackup.hypervisor.domains import describe, find_domain, handle, list_domains, require_running
+from vmbackup.hypervisor.intents import Intent, IntentStore
+from vmbackup.hypervisor.job import LiveJob
+from vmbackup.hypervisor.locks import DomainLock
+from vmbackup.hypervisor.names import CheckpointName, session_tag
+from vmbackup.hypervisor.plan import Committed, Plan, Request, make_plan
+from vmbackup.hypervisor.purge import PurgeReport, purge_domain
+from vmbackup.hypervisor.recovery import Leftover, recover_domain
+from vmbackup.hypervisor.source import Anchor, DomainInfo, QuiescePolicy
+
+
+class Host:
+    """A libvirt host. A context manager; may be used from several threads, one run a domain at a time."""
+
+    def __init__(self, connection: Connection, places: Places) -> None:
+        self.connection, self.places = connection, places
+        self._store = IntentStore(places.state_dir)
+
+    @classmethod
+    def open(
+        cls, uri: str, *, scratch_dir: str, state_dir: str, domain_folders: str = DOMAIN_FOLDERS, keep: int = 1
+    ) -> Self:
+        """Connects. `keep` is how many of our checkpoints stay on a domain after a commit, the new one included.
+
+        Raises HypervisorError with one sentence and a hint where there is no libvirt, or no access to it.
+        """
+        if keep < 1:
+            raise ValueError("at least the newest checkpoint must be kept")
+        places = Places(os.path.abspath(scratch_dir), os.path.abspath(state_dir), domain_folders, keep)
+        return cls(Connection(uri), places)
+
+    def close(self) -> None:
+        """Ends the connection. Never raises."""
+        self.connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def domains(self) -> list[DomainInfo]:
+        """All domains, by name."""
+        return list_domains(self.connection)
+
+    def domain(self, name_or_uuid: str) -> DomainInfo:
+        """One domain. Raises DomainNotFound, whose hint names near ones."""
+        return find_domain(self.connection, name_or_uuid)
+
+    def plan(
+        self,
+        domain: DomainInfo,
+        repository_id: str,
+        parent: Anchor | None,
+        *,
+        full: bool = False,
+        earlier: Mapping[str, int] | None = None,
+        reread: str | None = None,
+        committed: Committed | None = None,
+    ) -> Plan:
+        """What `begin` would do now; changes nothing. Arguments as for `begin`."""
+        request = Request(repository_id, parent, full, earlier, reread, committed)
+        info = self.connection.call("look at the domain", lambda raw: describe(handle(raw, domain)), domain.name)
+        require_running(info)
+        return self.connection.call(
+            "plan the backup",
+            lambda raw: make_plan(raw, handle(raw, info), info, request, apply=False),
+            info.name,
+        )
+
+    def reserve(self, domain: DomainInfo) -> DomainLock:
+        """This host's lock of a domain: while it is held no other run works on it. Pass it to `begin`, or release it.
+
+        Raises JobConflictError.
+        """
+        return DomainLock(self.places.state_dir, domain.uuid, domain.name)
+
+    def begin(
+        self,
+        domain: DomainInfo,
+        *,
+        lock: DomainLock | None = None,
+        repository_id: str,
+        session: str,
+        parent: Anchor | None,
+        full: bool = False,
+        quiesce: QuiescePolicy = "auto",
+        earlier: Mapping[str, int] | None = None,
+        reread: str | None = None,
+        committed: Committed | None = None,
+    ) -> LiveJob:
+        """Fixes a point in time of a running domain. Dead runs on it are put right first (`job.recovered`).
+
+        `session` is the run's id, 32 hex digits, used for no other begin. `parent` is the anchor of the newest
+        restore point, `earlier` the sizes of all that point's disks (also raw ones). `reread` is a reason to
+        read every disk whole. `committed` tells of a checkpoint's name whether the repository holds, or held
+        and forgot, the restore point that its session wrote: True, False, or None for another repository's.
+        It decides three things: an unfinished run's checkpoint is kept or deleted; ours that are superseded
+        go after the commit; one of ours that is newer than the parent and has no restore point shows that
+        the repository is older than this host: then all is read whole and that checkpoint is left alone.
+        Without it, the checkpoint of `parent` is taken to be the only one that counts.
+
+        `lock` is what `reserve` gave; it is the job's from here on. Raises JobConflictError (another run, a
+        foreign job), ScratchFullError, QuiesceError, HypervisorError; then nothing is left behind.
+        """
+        session_tag(session)
+        request = Request(repository_id, parent, full, earlier, reread, committed)
+        lock = lock or self.reserve(domain)
+        try:
+            recovered = self._recover_locked(domain.uuid, committed or _only(parent, repository_id))
+            beginner = Beginner(self.connection, self._store, self.places, request, session, quiesce)
+            return beginner.begin(domain, lock, recovered)
+        except BaseException:
+            lock.release()
+            raise
+
+    def recover(self, domain: DomainInfo | Intent, committed: Committed) -> list[Leftover]:
+        """Puts right what dead runs left on a domain (also one that is off or gone: pass an intent of `stale`).
+
+        Raises JobConflictError while a run works on it: then nothing is dead there.
+        """
+        uuid, name = (
+            (domain.domain_uuid, domain.domain_name) if isinstance(domain, Intent) else (domain.uuid, domain.name)
+        )
+        lock = DomainLock(self.places.state_dir, uuid, name)
+        try:
+            return self._recover_locked(uuid, committed)
+        finally:
+            lock.release()
+
+    def intents(self) -> list[Intent]:
+        """The intents of this host's runs, running or dead; `recover` takes one."""
+        return [intent for intent in self._store.all() if intent.uri == self.connection.uri]
+
+    def purge(self, domain: DomainInfo, repository_id: str | None = None) -> PurgeReport:
+        """Takes our checkpoints, bitmaps, stale jobs and files off a domain; restore points stay.
+
+        Of one repository, or (None) of all. Raises JobConflictError while a run works on it.
+        """
+        lock = DomainLock(self.places.state_dir, domain.uuid, domain.name)
+        try:
+            self._recover_locked(domain.uuid, lambda _name: None)
+            return purge_domain(self.connection, self._store, domain, repository_id)
+        finally:
+            lock.release()
+
+    def _recover_locked(self, uuid: str, committed: Committed) -> list[Leftover]:
+        dead = [intent for intent in self._store.of_domain(uuid) if intent.uri == self.connection.uri]
+        return recover_domain(self.connection, self._store, dead, committed)
+
+
+def _only(parent: Anchor | None, repository_id: str) -> Committed:
+    """The judgement of a caller that gave none: the newest restore point's checkpoint is the one that counts."""
+
+    def committed(name: CheckpointName) -> bool | None:
+        if name.repository_id != repository_id:
+            return None
+        return parent is not None and str(name) == parent.checkpoint
+
+    return committed
+
+
+__all__ = ["Host", "HypervisorError"]

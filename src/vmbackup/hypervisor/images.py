@@ -1,0 +1,90 @@
+"""What `qemu-img` says of an image, and the removal of bitmaps from images that nobody has open."""
+
+import json
+import subprocess
+from dataclasses import dataclass, field
+from typing import Any
+
+from vmbackup.errors import HypervisorError
+
+# Seconds. It reads a header; longer means storage that hangs.
+_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """An image's header. `bitmaps` name -> flags ("auto" = recording, "in-use" = inconsistent or loaded)."""
+
+    path: str
+    format: str
+    virtual_size: int
+    attributes: dict[str, str] = field(default_factory=dict)
+    bitmaps: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    backing: str | None = None
+
+    @property
+    def holds_bitmaps(self) -> bool:
+        """True for qcow2 of version 3."""
+        return self.format == "qcow2" and self.attributes.get("compat") != "0.10"
+
+
+def image_chain(path: str) -> list[ImageInfo]:
+    """The image and its backing images, top first; also while QEMU has it open. Raises HypervisorError."""
+    command = ["qemu-img", "info", "-U", "--output=json", "--backing-chain", "--", path]
+    return [_parse(entry) for entry in json.loads(_run(command))]
+
+
+def image_info(path: str) -> ImageInfo:
+    """The image alone; also while QEMU has it open. Raises HypervisorError."""
+    return _parse(json.loads(_run(["qemu-img", "info", "-U", "--output=json", "--", path])))
+
+
+def remove_bitmap(path: str, name: str) -> bool:
+    """Removes a bitmap, sound or not, from every image of the chain that has it. True if there was one.
+
+    For images that are not in use: QEMU's lock makes it fail otherwise. Raises HypervisorError.
+    """
+    found = False
+    for image in image_chain(path):
+        if name in image.bitmaps:
+            _run(["qemu-img", "bitmap", "-f", image.format, "--remove", "--", image.path, name])
+            found = True
+    return found
+
+
+def _parse(entry: dict[str, Any]) -> ImageInfo:
+    data = entry.get("format-specific", {}).get("data", {})
+    attributes = {
+        key.replace("-", "_"): _plain(value)
+        for key, value in data.items()
+        if isinstance(value, str | bool | int) and key not in ("corrupt", "filename")
+    }
+    if "cluster-size" in entry:
+        attributes["cluster_size"] = str(entry["cluster-size"])
+    if entry.get("encrypted"):
+        attributes["encryption"] = str(data.get("encrypt", {}).get("format", "yes"))
+    return ImageInfo(
+        path=entry["filename"],
+        format=entry["format"],
+        virtual_size=entry["virtual-size"],
+        attributes=attributes,
+        bitmaps={bitmap["name"]: tuple(bitmap["flags"]) for bitmap in data.get("bitmaps", ())},
+        backing=entry.get("full-backing-filename"),
+    )
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+    except FileNotFoundError as error:
+        raise HypervisorError("the program qemu-img is missing", "install it: apt install qemu-utils") from error
+    except subprocess.TimeoutExpired as error:
+        raise HypervisorError(f"{command[-1]} cannot be read: no answer in {_TIMEOUT:.0f} s") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise HypervisorError(lines[-1].removeprefix("qemu-img: "))
+    return done.stdout

@@ -1,0 +1,120 @@
+"""What a run is about to do to a domain, on disk before it does it: a later run puts a dead one right from it.
+
+One JSON file a session in state_dir/intents. It is written and synced before the freeze and the begin, and goes
+when nothing of the run is left on the host. A run is dead when its domain's lock is free.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Self
+
+from vmbackup.errors import HypervisorError
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A run's traces on the host.
+
+    `frozen` is True while the guest may be frozen; `phase` is `committed` once the restore point is durable
+    (then only `superseded` checkpoints are left to delete); `paths` target -> image, for the removal of
+    bitmaps when the domain is off; `scratch_bytes` what the run reserved.
+    """
+
+    session: str
+    repository_id: str
+    uri: str
+    domain_uuid: str
+    domain_name: str
+    domain_id: int
+    pid: int
+    checkpoint: str | None
+    targets: tuple[str, ...]
+    paths: dict[str, str]
+    socket: str
+    scratch: tuple[str, ...]
+    scratch_bytes: int
+    was_running: bool
+    frozen: bool
+    phase: Literal["begun", "committed"] = "begun"
+    superseded: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def load(cls, data: dict[str, Any]) -> Self:
+        """From JSON's plain values. Raises ValueError, KeyError, TypeError for anything else."""
+        values = dict(data)
+        if values.pop("version") != _VERSION:
+            raise ValueError("an intent of another version")
+        for name in ("targets", "scratch", "superseded"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+
+class IntentStore:
+    """The intents of this host. Writes are durable where `durable` says so."""
+
+    def __init__(self, state_dir: str) -> None:
+        self._folder = os.path.join(state_dir, "intents")
+
+    def _path(self, session: str) -> str:
+        return os.path.join(self._folder, f"{session}.json")
+
+    def write(self, intent: Intent, *, durable: bool = True) -> None:
+        """Creates or replaces it, whole or not at all. Raises HypervisorError where it cannot be kept."""
+        path = self._path(intent.session)
+        try:
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            with open(path + ".new", "w", encoding="utf-8") as file:
+                json.dump({"version": _VERSION, **asdict(intent)}, file)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.replace(path + ".new", path)
+            if durable:
+                self._sync_folder()
+        except OSError as error:
+            raise HypervisorError(
+                f"the intent of the run cannot be written to {self._folder}: {error.strerror}",
+                "set [daemon] state_dir to a writable folder",
+            ) from error
+
+    def update(self, intent: Intent, **changes: Any) -> Intent:
+        """Writes it changed, without a sync: a lost change only makes a later run look once more."""
+        changed = replace(intent, **changes)
+        self.write(changed, durable=False)
+        return changed
+
+    def remove(self, session: str) -> None:
+        """Forgets it; one that is gone already is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path(session))
+
+    def all(self) -> Iterator[Intent]:
+        """Every intent, oldest session first. A file that is none is skipped: it is never deleted unread."""
+        try:
+            names = sorted(os.listdir(self._folder))
+        except FileNotFoundError:
+            return
+        for name in names:
+            if not name.endswith(".json"):
+                continue
+            try:
+                with open(os.path.join(self._folder, name), encoding="utf-8") as file:
+                    yield Intent.load(json.load(file))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+
+    def of_domain(self, uuid: str) -> list[Intent]:
+        """The intents of one domain, oldest first."""
+        return [intent for intent in self.all() if intent.domain_uuid == uuid]
+
+    def _sync_folder(self) -> None:
+        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

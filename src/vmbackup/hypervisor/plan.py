@@ -1,0 +1,218 @@
+"""What a run would do with each disk of a domain, and why: for --dry-run, and what begin carries out.
+
+The repository's newest restore point is the truth. Checkpoints and bitmaps only save reading, so every doubt
+about one ends in a whole read of that disk, never in an error.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vmbackup.hypervisor import checkpoints
+from vmbackup.hypervisor.disks import DomainDisk, read_disks
+from vmbackup.hypervisor.names import CheckpointName
+from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, Mode
+from vmbackup.hypervisor.xmltree import parse
+
+# Does the repository hold (or has it held and forgotten) a restore point for this checkpoint? None: cannot tell,
+# because it is another repository's.
+Committed = Callable[[CheckpointName], bool | None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller knows.
+
+    `earlier`: target -> size of the disks in the newest restore point, also of those without a bitmap;
+    `reread`: a reason to read every disk whole although it could be incremental ("scheduled").
+    """
+
+    repository_id: str
+    parent: Anchor | None = None
+    full: bool = False
+    earlier: Mapping[str, int] | None = None
+    reread: str | None = None
+    committed: Committed | None = None
+
+    def earlier_sizes(self) -> Mapping[str, int]:
+        """The disks of the newest restore point; those of its checkpoint where the caller told none."""
+        if self.earlier is not None:
+            return self.earlier
+        return self.parent.disks if self.parent else {}
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """One disk. `mode` is None for a disk that is left out, and `reason` then says why.
+
+    `dirty_bytes` is what an incremental would read at most, None where that is not known before the run.
+    `tracked`: the new checkpoint covers it.
+    """
+
+    info: DiskInfo
+    mode: Mode | None
+    reason: str | None
+    dirty_bytes: int | None = None
+    tracked: bool = False
+
+    @property
+    def included(self) -> bool:
+        """True where the restore point will have the disk."""
+        return self.mode is not None
+
+    @property
+    def target(self) -> str:
+        """The disk's name: vda."""
+        return self.info.target
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, planned.
+
+    `parent` is the checkpoint that incremental disks start from; `superseded` are ours that
+    may go after the commit, oldest first; `evidence` ours that no restore point of the repository names.
+    """
+
+    domain: DomainInfo
+    disks: tuple[DiskPlan, ...]
+    parent: str | None
+    superseded: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def included(self) -> tuple[DiskPlan, ...]:
+        """The disks that the restore point will have."""
+        return tuple(disk for disk in self.disks if disk.included)
+
+
+@dataclass
+class _Chain:
+    """The state of our checkpoints: what the parent's bitmaps are worth, and why nothing where so."""
+
+    sizes: Mapping[str, int | None] = field(default_factory=dict)
+    to_redefine: bool = False
+    why_not: str | None = None
+
+
+def make_plan(raw: Any, domain: Any, info: DomainInfo, request: Request, *, apply: bool) -> Plan:
+    """Plans a run of an active domain. `apply` lets it give lost metadata back to libvirt; else it only looks.
+
+    Raises libvirtError, HypervisorError.
+    """
+    disks = read_disks(raw, domain)
+    ours = checkpoints.own_checkpoints(domain, request.repository_id)
+    superseded, evidence = _classify(ours, request)
+    newer = [name for name in evidence if _newer(name, request.parent)]
+    chain = _Chain() if request.full else _read_chain(domain, disks, request, newer, apply=apply)
+    plans = tuple(_plan_disk(disk, request, chain) for disk in disks)
+    incremental = any(plan.mode == "incremental" for plan in plans)
+    return Plan(
+        domain=info,
+        disks=plans,
+        parent=request.parent.checkpoint if incremental and request.parent else None,
+        superseded=tuple(str(name) for name in superseded),
+        evidence=tuple(str(name) for name in evidence),
+        notes=tuple(_notes(disks, evidence, newer)),
+    )
+
+
+def _classify(ours: list[CheckpointName], request: Request) -> tuple[list[CheckpointName], list[CheckpointName]]:
+    """Ours that may go after the commit, and ours that no restore point names: those are never deleted here.
+
+    Those of a dead run of this host are gone by now (recovery). Without a `committed` to ask, only what is
+    newer than the parent counts as unnamed: no run of ours leaves such a one.
+    """
+    superseded: list[CheckpointName] = []
+    evidence: list[CheckpointName] = []
+    for name in ours:
+        is_parent = request.parent is not None and str(name) == request.parent.checkpoint
+        asked = request.committed(name) if request.committed else not _newer(name, request.parent)
+        (superseded if is_parent or asked is True else evidence).append(name)
+    return superseded, evidence
+
+
+def _newer(name: CheckpointName, parent: Anchor | None) -> bool:
+    known = CheckpointName.parse(parent.checkpoint) if parent else None
+    return known is None or (name.time > known.time and name != known)
+
+
+def _read_chain(
+    domain: Any, disks: list[DomainDisk], request: Request, newer: list[CheckpointName], *, apply: bool
+) -> _Chain:
+    if newer:
+        return _Chain(
+            why_not=f"the repository is older than this host: checkpoint {newer[-1]} has no restore point in it"
+        )
+    parent = request.parent
+    if parent is None:
+        return _Chain(why_not="the newest restore point names no checkpoint")
+    name = CheckpointName.parse(parent.checkpoint)
+    if name is None or name.repository_id != request.repository_id:
+        return _Chain(why_not="the newest restore point came from another repository, whose checkpoint is not ours")
+    found = checkpoints.lookup(domain, parent.checkpoint)
+    if found is not None:
+        return _Chain(sizes=checkpoints.dirty_bytes(found))
+    if not apply:
+        return _Chain(sizes=dict.fromkeys(parent.disks), to_redefine=True)
+    targets = [disk.target for disk in disks if disk.target in parent.disks and not disk.left_out]
+    created = parse(parent.xml).findtext("creationTime") or "0"
+    xml = checkpoints.redefine_xml(parent.checkpoint, created, targets)
+    made = checkpoints.redefine(domain, xml) if targets else None
+    if made is None:
+        return _Chain(why_not=f"checkpoint {parent.checkpoint} and its bitmaps are gone from the domain")
+    return _Chain(sizes=checkpoints.dirty_bytes(made))
+
+
+def _plan_disk(disk: DomainDisk, request: Request, chain: _Chain) -> DiskPlan:
+    if disk.left_out:
+        return DiskPlan(disk.info, None, disk.left_out)
+    tracked = disk.untracked is None
+    if request.full or disk.target not in request.earlier_sizes():
+        return DiskPlan(disk.info, "full", None, tracked=tracked)
+    reason = _why_reread(disk, request, chain)
+    if reason is not None:
+        return DiskPlan(disk.info, "reread", reason, tracked=tracked)
+    return DiskPlan(disk.info, "incremental", None, dirty_bytes=chain.sizes.get(disk.target), tracked=tracked)
+
+
+def _why_reread(disk: DomainDisk, request: Request, chain: _Chain) -> str | None:
+    """Why a disk that an earlier point has is read whole; None where its bitmap is good."""
+    earlier = request.earlier_sizes()[disk.target]
+    if disk.untracked:
+        return disk.untracked
+    if chain.why_not:
+        return chain.why_not
+    if disk.info.virtual_size < earlier:
+        return f"the disk shrank from {earlier} to {disk.info.virtual_size} bytes"
+    if disk.target not in chain.sizes:
+        return "the checkpoint of the newest restore point does not cover the disk"
+    if chain.sizes[disk.target] is None and not chain.to_redefine:
+        return broken_reason(request.parent.checkpoint if request.parent else "")
+    return request.reread
+
+
+def broken_reason(checkpoint: str) -> str:
+    """Why a disk is read whole whose bitmap libvirt refuses (error 109)."""
+    why = "QEMU ended without saving it, or this is another image"
+    return f"the bitmap of checkpoint {checkpoint} is missing or broken ({why})"
+
+
+def _notes(disks: list[DomainDisk], evidence: list[CheckpointName], newer: list[CheckpointName]) -> list[str]:
+    notes = [f"disk {disk.target} is left out: {disk.left_out}" for disk in disks if disk.left_out]
+    notes += [disk.note for disk in disks if disk.note]
+    notes += [
+        f"disk {disk.target} is encrypted: the restore point holds what the guest sees (encrypted by the repository's"
+        " keys), and a restored image is not encrypted"
+        for disk in disks
+        if "encryption" in disk.info.attributes
+    ]
+    if newer:
+        notes.append(
+            "the repository is older than this host: was it restored from a copy? "
+            f"Checkpoints without a restore point: {', '.join(map(str, newer))}. They are left alone"
+        )
+    elif evidence:
+        notes.append(f"checkpoints without a restore point are left alone: {', '.join(map(str, evidence))}")
+    return notes

@@ -1,0 +1,153 @@
+"""The disks of a running job, read over NBD; every connection is known, so that the seal can end them all."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from vmbackup.errors import HypervisorError
+from vmbackup.hypervisor.jobxml import EXPORT_BITMAP
+from vmbackup.hypervisor.source import DiskInfo, Mode
+from vmbackup.nbd import Extent, NbdClient, NbdError, RequestFailed, extents
+
+BITMAP_CONTEXT = f"qemu:dirty-bitmap:{EXPORT_BITMAP}"
+_ALLOCATION_CONTEXT = "base:allocation"
+# A read that the server could not do is asked for again this often before the disk has failed.
+_TRIES = 3
+
+
+class Connections:
+    """The open connections to a job's socket. `explain` says what an NBD failure was caused by, if it is known."""
+
+    def __init__(self, socket: str, explain: Callable[[], None]) -> None:
+        self._socket, self._explain = socket, explain
+        self._guard = threading.Lock()
+        self._open: set[NbdClient] = set()
+        self._closed = False
+
+    def connect(self, export: str, contexts: tuple[str, ...] = ()) -> NbdClient:
+        """A new connection. Raises HypervisorError, also once the job is over."""
+        with self.failures():
+            client = NbdClient.connect(self._socket, export, contexts=contexts)
+        with self._guard:
+            if not self._closed:
+                self._open.add(client)
+                return client
+        client.close()
+        raise HypervisorError(f"the backup job is over: disk {export} cannot be read any more")
+
+    def disconnect(self, client: NbdClient) -> None:
+        """Closes one, with NBD's good-bye."""
+        with self._guard:
+            self._open.discard(client)
+        client.close()
+
+    @property
+    def outstanding(self) -> int:
+        """Reads asked for and not yet answered, over all connections."""
+        with self._guard:
+            return sum(client.outstanding for client in self._open)
+
+    def close(self) -> None:
+        """Closes all, with NBD's good-bye; for the thread that knows them to be idle."""
+        for client in self._take():
+            client.close()
+
+    def abort(self) -> None:
+        """Cuts all, from any thread: whoever reads gets an error."""
+        for client in self._take():
+            client.abort()
+
+    def _take(self) -> set[NbdClient]:
+        with self._guard:
+            taken, self._open, self._closed = self._open, set(), True
+        return taken
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """Turns an NbdError from inside into ours: the job's own cause where it is known."""
+        try:
+            yield
+        except NbdError as error:
+            self._explain()
+            raise HypervisorError(f"the disk could not be read from QEMU: {error.message}", error.hint) from error
+
+
+class LiveReader:
+    """A DiskReader on one NBD connection."""
+
+    def __init__(self, connections: Connections, client: NbdClient) -> None:
+        self._connections, self._client = connections, client
+        self._reads: dict[int, tuple[int, int, memoryview, int]] = {}
+
+    @property
+    def outstanding(self) -> int:
+        """Reads submitted and not yet waited for."""
+        return len(self._reads)
+
+    def submit(self, offset: int, buffer: memoryview) -> int:
+        """See DiskReader."""
+        with self._connections.failures():
+            cookie = self._client.submit_read(offset, buffer)
+        self._reads[cookie] = (cookie, offset, buffer, 1)
+        return cookie
+
+    def wait(self) -> int:
+        """See DiskReader. A read that failed is asked for again twice."""
+        with self._connections.failures():
+            while True:
+                try:
+                    return self._reads.pop(self._client.wait())[0]
+                except RequestFailed as error:
+                    cookie, offset, buffer, tries = self._reads.pop(error.cookie)
+                    if tries == _TRIES:
+                        raise
+                    self._reads[self._client.submit_read(offset, buffer)] = (cookie, offset, buffer, tries + 1)
+
+    def close(self) -> None:
+        """See DiskReader."""
+        self._reads.clear()
+        self._connections.disconnect(self._client)
+
+
+class LiveDisk:
+    """A DiskSource: a disk of a running domain, at its job's point in time."""
+
+    def __init__(self, connections: Connections, info: DiskInfo, mode: Mode, reason: str | None) -> None:
+        self._connections = connections
+        self.info, self.mode, self.reason = info, mode, reason
+        self.size = info.virtual_size
+
+    def extents(self) -> Iterator[Extent]:
+        """See DiskSource."""
+        # Two connections: with both contexts on one QEMU would look up the allocation of clean areas too.
+        incremental = self.mode == "incremental"
+        opened: list[NbdClient] = []
+        try:
+            opened.append(self._connect((_ALLOCATION_CONTEXT,)))
+            if incremental:
+                opened.append(self._connect((BITMAP_CONTEXT,)))
+            with self._connections.failures():
+                yield from extents(
+                    opened[0],
+                    opened[1] if incremental else None,
+                    0,
+                    self.size,
+                    BITMAP_CONTEXT if incremental else None,
+                )
+        finally:
+            for client in opened:
+                self._connections.disconnect(client)
+
+    def open_reader(self) -> LiveReader:
+        """See DiskSource."""
+        return LiveReader(self._connections, self._connect(()))
+
+    def _connect(self, contexts: tuple[str, ...]) -> NbdClient:
+        client = self._connections.connect(self.info.target, contexts)
+        if client.size != self.size:
+            self._connections.disconnect(client)
+            raise HypervisorError(
+                f"disk {self.info.target} was resized as the run began ({self.size} to {client.size} bytes)",
+                "run the backup again",
+            )
+        return client

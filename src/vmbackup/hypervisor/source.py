@@ -1,0 +1,174 @@
+"""What the engine reads a guest through; every source kind (live domain, stopped domain, export) gives this.
+
+Nothing here knows libvirt. Sizes and offsets are bytes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from vmbackup.nbd.extents import Extent
+
+Mode = Literal["full", "incremental", "reread"]
+Consistency = Literal["crash", "filesystem", "application"]
+QuiescePolicy = Literal["auto", "required", "never"]
+
+
+@dataclass(frozen=True)
+class DomainInfo:
+    """A guest as libvirt names it. `id` is that of the running instance, None when it is off."""
+
+    name: str
+    uuid: str
+    id: int | None
+    state: str  # "running", "paused", "shut off", "crashed", ...
+    persistent: bool = True
+
+    @property
+    def active(self) -> bool:
+        """True where QEMU runs for it (also paused)."""
+        return self.id is not None
+
+
+@dataclass(frozen=True)
+class DiskInfo:
+    """A disk of the guest.
+
+    `attributes` of its image are what a restore makes the new image with: cluster_size, compat,
+    lazy_refcounts, compression_type, extended_l2, data_file, encryption; numbers and booleans as text.
+    """
+
+    target: str
+    format: str
+    virtual_size: int
+    path: str
+    serial: str | None
+    bus: str
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Where the next incremental starts from: kept in the restore point, given back as the parent.
+
+    `disks` are the targets that the checkpoint covers with their sizes at that time; `xml` is the least
+    that redefines it where libvirt lost its metadata.
+    """
+
+    kind: Literal["libvirt"]
+    checkpoint: str
+    xml: str
+    disks: Mapping[str, int]
+
+
+class DiskReader(Protocol):
+    """One connection to a disk; not shared between threads. At most 16 reads outstanding."""
+
+    @property
+    def outstanding(self) -> int:
+        """Reads submitted and not yet waited for."""
+
+    def submit(self, offset: int, buffer: memoryview) -> int:
+        """Asks for len(buffer) bytes at `offset` into `buffer`; returns a cookie; does not block for long."""
+
+    def wait(self) -> int:
+        """The cookie of a read that is complete, in any order. Raises HypervisorError if one failed."""
+
+    def close(self) -> None:
+        """Ends the connection. Never raises; may be called twice."""
+
+
+class DiskSource(Protocol):
+    """A disk at the job's point in time."""
+
+    @property
+    def info(self) -> DiskInfo:
+        """The disk and its image."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk at the point in time."""
+
+    @property
+    def mode(self) -> Mode:
+        """`full`: no earlier point has it, or all was asked for; `reread`: it has one but no usable bitmap."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why a `reread` is one."""
+
+    def extents(self) -> Iterator[Extent]:
+        """Runs in order from 0, adding up to `size`; UNCHANGED (since the parent) only when incremental."""
+
+    def open_reader(self) -> DiskReader:
+        """A connection of its own; several may be open at once, one a thread."""
+
+
+class GuestJob(Protocol):
+    """One guest at one point in time; a context manager.
+
+    Leaving it without finish(committed=True) ends the job, deletes the new checkpoint and leaves the parent
+    as good as it was.
+    """
+
+    @property
+    def domain(self) -> DomainInfo:
+        """The guest."""
+
+    @property
+    def time(self) -> datetime:
+        """The point in time, aware."""
+
+    @property
+    def consistency(self) -> Consistency:
+        """What the guest knew of it."""
+
+    @property
+    def freeze_seconds(self) -> float | None:
+        """How long the guest was frozen; None where it was not."""
+
+    @property
+    def quiesce_note(self) -> str | None:
+        """Why the consistency is no better, for people."""
+
+    @property
+    def disks(self) -> Sequence[DiskSource]:
+        """The disks that are read, busiest first."""
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """What the next run is incremental from, once committed; None where no disk can have one."""
+
+    @property
+    def documents(self) -> Mapping[str, bytes]:
+        """Typed documents of the guest: "domain.xml"."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences for the operator: disks left out, clean-up that could not be done."""
+
+    @property
+    def seal_seconds(self) -> float:
+        """How long the seal took, its waiting included; 0 before it."""
+
+    def check(self) -> None:
+        """Cheap, called between units of work: raises where the job is lost or scratch runs full."""
+
+    def seal(self) -> None:
+        """After the last byte was read: proves that the point in time held, and ends the job.
+
+        Raises PointInTimeLostError where that cannot be proved: then nothing may be committed.
+        """
+
+    def finish(self, committed: bool) -> None:
+        """The end. `committed`: the restore point is durable, superseded checkpoints go. Else: as if never run."""
+
+    def __enter__(self) -> Self:
+        """The job itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """finish(False), unless finished."""
