@@ -1,0 +1,171 @@
+"""Extents merged from contexts that are cut anywhere, and rounded to chunks: against maps of single bytes."""
+
+import itertools
+import random
+import time
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmbackup.nbd import Extent, ExtentsError, Kind, align, extents
+from vmbackup.nbd import protocol as p
+
+BITMAP = "qemu:dirty-bitmap:b"
+DATA, ZERO, UNCHANGED = Kind.DATA, Kind.ZERO, Kind.UNCHANGED
+
+
+class Reports:
+    """Stands in for a connection: reports maps of flags, a unit each, cut at random as servers may."""
+
+    def __init__(self, maps: dict[str, list[int]], seed: int | None = 0, unit: int = 1) -> None:
+        self.contexts = tuple(maps)
+        self.maps = maps
+        self.rng = random.Random(seed) if seed is not None else None
+        self.unit = unit
+        self.asked: list[tuple[int, int]] = []
+
+    def block_status(self, offset: int, length: int) -> dict[str, list[tuple[int, int]]]:
+        self.asked.append((offset, length))
+        begin, count = offset // self.unit, length // self.unit
+        return {name: self._extents(flags, begin, count) for name, flags in self.maps.items()}
+
+    def _extents(self, flags: list[int], offset: int, length: int) -> list[tuple[int, int]]:
+        length = self.rng.randint(1, length) if self.rng else length
+        runs = [(len(list(g)), f) for f, g in itertools.groupby(flags[offset : offset + length])]
+        if self.rng and self.rng.random() < 0.3 and runs[0][0] > 1:  # equal neighbours are allowed
+            runs[:1] = [(1, runs[0][1]), (runs[0][0] - 1, runs[0][1])]
+        return [(n * self.unit, f) for n, f in runs]
+
+
+def flat(runs: Iterable[Extent], start: int = 0) -> list[Kind]:
+    """One kind a byte; checks that runs follow each other and neighbours differ."""
+    kinds: list[Kind] = []
+    for run in runs:
+        assert run.offset == start + len(kinds)
+        assert run.length > 0
+        assert not kinds or kinds[-1] is not run.kind
+        kinds += [run.kind] * run.length
+    return kinds
+
+
+maps = st.integers(1, 120).flatmap(
+    lambda n: st.tuples(
+        st.lists(st.sampled_from([0, 1, 2, 3]), min_size=n, max_size=n),
+        st.lists(st.sampled_from([0, 0, 1]), min_size=n, max_size=n),
+    )
+)
+
+
+@given(maps, st.integers(), st.data())
+def test_dirty_zeros_are_zero_and_clean_is_unchanged(both, seed, data) -> None:
+    """Only bit 1 of allocation means zeros; contexts cut at different places never shift each other."""
+    allocation, dirty = both
+    start = data.draw(st.integers(0, len(dirty) - 1))
+    end = data.draw(st.integers(start + 1, len(dirty)))
+    expected = [
+        UNCHANGED if not d else ZERO if a & 2 else DATA for a, d in zip(allocation, dirty, strict=True)
+    ][start:end]
+    apart = Reports({p.BASE_ALLOCATION: allocation}, seed), Reports({BITMAP: dirty}, seed)
+    assert flat(extents(*apart, start, end, BITMAP), start) == expected
+    one = Reports({BITMAP: dirty, p.BASE_ALLOCATION: allocation}, seed)
+    assert flat(extents(one, one, start, end, BITMAP), start) == expected
+    full = [ZERO if a & 2 else DATA for a in allocation[start:end]]
+    assert flat(extents(apart[0], None, start, end, None), start) == full
+
+
+def test_allocation_is_asked_for_in_dirty_runs_only() -> None:
+    """Clean areas cost no look-up; dirty runs that lie close share one."""
+    mib = 16  # units of 64 KiB
+    dirty = [0] * (100 * mib)
+    for at in (3 * mib, 3 * mib + 4, 50 * mib):
+        dirty[at] = 1
+    unit = 64 << 10
+    allocation = Reports({p.BASE_ALLOCATION: [0] * len(dirty)}, None, unit)
+    bitmap = Reports({BITMAP: dirty}, None, unit)
+    runs = list(extents(allocation, bitmap, 0, len(dirty) * unit, BITMAP))
+    assert [r for r in runs if r.kind is DATA] == [
+        (3 << 20, unit, DATA),
+        ((3 << 20) + 4 * unit, unit, DATA),
+        (50 << 20, unit, DATA),
+    ]
+    assert allocation.asked == [(3 << 20, 5 * unit), (50 << 20, unit)]
+
+
+class Clean:
+    """A connection whose bitmap is clean."""
+
+    contexts = (BITMAP,)
+    asked = 0
+
+    def block_status(self, offset: int, length: int) -> dict[str, list[tuple[int, int]]]:
+        assert length <= 1 << 31
+        self.asked += 1
+        return {BITMAP: [(length, 0)]}
+
+
+def test_a_clean_tebibyte_is_one_run_of_512_calls() -> None:
+    bitmap = Clean()
+    began = time.process_time()
+    assert list(extents(bitmap, bitmap, 0, 1 << 40, BITMAP)) == [(0, 1 << 40, UNCHANGED)]
+    assert time.process_time() - began < 0.05
+    assert bitmap.asked == 512
+
+
+def test_a_context_that_is_not_there_never_means_clean() -> None:
+    bitmap = Reports({p.BASE_ALLOCATION: [0]})
+    for name in (BITMAP, None):
+        with pytest.raises(ValueError, match="lacks"):
+            extents(bitmap, bitmap, 0, 1, name)
+    with pytest.raises(ValueError, match="lacks"):
+        list(extents(Reports({BITMAP: [0]}), None, 0, 1, None))
+
+
+kinds = st.lists(st.tuples(st.sampled_from(list(Kind)), st.integers(1, 40)), max_size=12)
+
+
+@given(kinds, st.integers(1, 17), st.integers(0, 3))
+def test_align_rounds_as_a_map_of_bytes_would(runs, chunk, first) -> None:
+    start = first * chunk
+    given_runs, at = [], start
+    for kind, length in runs:
+        given_runs.append(Extent(at, length, kind))
+        at += length
+    single = [kind for kind, length in runs for _ in range(length)]
+    expected: list[Kind] = []
+    for i in range(0, len(single), chunk):
+        inside = set(single[i : i + chunk])
+        expected += [inside.pop() if len(inside) == 1 else DATA] * chunk
+    assert flat(align(given_runs, chunk, at, start=start), start) == expected
+
+
+def test_align_streams() -> None:
+    """Runs are taken as results are asked for, however many there are."""
+    endless = (Extent(n * 10, 10, Kind(n % 2)) for n in itertools.count())
+    first = list(itertools.islice(align(endless, 5, 1 << 60), 3))
+    assert first == [(0, 10, DATA), (10, 10, ZERO), (20, 10, DATA)]
+
+
+@pytest.mark.parametrize(
+    ("runs", "text"),
+    [
+        ([], "end at 0"),
+        ([(0, 8, DATA)], "end at 8, the disk at 16"),
+        ([(0, 8, DATA), (9, 7, DATA)], "at 9, where 8 of 16"),
+        ([(0, 8, DATA), (7, 9, DATA)], "at 7, where 8 of 16"),
+        ([(1, 15, DATA)], "at 1, where 0"),
+        ([(0, 17, DATA)], "17 bytes at 0"),
+        ([(0, 16, DATA), (16, 1, DATA)], "1 bytes at 16"),
+        ([(0, 0, DATA), (0, 16, DATA)], "0 bytes at 0"),
+    ],
+)
+def test_runs_that_are_no_map_of_the_disk_are_refused(runs, text) -> None:
+    with pytest.raises(ExtentsError, match=text):
+        list(align([Extent(*r) for r in runs], 4, 16))
+
+
+@pytest.mark.parametrize(("chunk", "start"), [(0, 0), (-4, 0), (4, 2)])
+def test_chunks_that_cannot_be_meant_are_refused(chunk, start) -> None:
+    with pytest.raises(ValueError):
+        align([], chunk, 16, start=start)
