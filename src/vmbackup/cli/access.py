@@ -1,0 +1,114 @@
+"""What a command works on: the configuration, the hypervisor, a repository, a sink for progress."""
+
+import contextlib
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vmbackup.cli.options import State
+from vmbackup.cli.progress import shown_progress
+from vmbackup.config.mistakes import did_you_mean
+from vmbackup.errors import NotFoundError, TargetError, UsageError
+from vmbackup.progress import Progress
+
+if TYPE_CHECKING:
+    from vmbackup.config.models import Config
+    from vmbackup.config.models import Repository as RepositoryConfig
+    from vmbackup.hypervisor import Host
+    from vmbackup.repository.repository import Repository
+    from vmbackup.repository.trust import Trust
+
+
+def load_config(state: State) -> "Config":
+    """The configuration that the options and the environment name. ConfigError."""
+    from vmbackup.config.load import find, load
+
+    return load(find(state.config))
+
+
+def named_repository(config: "Config", name: str | None) -> tuple[str, "RepositoryConfig"]:
+    """The repository `name` of the configuration, the first for None. NotFoundError."""
+    if name is None:
+        name = next(iter(config.repositories))
+    if name not in config.repositories:
+        known = ", ".join(config.repositories)
+        hint = did_you_mean(name, config.repositories) or f"the configuration has {known}"
+        raise NotFoundError(f'there is no repository "{name}" in the configuration', hint)
+    return name, config.repositories[name]
+
+
+def passphrase_of(name: str, repository: "RepositoryConfig", *, confirm: bool = False) -> str:
+    """The passphrase of a repository, asked for (twice if `confirm`) where no source is named."""
+    from vmbackup.config.secrets import read_passphrase
+
+    def ask(text: str) -> str:
+        answer = click.prompt(text, hide_input=True, confirmation_prompt=confirm, err=True)
+        return str(answer)
+
+    return read_passphrase(name, repository, ask=ask if sys.stdin.isatty() else None)
+
+
+def new_passphrase(name: str, file: Path | None) -> str:
+    """A further passphrase of repository `name`: out of `file`, else asked for twice on the terminal."""
+    from vmbackup.config.models import Repository as RepositoryConfig
+
+    source = RepositoryConfig.model_validate({"url": "/", "passphrase_file": str(file.absolute()) if file else None})
+    if file is None and not sys.stdin.isatty():
+        raise UsageError("there is no terminal to ask for the new passphrase", "name a --passphrase-file")
+    return passphrase_of(name, source, confirm=True)
+
+
+@contextlib.contextmanager
+def opened_repository(config: "Config", name: str | None) -> Iterator["Repository"]:
+    """The repository `name`, opened with its passphrase, closed at the end."""
+    from vmbackup.repository.keys import Secret
+    from vmbackup.repository.repository import Repository
+    from vmbackup.storage_backends import open_store
+
+    name, settings = named_repository(config, name)
+    make_folder(config.daemon.state_dir)
+    make_folder(config.host.cache_dir)
+    store = open_store(settings.url)
+    try:
+        secret = Secret.passphrase(passphrase_of(name, settings))
+        yield Repository.open(store, secret, trust(config.daemon.state_dir))
+    finally:
+        store.close()
+
+
+def trust(state_dir: Path) -> "Trust":
+    """What this host remembers of repositories, so that none is put in place of another."""
+    from vmbackup.repository.trust import Trust
+
+    return Trust(state_dir / "repositories")
+
+
+def host_name() -> str:
+    """What this machine calls itself, to label what it makes."""
+    return socket.gethostname()
+
+
+def opened_host(config: "Config") -> "Host":
+    """The hypervisor, a context manager."""
+    from vmbackup.hypervisor import Host
+
+    return Host.open(config.libvirt.uri,
+        scratch_dir=str(config.libvirt.scratch_dir),
+        state_dir=str(config.daemon.state_dir),)
+
+
+def make_folder(path: Path) -> None:
+    """A folder of ours, private to us. TargetError."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise TargetError(f"cannot make the folder {path}: {error.strerror}", "run this as root") from None
+
+
+def progress(state: State) -> contextlib.AbstractContextManager[Progress]:
+    """A sink that suits the options and the terminal."""
+    return shown_progress(quiet=state.quiet)

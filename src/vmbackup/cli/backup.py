@@ -1,0 +1,143 @@
+"""`vmbackup backup`: a restore point of each domain, now."""
+
+import fnmatch
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from vmbackup.cli.options import Command, State
+from vmbackup.cli.output import clean, say, say_json
+from vmbackup.cli.turns import Turns
+from vmbackup.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from vmbackup.config.models import Config, Job
+    from vmbackup.engine.backup import BackupOptions
+    from vmbackup.hypervisor import Host
+    from vmbackup.hypervisor.plan import Plan
+    from vmbackup.repository.repository import Repository
+    from vmbackup.repository.summary import PointSummary
+
+POLICIES = ("auto", "required", "never")
+
+
+@click.command("backup", cls=Command)
+@click.argument("domains", metavar="[DOMAIN...]", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Every domain that libvirt knows.")
+@click.option("--job", metavar="NAME", help="The domains of a job of the configuration, as it says.")
+@click.option("--full", is_flag=True, help="Ignore checkpoints and read everything; nothing is stored twice.")
+@click.option("--quiesce", type=click.Choice(POLICIES), help="Freeze file systems by the guest agent (auto).")
+@click.option("--dry-run", is_flag=True, help="Tell what would be read, and why; change nothing.")
+@click.pass_obj
+def command(
+    state: State,
+    domains: tuple[str, ...],
+    every: bool,
+    job: str | None,
+    full: bool,
+    quiesce: str | None,
+    dry_run: bool,
+) -> int:
+    """Make a restore point of each DOMAIN (a name or UUID) now."""
+    if bool(domains) + every + bool(job) != 1:
+        raise UsageError("name domains, or --all, or --job NAME", "'virsh list --all' names the domains")
+    from vmbackup.cli import access
+
+    config = access.load_config(state)
+    settings = _job(config, job) if job else None
+    options = access.backup_options(full=full, quiesce=quiesce, job=settings)
+    repository_name = state.repository or (settings.repository if settings else None)
+    access.named_repository(config, repository_name)
+    with ExitStack() as stack:
+        host = stack.enter_context(access.opened_host(config))
+        names = list(dict.fromkeys(domains)) if domains else _select(host, settings)
+        repository = stack.enter_context(access.opened_repository(config, repository_name))
+        run = _Run(state, host, repository, options)
+        return run.plan(names) if dry_run else run.backup(names)
+
+
+def _job(config: "Config", name: str) -> "Job":
+    if name in config.jobs:
+        return config.jobs[name]
+    from vmbackup.config.mistakes import did_you_mean
+
+    known = ", ".join(config.jobs)
+    hint = did_you_mean(name, config.jobs) or (f"the jobs are {known}" if known else f"add [jobs.{name}] to it")
+    raise UsageError(f'there is no job "{name}" in the configuration', hint)
+
+
+def _select(host: "Host", job: "Job | None") -> list[str]:
+    """The names of all domains, or of those that a job means."""
+    names = [domain.name for domain in host.domains()]
+    if job is not None:
+        names = [n for n in names if _matches(n, job.domains) and not _matches(n, job.exclude)]
+    if not names:
+        what = "domain of the job" if job is not None else "domain"
+        raise NotFoundError(f"libvirt knows no {what}", "'virsh list --all' names the domains")
+    return names
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+@dataclass
+class _Run:
+    """What a backup of several domains needs, and what has come of it."""
+
+    state: State
+    host: "Host"
+    repository: "Repository"
+    options: "BackupOptions"
+
+    def backup(self, domains: Sequence[str]) -> int:
+        """Back up all, print the result, return the exit code."""
+        from vmbackup.cli import access
+        from vmbackup.cli.points import document
+
+        turns = Turns(self.state)
+        points: list[PointSummary] = []
+        with access.progress(self.state) as progress:
+            for domain in domains:
+                with turns.of(domain):
+                    points.append(access.backup(self.host, self.repository, domain, self.options, progress))
+                    if not self.state.json:
+                        say(_text(points[-1]))
+        if self.state.json:
+            say_json(turns.add_failures(document(points)))
+        elif total := turns.total("backed up"):
+            say(total)
+        return turns.exit_code(warned=any(point.status == "warning" for point in points))
+
+    def plan(self, domains: Sequence[str]) -> int:
+        """Tell what a backup would read, return the exit code."""
+        from vmbackup.cli import access
+        from vmbackup.cli.plans import document, text
+
+        turns = Turns(self.state)
+        plans: list[Plan] = []
+        for domain in domains:
+            with turns.of(domain):
+                plans.append(access.plan_backup(self.host, self.repository, domain, self.options))
+                if not self.state.json:
+                    say(text(plans[-1]))
+        if self.state.json:
+            say_json(turns.add_failures(document(plans)))
+        return turns.exit_code(warned=False)
+
+
+def _text(point: "PointSummary") -> str:
+    """What came of one domain, for people."""
+    from vmbackup.cli.points import mode_of, stored
+    from vmbackup.config.units import format_duration, format_size
+
+    read = sum(disk.read_bytes for disk in point.disks)
+    parts = [mode_of(point), f"{format_size(read)} read", f"{format_size(stored(point))} stored"]
+    parts += [f"{point.consistency}-consistent", format_duration(point.duration_seconds)]
+    lines = [f"{point.domain}: {point.id}", f"  {', '.join(parts)}"]
+    lines += [f"  {disk.target} was read whole: {disk.reason}" for disk in point.disks if disk.reason]
+    lines += [f"  warning: {warning}" for warning in point.warnings]
+    return "\n".join(clean(line) for line in lines)

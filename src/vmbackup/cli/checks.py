@@ -1,0 +1,146 @@
+"""Checks of `doctor` that need no hypervisor: the configuration, its files, the repository, the clock."""
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from vmbackup.config.units import GIB, format_duration, format_size
+from vmbackup.errors import VmbackupError
+
+if TYPE_CHECKING:
+    from vmbackup.config.models import Config
+    from vmbackup.config.models import Repository as Settings
+    from vmbackup.storage_backends import ProbeResult
+
+Status = Literal["ok", "warn", "fail"]
+
+_LOW_SPACE = GIB  # of a repository: a full one fails the next run, some of it is needed to see that in time
+_SKEW_SECONDS = 60.0  # of the store's clock to ours: times of objects are compared with it when dead runs are judged
+_OLDEST_SANE = datetime(2024, 1, 1, tzinfo=UTC)  # a clock before it was never set
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition: `subject` is what was looked at, `fix` the command that mends it ("" where all is well)."""
+
+    name: str
+    subject: str
+    status: Status
+    message: str
+    fix: str = ""
+
+
+def config_checks(path: Path | None, config: "Config") -> Iterator[Check]:
+    """The configuration, which was loaded, and the files of secrets that it names."""
+    if path is None:
+        yield Check("config", "defaults", "ok", "no configuration file, the defaults hold")
+    else:
+        told = f"{len(config.repositories)} repositories, {len(config.jobs)} jobs"
+        yield _private(path, "config", 0o022, f"valid: {told}", "others may change it, and it is read as root")
+    for repository in config.repositories.values():
+        for file in (repository.passphrase_file, repository.access_key_file, repository.secret_key_file):
+            if file is not None and file.exists():
+                yield _private(file, "secret", 0o077, "readable by its owner only", "others may read it")
+
+
+def _private(path: Path, name: str, forbidden: int, well: str, wrong: str) -> Check:
+    """Whether nobody but the owner (this user or root) has the `forbidden` permissions on `path`."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        return Check(name, str(path), "fail", f"cannot be looked at: {error.strerror}", f"ls -l {path}")
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid not in (0, os.geteuid()):
+        return Check(name, str(path), "fail", "belongs to another user", f"chown root:root {path}")
+    if mode & forbidden:
+        fix = f"chmod {'go-w' if forbidden == 0o022 else '600'} {path}"
+        return Check(name, str(path), "fail" if mode & 0o002 else "warn", f"mode {mode:04o}: {wrong}", fix)
+    return Check(name, str(path), "ok", well)
+
+
+def folder_checks(config: "Config") -> Iterator[Check]:
+    """The folders that vmbackup keeps for itself, made where they are missing."""
+    from vmbackup.cli.access import make_folder
+
+    for name, path in (("state_dir", config.daemon.state_dir), ("cache_dir", config.host.cache_dir)):
+        try:
+            make_folder(path)
+        except VmbackupError as error:
+            yield Check(name, str(path), "fail", error.message, error.hint)
+            continue
+        if os.access(path, os.W_OK | os.X_OK):
+            yield Check(name, str(path), "ok", f"{format_size(shutil.disk_usage(path).free)} free")
+        else:
+            yield Check(name, str(path), "fail", "cannot be written", "run vmbackup as root")
+
+
+def repository_checks(config: "Config", name: str) -> Iterator[Check]:
+    """The store of a repository, what it can do and its clock; then the repository itself."""
+    from vmbackup.cli import access
+    from vmbackup.cli.failure import Failure
+    from vmbackup.storage_backends import StoreError, StoreMissing, open_store
+
+    _, settings = access.named_repository(config, name)
+    init = f"vmbackup --repository {name} init"
+    try:
+        store = open_store(settings.url)
+        try:
+            probe = store.probe()
+        finally:
+            store.close()
+    except StoreMissing as error:
+        yield Check("store", name, "fail", error.message, init)
+        return
+    except StoreError as error:
+        yield Check("store", name, "fail", error.message, error.hint or f"look at {settings.url}")
+        return
+    yield _store_check(name, settings, probe)
+    yield _clock_check(name, probe)
+    try:
+        with access.opened_repository(config, name) as repository:
+            found = repository.read_points()
+    except Exception as error:
+        failure = Failure.of(error)
+        fix = init if failure.kind == "not_found" else failure.hint
+        yield Check("repository", name, "fail", failure.message, fix)
+        return
+    if found.damaged:
+        message = f"{len(found.damaged)} restore points cannot be read: {found.damaged[0].message}"
+        yield Check("repository", name, "fail", message, f"vmbackup --repository {name} verify")
+    else:
+        yield Check("repository", name, "ok", f"{repository.id}, opened, {len(found.points)} restore points")
+
+
+def _store_check(name: str, settings: "Settings", probe: "ProbeResult") -> Check:
+    lacks = {
+        "does not keep what was put first": probe.put_if_absent,
+        "gives no exact ranges": probe.ranges,
+        "does not list what was just put": probe.lists,
+        "does not delete": probe.deletes,
+    }
+    for lack, fine in lacks.items():
+        if not fine:
+            return Check("store", name, "fail", f"{settings.url} {lack}", "use another file system or provider")
+    if probe.free_bytes is None:
+        return Check("store", name, "ok", settings.url)
+    free = f"{settings.url}, {format_size(probe.free_bytes)} free"
+    if probe.free_bytes < _LOW_SPACE:
+        return Check("store", name, "warn", free, f"df -h {settings.url.removeprefix('file://')}")
+    return Check("store", name, "ok", free)
+
+
+def _clock_check(name: str, probe: "ProbeResult") -> Check:
+    now = datetime.now(UTC)
+    if now < _OLDEST_SANE:
+        return Check("clock", name, "fail", f"this machine says it is {now:%Y-%m-%d}", "timedatectl set-ntp true")
+    skew = abs(probe.clock_skew)
+    if skew > _SKEW_SECONDS:
+        side = "ahead of" if probe.clock_skew > 0 else "behind"
+        message = f"the store's clock is {format_duration(skew)} {side} ours"
+        return Check("clock", name, "warn", message, "timedatectl set-ntp true")
+    return Check("clock", name, "ok", "the store's clock agrees with ours")

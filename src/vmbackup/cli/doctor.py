@@ -1,0 +1,89 @@
+"""`vmbackup doctor`: is everything in place for backups, and if not, what mends it."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from vmbackup.cli.options import Command, State
+from vmbackup.errors import ConfigError, VmbackupError
+
+if TYPE_CHECKING:
+    from vmbackup.cli.checks import Check
+    from vmbackup.config.models import Config
+
+
+@click.command("doctor", cls=Command)
+@click.argument("domains", metavar="[DOMAIN...]", nargs=-1)
+@click.pass_obj
+def command(state: State, domains: tuple[str, ...]) -> int:
+    """Check host, libvirt, QEMU, permissions, scratch space, repository and clock, then each DOMAIN.
+
+    Without DOMAIN all domains are checked. What is wrong is shown with the command that mends it.
+    """
+    from vmbackup.cli.output import say, say_json
+
+    checks: list[Check] = []
+    for check in _checks(state, domains):
+        checks.append(check)
+        if not state.json:
+            say(_line(check))
+    count = Counter(check.status for check in checks)
+    if state.json:
+        say_json({"checks": [asdict(check) for check in checks]})
+    else:
+        say(f"\n{count['ok']} OK, {count['warn']} WARN, {count['fail']} FAIL")
+    return 1 if count["fail"] else 3 if count["warn"] else 0
+
+
+def _checks(state: State, domains: Sequence[str]) -> Iterator["Check"]:
+    """All checks in order; each part that cannot even begin is one FAIL of its own."""
+    from vmbackup.cli import access
+    from vmbackup.cli.checks import Check, config_checks, folder_checks, repository_checks
+    from vmbackup.config.load import find, load
+    from vmbackup.config.mistakes import ConfigMistakesError
+
+    path = find(state.config)
+    try:
+        config = load(path)
+    except ConfigMistakesError as error:
+        for line in error.lines(hints=True):
+            yield Check("config", str(path), "fail", line, error.hint)
+        return
+    except ConfigError as error:
+        yield Check("config", str(path), "fail", error.message, error.hint)
+        return
+    yield from config_checks(path, config)
+    yield from folder_checks(config)
+    names = [access.named_repository(config, state.repository)[0]] if state.repository else config.repositories
+    for name in names:
+        yield from repository_checks(config, name)
+    yield from _host_checks(config, domains)
+
+
+def _host_checks(config: "Config", domains: Sequence[str]) -> Iterator["Check"]:
+    """What the hypervisor finds about itself and its domains."""
+    from vmbackup.cli import access
+    from vmbackup.cli.checks import Check
+
+    try:
+        with access.opened_host(config) as host:
+            yield from access.host_checks(host, domains)
+    except VmbackupError as error:
+        yield Check("libvirt", config.libvirt.uri, "fail", error.message, error.hint)
+
+
+_LABELS = {"ok": ("OK  ", "green"), "warn": ("WARN", "yellow"), "fail": ("FAIL", "red")}
+_WIDTH = 12  # of the longest name of a check; longer ones push the rest
+
+
+def _line(check: "Check") -> str:
+    from vmbackup.cli.output import clean, paint
+
+    label, colour = _LABELS[check.status]
+    line = f"{paint(label, colour)}  {check.name:{_WIDTH}}  {clean(f'{check.subject}: {check.message}')}"
+    if check.fix and check.status != "ok":
+        line += f"\n{'':{6 + _WIDTH + 2}}fix: {clean(check.fix)}"
+    return line

@@ -1,0 +1,139 @@
+"""`vmbackup init`: makes the repository and its first keys."""
+
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vmbackup.cli.options import Command, State
+from vmbackup.errors import ConfigError, RepositoryError, UsageError
+
+if TYPE_CHECKING:
+    from vmbackup.config.models import Repository as Settings
+    from vmbackup.repository.keys import Secret
+    from vmbackup.storage_backends import Store
+
+
+@click.command("init", cls=Command)
+@click.option("--chunk-size", metavar="SIZE", help="Of the pieces that disks are cut into: a power of two (64KiB).")
+@click.option(
+    "--recovery-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Where the recovery key is written; else beside the passphrase.",
+)
+@click.pass_obj
+def command(state: State, chunk_size: str | None, recovery_file: Path | None) -> None:
+    """Make the repository, its passphrase file if there is none, and its recovery key."""
+    from vmbackup.cli import access
+
+    size = _size(chunk_size)
+    config = access.load_config(state)
+    name, settings = access.named_repository(config, state.repository)
+    if settings.writer_key_file is not None:
+        hint = "set passphrase_file instead; a host's own key comes later"
+        raise ConfigError(f'repository "{name}" has a writer_key_file, which can make no repository', hint)
+    beside = settings.passphrase_file.parent if settings.passphrase_file else config.daemon.state_dir
+    recovery = recovery_file.absolute() if recovery_file else beside / f"recovery-key-{name}"
+    made = _make(name, settings, config.daemon.state_dir, size, recovery)
+    if state.json:
+        from vmbackup.cli.output import say_json
+
+        say_json({"repository": made.document()})
+    else:
+        made.say()
+
+
+def _size(text: str | None) -> int | None:
+    if text is None:
+        return None
+    from vmbackup.config.units import InvalidValue, parse_size
+
+    try:
+        return parse_size(text)
+    except InvalidValue as error:
+        raise UsageError(f"--chunk-size: {error}", error.hint) from None
+
+
+@dataclass(frozen=True)
+class _Made:
+    name: str
+    id: str
+    url: str
+    chunk_size: int
+    passphrase_file: Path | None
+    new_passphrase: bool
+    recovery_file: Path
+
+    def document(self) -> dict[str, object]:
+        passphrase = str(self.passphrase_file) if self.passphrase_file else None
+        return {
+            "name": self.name,
+            "id": self.id,
+            "url": self.url,
+            "chunk_size": self.chunk_size,
+            "passphrase_file": passphrase,
+            "passphrase_made": self.new_passphrase,
+            "recovery_key_file": str(self.recovery_file),
+        }
+
+    def say(self) -> None:
+        from vmbackup.cli.output import facts, paint, say
+
+        pairs = [("repository", f"{self.name}, {self.id}"), ("place", self.url)]
+        if self.passphrase_file is not None:
+            note = " (new, random)" if self.new_passphrase else ""
+            pairs.append(("passphrase", f"{self.passphrase_file}{note}"))
+        pairs.append(("recovery key", str(self.recovery_file)))
+        say(facts(pairs))
+        say()
+        say(paint("Keep the recovery key off this machine.", "yellow") + " Without passphrase and recovery key")
+        say("nobody can read the backups, you included. Print it or put it into a password")
+        say(f"manager, then delete {self.recovery_file}.")
+
+
+def _make(name: str, settings: "Settings", state_dir: Path, chunk_size: int | None, recovery: Path) -> _Made:
+    """The repository, and files that go away again if it cannot be made."""
+    from vmbackup.cli import access
+    from vmbackup.cli.recovery import recovery_file
+    from vmbackup.repository.repository import DEFAULT_CHUNK_SIZE, Repository
+    from vmbackup.storage_backends import open_store
+
+    size = DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size
+    access.make_folder(state_dir)
+    store = open_store(settings.url, create=True)
+    with closing(store), ExitStack() as on_failure:
+        _refuse_occupied(store)
+        secret, new = _secret(name, settings)
+        if new and settings.passphrase_file:
+            on_failure.callback(settings.passphrase_file.unlink, missing_ok=True)
+        with recovery_file(recovery) as write:
+            trust = access.trust(state_dir)
+            repository, key = Repository.create(store, secret, trust, chunk_size=size, label=access.host_name())
+            on_failure.pop_all()  # from now on the passphrase opens something
+            write(name, repository.id, settings.url, key)
+        return _Made(name, repository.id, settings.url, size, settings.passphrase_file, new, recovery)
+
+
+def _refuse_occupied(store: "Store") -> None:
+    """The refusal that making the repository would meet, before any file is made for it."""
+    from vmbackup.storage_backends import occupants
+
+    if next(iter(occupants(store)), None) is None:
+        return
+    what = "a repository" if next(store.list("config/"), None) else "other things"
+    raise RepositoryError(f"{store.url} already holds {what}", "choose another, empty place")
+
+
+def _secret(name: str, settings: "Settings") -> tuple["Secret", bool]:
+    """What the repository will open with, and whether its passphrase file was made just now."""
+    from vmbackup.cli import access
+    from vmbackup.config.secrets import make_passphrase_file
+    from vmbackup.repository.keys import Secret
+
+    file = settings.passphrase_file
+    if file is not None and not file.exists():
+        return Secret.passphrase(make_passphrase_file(file), random=True), True
+    return Secret.passphrase(access.passphrase_of(name, settings, confirm=True)), False

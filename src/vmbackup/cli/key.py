@@ -1,0 +1,109 @@
+"""`vmbackup key`: the key slots of a repository, each opened by a passphrase or a recovery key of its own."""
+
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from vmbackup.cli.options import Command, State
+from vmbackup.errors import UsageError
+
+
+class _Keys(click.Group):
+    """The group `key`, with a hint for its commands."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with the nearest command as a hint."""
+        known = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in known:
+            from vmbackup.config.mistakes import did_you_mean
+
+            hint = did_you_mean(args[0], known) or f"use one of {', '.join(known)}"
+            raise UsageError(f'there is no command "key {args[0]}"', hint)
+        return super().resolve_command(ctx, args)
+
+
+@click.group("key", cls=_Keys)
+def command() -> None:
+    """List and add the passphrases and recovery keys that open the repository."""
+
+
+@command.command("list", cls=Command)
+@click.pass_obj
+def list_slots(state: State) -> int:
+    """List the key slots; nothing of a passphrase is shown."""
+    from vmbackup.cli import access
+    from vmbackup.cli.output import local_time, say, say_json, table, warn
+    from vmbackup.errors import DamageError
+
+    config = access.load_config(state)
+    with access.opened_repository(config, state.repository) as repository:
+        found = list(repository.slots())
+    slots = sorted((slot for slot in found if not isinstance(slot, DamageError)), key=lambda s: s.created)
+    damaged = [slot for slot in found if isinstance(slot, DamageError)]
+    if state.json:
+        keys = [{"id": s.id, "kind": s.kind, "label": s.label, "created": s.created} for s in slots]
+        broken = [{"object": d.object_key, "problem": d.message} for d in damaged]
+        say_json({"keys": keys, "damaged": broken})
+    else:
+        rows = [(s.id, s.kind, s.label, local_time(datetime.fromisoformat(s.created))) for s in slots]
+        say(table(("KEY", "KIND", "LABEL", "CREATED"), rows))
+        for error in damaged:
+            warn(error.message)
+    return 4 if damaged else 0
+
+
+@command.command("add", cls=Command)
+@click.option("--label", metavar="TEXT", help="What `key list` shows of it; this host's name unless told.")
+@click.option(
+    "--passphrase-file",
+    "file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Holds the new passphrase; else it is asked for.",
+)
+@click.pass_obj
+def add(state: State, label: str | None, file: Path | None) -> None:
+    """Add a passphrase that opens the repository beside those it has."""
+    from vmbackup.cli import access
+    from vmbackup.cli.output import say, say_json
+    from vmbackup.repository.keys import Secret
+
+    config = access.load_config(state)
+    name, _ = access.named_repository(config, state.repository)
+    with access.opened_repository(config, state.repository) as repository:
+        secret = Secret.passphrase(access.new_passphrase(name, file))
+        slot = repository.add_slot(secret, label or access.host_name())
+    if state.json:
+        say_json({"key": {"id": slot, "kind": secret.kind, "label": label or access.host_name()}})
+    else:
+        say(f"Added key {slot}: the repository opens with the new passphrase too.")
+
+
+@command.command("export-recovery", cls=Command)
+@click.option(
+    "--output",
+    metavar="FILE",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A new file (mode 0600) for the recovery key.",
+)
+@click.option("--label", metavar="TEXT", help="What `key list` shows of it; this host's name unless told.")
+@click.pass_obj
+def export_recovery(state: State, output: Path, label: str | None) -> None:
+    """Make a new recovery key and write it to FILE. Earlier ones stay good."""
+    from vmbackup.cli import access
+    from vmbackup.cli.output import say, say_json
+    from vmbackup.cli.recovery import recovery_file
+
+    config = access.load_config(state)
+    name, settings = access.named_repository(config, state.repository)
+    with access.opened_repository(config, state.repository) as repository, recovery_file(output) as write:
+        key = repository.add_recovery(label or access.host_name())
+        write(name, repository.id, settings.url, key)
+    if state.json:
+        say_json({"recovery_key_file": str(output.absolute())})
+    else:
+        say(f"Wrote a new recovery key to {output}. Keep it off this machine, then delete the file.")

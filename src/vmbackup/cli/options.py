@@ -1,0 +1,64 @@
+"""The options of every command, and what they add up to."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+
+@dataclass
+class State:
+    """What the global options say: one object a run, filled while the command line is parsed."""
+
+    config: str | None = None
+    repository: str | None = None
+    json: bool = False
+    verbose: int = 0
+    quiet: bool = False
+    debug: bool = False
+
+
+def global_options(*, hidden: bool) -> list[click.Parameter]:
+    """The global options; commands have them too, hidden from their help, so that any order works."""
+    shared: dict[str, Any] = {"expose_value": False, "is_eager": True, "callback": _store, "hidden": hidden}
+    return [
+        click.Option(
+            ["--config"],
+            metavar="FILE",
+            help="The configuration; else $VMBACKUP_CONFIG, else /etc/vmbackup/config.toml.",
+            **shared,
+        ),
+        click.Option(
+            ["--repository"],
+            metavar="NAME",
+            help="A repository of the configuration; else its first.",
+            **shared,
+        ),
+        click.Option(["--json"], is_flag=True, help="One JSON document on standard output.", **shared),
+        click.Option(["-v", "--verbose"], count=True, help="Tell more; twice for every step.", **shared),
+        click.Option(["-q", "--quiet"], is_flag=True, help="No progress, no notes.", **shared),
+        click.Option(["--debug"], is_flag=True, help="Every step, and tracebacks of errors.", **shared),
+    ]
+
+
+class Command(click.Command):
+    """A command that takes the global options too, and starts the log before it runs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += global_options(hidden=True)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command with its log set up as the options ask."""
+        from vmbackup.cli.log import start_log
+
+        state = ctx.ensure_object(State)
+        if state.verbose and state.quiet:
+            raise click.UsageError("-v and -q exclude each other", ctx)
+        start_log(state)
+        return super().invoke(ctx)
+
+
+def _store(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value and parameter.name:
+        setattr(ctx.ensure_object(State), parameter.name, value)

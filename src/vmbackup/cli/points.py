@@ -1,0 +1,80 @@
+"""Restore points as JSON and for people."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from vmbackup.cli.output import local_time, table
+from vmbackup.config.units import format_size
+
+if TYPE_CHECKING:
+    from vmbackup.repository.repository import Repository
+    from vmbackup.repository.summary import DiskSummary, PointSummary
+
+
+def document(points: Iterable["PointSummary"]) -> dict[str, Any]:
+    """The JSON document of `backup`, `list` and `show`, with nothing failed."""
+    return {"points": [_point(point) for point in points], "failed": []}
+
+
+def _point(point: "PointSummary") -> dict[str, Any]:
+    return {
+        "id": point.id,
+        "domain": point.domain,
+        "domain_uuid": point.domain_uuid,
+        "time": point.time.isoformat(),
+        "status": point.status,
+        "consistency": point.consistency,
+        "parent": point.parent,
+        "disks": [_disk(disk) for disk in point.disks],
+        "duration_seconds": point.duration_seconds,
+        "warnings": list(point.warnings),
+    }
+
+
+def _disk(disk: "DiskSummary") -> dict[str, Any]:
+    return {
+        "target": disk.target,
+        "format": disk.format,
+        "virtual_size": disk.virtual_size,
+        "mode": disk.mode,
+        "reason": disk.reason,
+        "read_bytes": disk.read_bytes,
+        "changed_bytes": disk.changed_bytes,
+        "stored_bytes": disk.stored_bytes,
+    }
+
+
+def mode_of(point: "PointSummary") -> str:
+    """`full`, `incremental`, `reread`, or `mixed` for a point whose disks differ."""
+    modes = {disk.mode for disk in point.disks}
+    return modes.pop() if len(modes) == 1 else "mixed" if modes else "-"
+
+
+def stored(point: "PointSummary") -> int:
+    """Bytes that the point added to the repository."""
+    return sum(disk.stored_bytes for disk in point.disks)
+
+
+def points_table(points: Iterable["PointSummary"]) -> str:
+    """A line a restore point."""
+    titles = ("POINT", "DOMAIN", "TIME", "MODE", "STORED")
+    rows = ((p.id, p.domain, local_time(p.time, seconds=False), mode_of(p), format_size(stored(p))) for p in points)
+    return table(titles, rows, right=("STORED",))
+
+
+def disks_table(point: "PointSummary") -> str:
+    """A line a disk of one restore point."""
+    titles = ("DISK", "FORMAT", "SIZE", "MODE", "READ", "CHANGED", "STORED")
+    rows = (
+        (
+            disk.target,
+            disk.format,
+            format_size(disk.virtual_size),
+            disk.mode,
+            format_size(disk.read_bytes),
+            format_size(disk.changed_bytes),
+            format_size(disk.stored_bytes),
+        )
+        for disk in point.disks
+    )
+    return table(titles, rows, right=("SIZE", "READ", "CHANGED", "STORED"))

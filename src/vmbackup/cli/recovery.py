@@ -1,0 +1,35 @@
+"""The file of a recovery key: known to be writable before a key depends on it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vmbackup.config.secrets import write_secret_file
+
+_TEXT = """\
+# The recovery key of the vmbackup repository "{name}", {id}, at {url}.
+# It opens the repository where the passphrase is lost. Keep it off this machine, and keep it secret.
+# To use it, name this file as passphrase_file.
+{key}
+"""
+
+Write = Callable[[str, str, str, str], None]  # name, id and address of the repository, the key
+
+
+@contextmanager
+def recovery_file(path: Path) -> Iterator[Write]:
+    """Make `path` (0600, never over another file) and give the function that fills it; gone on a failure.
+
+    Raises ConfigError where it cannot be written.
+    """
+    write_secret_file(path, "")
+
+    def write(name: str, repository_id: str, url: str, key: str) -> None:
+        path.unlink()
+        write_secret_file(path, _TEXT.format(name=name, id=repository_id, url=url, key=key))
+
+    try:
+        yield write
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,59 @@
+"""`vmbackup restore`: the disks of a restore point, as images."""
+
+from pathlib import Path
+
+import click
+
+from vmbackup.cli.options import Command, State
+from vmbackup.errors import UsageError
+
+
+@click.command("restore", cls=Command)
+@click.argument("point", metavar="DOMAIN|POINT")
+@click.option("--at", metavar="TIME", help="The newest point of DOMAIN at or before TIME, as 2026-11-24T03:00.")
+@click.option(
+    "--output",
+    metavar="DIR",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where TARGET.qcow2 of each disk and domain.xml are written.",
+)
+@click.option("--disk", "disks", metavar="TARGET", multiple=True, help="Only this disk; again for more.")
+@click.option("--format", "image_format", type=click.Choice(("qcow2", "raw")), default="qcow2", show_default=True)
+@click.pass_obj
+def command(state: State, point: str, at: str | None, output: Path, disks: tuple[str, ...], image_format: str) -> None:
+    """Write the disks of a restore point to DIR: the newest of DOMAIN, or POINT.
+
+    POINT is an id, a prefix of it, DOMAIN@latest or DOMAIN@TIME. No file is ever overwritten.
+    """
+    from vmbackup.cli import access
+    from vmbackup.cli.output import clean, say, say_json, table
+    from vmbackup.config.units import format_duration, format_size
+
+    if at is not None and "@" in point:
+        raise UsageError(
+            "--at goes with the name of a domain", f"leave --at out, or write {point.split('@', maxsplit=1)[0]}"
+        )
+    config = access.load_config(state)
+    with access.opened_repository(config, state.repository) as repository:
+        found = access.resolve(repository, f"{point}@{at}" if at is not None else point)
+        with access.progress(state) as progress:
+            done = access.restore(repository, found, output, image_format, disks, progress)
+    if state.json:
+        files = [
+            {
+                "target": file.target,
+                "path": str(file.path),
+                "format": file.format,
+                "virtual_size": file.virtual_size,
+                "written_bytes": file.written_bytes,
+            }
+            for file in done.files
+        ]
+        say_json({"point": done.point, "files": files, "duration_seconds": done.duration_seconds})
+        return
+    rows = [
+        (f.target, str(f.path), f.format, format_size(f.virtual_size), format_size(f.written_bytes)) for f in done.files
+    ]
+    say(f"{clean(found.domain)} as of {done.point}, in {format_duration(done.duration_seconds)}:")
+    say(table(("DISK", "FILE", "FORMAT", "SIZE", "WRITTEN"), rows, right=("SIZE", "WRITTEN")))
