@@ -20,7 +20,7 @@ _NAMES = {number: kind for kind, number in KINDS.items()}
 
 
 class PackEntry(NamedTuple):
-    """A pack as its index root tells it. `size`: bytes of the object; `offset`, `length`: its sealed header in the part."""
+    """A pack as its index root tells it: the object's size in bytes, and where its sealed header lies in the part."""
 
     kind: str
     number: int

@@ -2,7 +2,7 @@
 
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -229,7 +229,7 @@ class PackBuilder:
         self.position = end
         return slot
 
-    def check(self, slots: range) -> None:
+    def check(self, slots: Iterable[int]) -> None:
         """Decodes slots again and compares their ids. Raises DamageError: encoder or memory lied."""
         opener = SlotOpener(aad_prefix(self._aad[1:17], self.kind), self._id_key)
         cipher = AESGCM(self._decrypt_key)

@@ -153,7 +153,7 @@ class Repository:
 
     @classmethod
     def open(cls, store: Store, secret: Secret, trust: Trust) -> "Repository":
-        """Opens with a passphrase or the recovery key. Raises NotFoundError, AccessError, DamageError, RepositoryError."""
+        """Opens with a secret. Raises NotFoundError, AccessError, DamageError, RepositoryError."""
         reader = _unlock(store, secret)
         config = _read_config(store, reader)
         repository = cls(store, reader, config, trust)

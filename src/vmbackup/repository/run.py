@@ -227,6 +227,6 @@ class Run:
         return point
 
     def abandon(self) -> None:
-        """The run failed: what it stored is kept as a partial, so that the next one finds it. No thread writes any more."""
+        """The run failed: what it stored becomes a partial, for the next one to find. No thread writes any more."""
         for session in self._sessions:
             salvage(self.repository, self.lineage, session.id, self.host)

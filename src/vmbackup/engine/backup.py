@@ -1,0 +1,238 @@
+"""A backup run of one guest, in the order of docs/repository-format.md, section 10."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+from vmbackup.engine.identity import host_identity
+from vmbackup.engine.packing import VerifyUploads
+from vmbackup.engine.pipeline import DiskResult, Pipeline, default_workers
+from vmbackup.errors import DamageError, VmbackupError
+from vmbackup.hypervisor import Host
+from vmbackup.hypervisor.names import CheckpointName
+from vmbackup.hypervisor.source import Anchor, DiskSource, DomainInfo, GuestJob, QuiescePolicy
+from vmbackup.progress import Progress
+from vmbackup.repository.maps import MapUpdater
+from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.repository import Repository
+from vmbackup.repository.run import PARTIAL_BYTES, Run
+from vmbackup.repository.summary import PointSummary, summary
+
+SOURCE = "libvirt"
+_DOCUMENT_TYPES = {"domain.xml": "libvirt-domain-xml"}
+
+
+@dataclass(frozen=True)
+class BackupOptions:
+    """How a run is made.
+
+    `full`: read everything, ignore checkpoints; `workers`: None for one a core; `partial_bytes`: stored bytes after
+    which a long run keeps a partial.
+    """
+
+    full: bool = False
+    quiesce: QuiescePolicy = "auto"
+    verify_uploads: VerifyUploads = "sample"
+    workers: int | None = None
+    partial_bytes: int = PARTIAL_BYTES
+
+
+def backup(
+    host: Host, repository: Repository, domain_name: str, options: BackupOptions, progress: Progress
+) -> PointSummary:
+    """Makes a restore point of a running guest. Raises VmbackupError; the previous point then is as good as before."""
+    domain = host.domain(domain_name)
+    try:
+        return _Backup(host, repository, domain, options, progress).run()
+    except DamageError as error:
+        if error.object_key is None or options.full:
+            raise
+        progress.note(f"{error.message}; the guest is read whole again, without what is damaged")
+        return _Backup(host, repository, domain, options, progress, distrust=error).run()
+
+
+class _Backup:
+    def __init__(
+        self,
+        host: Host,
+        repository: Repository,
+        domain: DomainInfo,
+        options: BackupOptions,
+        progress: Progress,
+        distrust: DamageError | None = None,
+    ) -> None:
+        self._host, self._repository, self._domain = host, repository, domain
+        self._options, self._progress, self._distrust = options, progress, distrust
+        self._started = time.monotonic()
+
+    def run(self) -> PointSummary:
+        """All of it."""
+        lock = self._host.reserve(self._domain)
+        try:
+            lineage = self._repository.lineage(SOURCE, self._domain.uuid)
+            run = Run.open(self._repository, lineage, host_identity())
+            run.partial_bytes = self._options.partial_bytes
+        except BaseException:
+            lock.release()
+            raise
+        try:
+            job = self._host.begin(
+                self._domain,
+                lock=lock,
+                repository_id=self._repository.id,
+                session=run.session.id.hex(),
+                parent=_anchor(run.parent),
+                full=self._options.full,
+                quiesce=self._options.quiesce,
+                earlier={d.target: d.virtual_size for d in run.parent.disks} if run.parent else {},
+                reread=f"the repository is damaged: {self._distrust.message}" if self._distrust else None,
+                committed=_judge(self._repository, run),
+            )
+            with job:
+                point = self._transfer(run, job)
+                job.finish(committed=True)
+        except BaseException:
+            _abandon(run, self._progress)
+            raise
+        return summary(point, run.parent, seal_seconds=job.seal_seconds, written_bytes=run.session.stored_bytes)
+
+    def _transfer(self, run: Run, job: GuestJob) -> Point:
+        old = {d.name: d for d in run.parent.disks} if run.parent and not self._distrust else {}
+        if self._distrust:
+            run.uses.clear()
+        total = sum(d.size for d in job.disks)
+        self._progress.start(job.domain.name, total)
+        try:
+            with self._pipeline(run, job) as pipeline:
+                results = [self._read(pipeline, run, d, old.get(d.info.target)) for d in job.disks]
+                for name in old.keys() - {d.info.target for d in job.disks}:
+                    self._drop(run, old[name])
+                sealing = _Sealing(job)
+                pipeline.finish()
+                run.flush_meta()
+                sealing.wait()
+        finally:
+            self._progress.finish(job.domain.name)
+        return self._commit(run, job, results)
+
+    def _pipeline(self, run: Run, job: GuestJob) -> Pipeline:
+        def between(covered: int) -> None:
+            self._progress.advance(job.domain.name, covered)
+            job.check()
+            run.keep_partial()
+
+        return Pipeline(
+            run,
+            self._repository.config.chunk_size,
+            workers=self._options.workers or default_workers(),
+            verify=self._options.verify_uploads,
+            between=between,
+        )
+
+    def _read(self, pipeline: Pipeline, run: Run, source: DiskSource, old: DiskRecord | None) -> DiskResult:
+        chunk_size = self._repository.config.chunk_size
+        if old is not None and old.chunk_size != chunk_size:
+            self._drop(run, old)
+            old = None
+        base = old.root if old else None
+        if old and old.virtual_size > source.size:  # shrunk: its map cannot be kept, its chunks are found by place
+            self._drop(run, old)
+            base = None
+        return pipeline.read_disk(source, base, old.root if old else None)
+
+    def _drop(self, run: Run, disk: DiskRecord) -> None:
+        """A disk that is gone, or whose map starts anew: its nodes no longer count."""
+        MapUpdater(disk.chunk_size, run.load_node(disk.chunk_size), run.store_node, run.uses).drop(disk.root)
+
+    def _commit(self, run: Run, job: GuestJob, results: Sequence[DiskResult]) -> Point:
+        disks = [_record(d, r, self._repository.config.chunk_size) for d, r in zip(job.disks, results, strict=True)]
+        disks.sort(key=lambda d: (len(d.target), d.target))
+        public: dict[str, Any] = {
+            "domain": {"name": job.domain.name, "uuid": job.domain.uuid},
+            "source": SOURCE,
+            "time": job.time.isoformat(timespec="milliseconds"),
+            "consistency": job.consistency,
+            "freeze_seconds": job.freeze_seconds,
+            "quiesce_note": job.quiesce_note,
+            "anchor": asdict(job.anchor) if job.anchor else None,
+            "disks": [d.to_json() for d in disks],
+            "duration_seconds": round(time.monotonic() - self._started, 3),
+            "versions": {"vmbackup": version("vmbackup")},
+            "warnings": self._warnings(run, job),
+        }
+        documents = [
+            {"name": name, "type": _DOCUMENT_TYPES[name], "data": data.hex()} for name, data in job.documents.items()
+        ]
+        return run.commit(public, documents)
+
+    def _warnings(self, run: Run, job: GuestJob) -> list[str]:
+        distrust = [f"{self._distrust.message}: the guest was read whole"] if self._distrust else []
+        return [*distrust, *run.warnings, *job.notes]
+
+
+def _record(source: DiskSource, result: DiskResult, chunk_size: int) -> DiskRecord:
+    info = source.info
+    attributes = {**info.attributes, "bus": info.bus, "path": info.path}
+    if info.serial:
+        attributes["serial"] = info.serial
+    return DiskRecord(
+        name=info.target,
+        target=info.target,
+        format=info.format,
+        virtual_size=source.size,
+        chunk_size=chunk_size,
+        root=result.root,
+        mode=source.mode,
+        reason=source.reason,
+        read_bytes=result.counts.read,
+        changed_bytes=result.counts.changed,
+        stored_bytes=result.counts.stored,
+        attributes=attributes,
+    )
+
+
+class _Sealing:
+    """The seal's wait, in a thread of its own while the last packs go to the store."""
+
+    def __init__(self, job: GuestJob) -> None:
+        self._job = job
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="seal", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._job.seal()
+        except BaseException as error:
+            self._error = error
+
+    def wait(self) -> None:
+        """Returns once the point in time is proved. Raises what the seal raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+def _anchor(parent: Point | None) -> Anchor | None:
+    anchor = parent.public["anchor"] if parent else None
+    return Anchor(**anchor) if anchor and anchor["kind"] == SOURCE else None
+
+
+def _judge(repository: Repository, run: Run) -> Any:
+    """Tells of a checkpoint whether its restore point is in the repository; None for another repository's."""
+    committed = {p.id.rsplit("-", 1)[1] for p in repository.read_points(run.lineage).points}
+
+    def judge(name: CheckpointName) -> bool | None:
+        return name.session in committed if name.repository_id == repository.id else None
+
+    return judge
+
+
+def _abandon(run: Run, progress: Progress) -> None:
+    try:
+        run.abandon()
+    except (VmbackupError, OSError) as error:
+        progress.note(f"what the failed run stored is looked after by the next one ({error})")

@@ -1,0 +1,115 @@
+"""Reading chunks out of packs: fetched, authenticated, decoded, their ids recomputed."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from vmbackup.errors import DamageError
+from vmbackup.repository import packs
+from vmbackup.repository.catalog import Catalog, SessionRef
+from vmbackup.repository.crypto import DATA
+from vmbackup.repository.packs import Birth, Header, Slot
+from vmbackup.repository.repository import Repository
+from vmbackup.storage_backends import ObjectMissing, ObjectTruncated
+
+# Parts of a pack that lie closer together are read as one: a seek, or a request, costs more than these bytes.
+_GAP = 256 << 10
+_CIPHERS = 64
+
+
+class Wanted(NamedTuple):
+    """Consecutive slots of a pack, and a number of the caller's for the first of them (a place in a disk)."""
+
+    slot: int
+    count: int
+    first: int
+
+
+class Secrets:
+    """Session secrets out of their envelopes, opened once each. Shared by threads."""
+
+    def __init__(self, repository: Repository, group: str) -> None:
+        self._repository, self._group = repository, group
+        self._known: dict[bytes, bytes] = {}
+        self._lock = threading.Lock()
+
+    def of(self, birth: Birth, name: str) -> bytes:
+        """The secret of a birth's session. Raises AccessError."""
+        with self._lock:
+            if birth.session not in self._known:
+                self._known[birth.session] = self._repository.open_envelope(
+                    self._group, birth.session, birth.epoch, birth.envelope, name
+                )
+            return self._known[birth.session]
+
+
+class ChunkReader:
+    """Reads chunks of data packs. Not shared between threads; holds a buffer as large as the largest read."""
+
+    def __init__(self, catalog: Catalog, secrets: Secrets) -> None:
+        self._catalog, self._secrets = catalog, secrets
+        self._aad = packs.aad_prefix(catalog.keys.realm, DATA)
+        self._openers: dict[int, packs.SlotOpener] = {}
+        self._ciphers: dict[tuple[bytes, int], AESGCM] = {}
+        self._buffer = bytearray(1 << 20)
+
+    def read(self, ref: SessionRef, pack: int, wanted: Sequence[Wanted]) -> Iterator[tuple[int, bytes]]:
+        """(the caller's number, plain bytes) of each wanted slot, in the order of the pack. Raises DamageError."""
+        header = self._catalog.header(ref, DATA, pack)
+        for group in _spans(header, sorted(wanted)):
+            start, end = group[0][1].offset, group[-1][1].offset + group[-1][1].stored
+            view = self._fetch(ref, header, start, end - start)
+            for number, slot in group:
+                stored = view[slot.offset - start : slot.offset - start + slot.stored]
+                yield number, self.open(header, slot, stored)
+
+    def open(self, header: Header, slot: Slot, stored: memoryview) -> bytes:
+        """The plain bytes of a slot. Raises DamageError."""
+        opener = self._openers.get(header.key_number)
+        if opener is None:
+            id_key = self._catalog.keys.chunk_id_key(header.key_number)
+            opener = self._openers[header.key_number] = packs.SlotOpener(self._aad, id_key)
+        return opener.open(slot, stored, self._cipher(header, slot), header.name)
+
+    def _cipher(self, header: Header, slot: Slot) -> AESGCM:
+        birth = header.birth_of(slot)
+        cipher = self._ciphers.get((birth.session, slot.birth_pack))
+        if cipher is None:
+            secret = self._secrets.of(birth, header.name)
+            key = packs.pack_key(DATA, self._catalog.keys, header.key_number, secret, birth.session, slot.birth_pack)
+            if len(self._ciphers) >= _CIPHERS:
+                self._ciphers.clear()
+            cipher = self._ciphers[birth.session, slot.birth_pack] = AESGCM(key)
+        return cipher
+
+    def _fetch(self, ref: SessionRef, header: Header, offset: int, length: int) -> memoryview:
+        if length > packs.PACK_BYTES:
+            raise DamageError(f"{header.name} is malformed", object_key=header.name)
+        if length > len(self._buffer):
+            self._buffer = bytearray(length)
+        view = memoryview(self._buffer)[:length]
+        try:
+            self._catalog.store.read_into(header.name, offset, view)
+        except ObjectMissing as error:
+            raise DamageError(f"{header.name} is missing", object_key=header.name) from error
+        except ObjectTruncated as error:
+            raise DamageError(f"{header.name} is cut short", object_key=header.name) from error
+        return view
+
+
+def _spans(header: Header, wanted: list[Wanted]) -> Iterator[list[tuple[int, Slot]]]:
+    """The wanted slots in groups that are fetched as one."""
+    group: list[tuple[int, Slot]] = []
+    end = 0
+    for first_slot, count, first in wanted:
+        for step in range(count):
+            slot = header.slot(first_slot + step)
+            if group and not 0 <= slot.offset - end <= _GAP:
+                yield group
+                group = []
+            group.append((first + step, slot))
+            end = slot.offset + slot.stored
+    if group:
+        yield group

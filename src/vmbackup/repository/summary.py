@@ -1,0 +1,70 @@
+"""What people and scripts are told of a restore point."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from vmbackup.repository.layout import short_id
+from vmbackup.repository.points import Point
+
+
+@dataclass(frozen=True)
+class DiskSummary:
+    """A disk of a restore point; sizes in bytes."""
+
+    target: str
+    format: str
+    virtual_size: int
+    mode: str
+    reason: str | None
+    read_bytes: int
+    changed_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class PointSummary:
+    """A restore point. `parent` is an id, or None; `seal_seconds` is known right after the run only."""
+
+    id: str
+    domain: str
+    domain_uuid: str
+    time: datetime
+    status: str
+    consistency: str
+    quiesce_note: str | None
+    freeze_seconds: float | None
+    parent: str | None
+    seq: int
+    host: str
+    disks: tuple[DiskSummary, ...]
+    duration_seconds: float
+    warnings: tuple[str, ...]
+    seal_seconds: float | None = None
+    written_bytes: int | None = None
+
+
+def summary(
+    point: Point, parent: Point | None, *, seal_seconds: float | None = None, written_bytes: int | None = None
+) -> PointSummary:
+    """Of a point that was read; `parent` where it is at hand."""
+    public = point.public
+    parent_id = parent.id if parent else short_id(point.parent) if point.parent else None
+    fields = DiskSummary.__dataclass_fields__
+    return PointSummary(
+        point.id,
+        point.domain,
+        point.uuid,
+        point.time,
+        "warning" if public["warnings"] else "success",
+        public["consistency"],
+        public["quiesce_note"],
+        public["freeze_seconds"],
+        parent_id,
+        point.seq,
+        public["host"],
+        tuple(DiskSummary(*(getattr(d, name) for name in fields)) for d in point.disks),
+        public["duration_seconds"],
+        tuple(public["warnings"]),
+        seal_seconds,
+        written_bytes,
+    )
