@@ -1,6 +1,6 @@
 """Stores of immutable objects: the Protocol and its backends."""
 
-from .base import (
+from vmbackup.storage_backends.base import (
     BadKey,
     BadStoreUrl,
     Buffer,
@@ -16,8 +16,8 @@ from .base import (
     StoreUnavailable,
     check_key,
 )
-from .probe import occupants
-from .registry import open_store
+from vmbackup.storage_backends.probe import occupants
+from vmbackup.storage_backends.registry import open_store
 
 __all__ = [
     "BadKey",

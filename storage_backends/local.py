@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from .base import (
+from vmbackup.storage_backends.base import (
     Buffer,
     Entry,
     ObjectExists,
@@ -22,7 +22,7 @@ from .base import (
     StoreUnavailable,
     check_key,
 )
-from .files import (
+from vmbackup.storage_backends.files import (
     TEMPORARY_PREFIX,
     create_once,
     holds_durably,
@@ -30,7 +30,7 @@ from .files import (
     open_regular,
     sync_folder,
 )
-from .probe import probe_store
+from vmbackup.storage_backends.probe import probe_store
 
 _STALE_AFTER = 86400.0  # seconds; a put takes seconds, so what a temporary file this old belonged to is dead
 _ATTEMPTS = 3  # a folder or object that vanishes between two calls is another process's doing: look again

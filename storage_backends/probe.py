@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Iterator
 
-from .base import ObjectExists, ObjectMissing, ProbeResult, Store, StoreError
+from vmbackup.storage_backends.base import ObjectExists, ObjectMissing, ProbeResult, Store, StoreError
 
 PROBE_PREFIX = "probe/"  # throw-away objects; a killed probe may leave one
 _FIRST, _SECOND = b"vmbackup probe: the first put\n", b"vmbackup probe: the second one\n"

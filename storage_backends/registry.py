@@ -3,8 +3,8 @@
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from .base import BadStoreUrl, Store
-from .local import LocalStore
+from vmbackup.storage_backends.base import BadStoreUrl, Store
+from vmbackup.storage_backends.local import LocalStore
 
 _HINT = "give an absolute path, or file:///absolute/path"
 

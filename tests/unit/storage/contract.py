@@ -123,8 +123,7 @@ class StoreContract:
         wins = [racer.communicate(timeout=60)[0].split() for racer in racers]
         assert [racer.returncode for racer in racers] == [0] * len(names)
         winners = [
-            [name for name, won in zip(names, wins, strict=True) if str(number) in won]
-            for number in range(rounds)
+            [name for name, won in zip(names, wins, strict=True) if str(number) in won] for number in range(rounds)
         ]
         assert [len(won) for won in winners] == [1] * rounds
         for number, [winner] in enumerate(winners):
@@ -142,9 +141,7 @@ class StoreContract:
         assert store.get("a", 9990) == data[9990:]
         assert store.get("a", 10000) == b""
 
-    @pytest.mark.parametrize(
-        ("offset", "length"), [(0, 101), (100, 1), (101, 0), (101, None), (1 << 62, 1 << 62)]
-    )
+    @pytest.mark.parametrize(("offset", "length"), [(0, 101), (100, 1), (101, 0), (101, None), (1 << 62, 1 << 62)])
     def test_a_range_past_the_end_is_truncated(self, store: Store, offset: int, length: int | None) -> None:
         """Fewer bytes than asked for are never returned, and nothing is allocated for them."""
         store.put("a", bytes(100))
@@ -152,9 +149,7 @@ class StoreContract:
             store.get("a", offset, length)
         assert (caught.value.key, caught.value.size) == ("a", 100)
 
-    def test_an_object_cut_short_is_truncated(
-        self, store: Store, overwrite: Callable[[str, bytes], None]
-    ) -> None:
+    def test_an_object_cut_short_is_truncated(self, store: Store, overwrite: Callable[[str, bytes], None]) -> None:
         """A cut object raises, in both ways of reading it."""
         store.put("a", bytes(10000))
         overwrite("a", bytes(9999))
