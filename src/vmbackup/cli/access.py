@@ -96,9 +96,11 @@ def opened_host(config: "Config") -> "Host":
     """The hypervisor, a context manager."""
     from vmbackup.hypervisor import Host
 
-    return Host.open(config.libvirt.uri,
+    return Host.open(
+        config.libvirt.uri,
         scratch_dir=str(config.libvirt.scratch_dir),
-        state_dir=str(config.daemon.state_dir),)
+        state_dir=str(config.daemon.state_dir),
+    )
 
 
 def make_folder(path: Path) -> None:

@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from vmbackup.engine.backup import BackupOptions
     from vmbackup.hypervisor import Host
     from vmbackup.hypervisor.plan import Plan
+    from vmbackup.hypervisor.source import QuiescePolicy
     from vmbackup.repository.repository import Repository
     from vmbackup.repository.summary import PointSummary
 
 POLICIES = ("auto", "required", "never")
+_LATER = ("bandwidth_limit", "reread_every", "consistency_group", "copy_to")  # keys of a job that do nothing so far
 
 
 @click.command("backup", cls=Command)
@@ -48,7 +50,7 @@ def command(
 
     config = access.load_config(state)
     settings = _job(config, job) if job else None
-    options = access.backup_options(full=full, quiesce=quiesce, job=settings)
+    options = _options(full, quiesce, settings)
     repository_name = state.repository or (settings.repository if settings else None)
     access.named_repository(config, repository_name)
     with ExitStack() as stack:
@@ -57,6 +59,20 @@ def command(
         repository = stack.enter_context(access.opened_repository(config, repository_name))
         run = _Run(state, host, repository, options)
         return run.plan(names) if dry_run else run.backup(names)
+
+
+def _options(full: bool, quiesce: str | None, job: "Job | None") -> "BackupOptions":
+    """What the command line says, else the job."""
+    from vmbackup.cli.output import warn
+    from vmbackup.engine.backup import BackupOptions
+
+    policy = cast("QuiescePolicy", quiesce or (job.quiesce if job else "auto"))
+    if job is None:
+        return BackupOptions(full=full, quiesce=policy)
+    for key in _LATER:
+        if getattr(job, key):
+            warn(f"the job asks for {key}, which this version does not do yet")
+    return BackupOptions(full=full, quiesce=policy, verify_uploads=job.verify_uploads)
 
 
 def _job(config: "Config", name: str) -> "Job":
@@ -97,13 +113,14 @@ class _Run:
         """Back up all, print the result, return the exit code."""
         from vmbackup.cli import access
         from vmbackup.cli.points import document
+        from vmbackup.engine.backup import backup
 
         turns = Turns(self.state)
         points: list[PointSummary] = []
         with access.progress(self.state) as progress:
             for domain in domains:
                 with turns.of(domain):
-                    points.append(access.backup(self.host, self.repository, domain, self.options, progress))
+                    points.append(backup(self.host, self.repository, domain, self.options, progress))
                     if not self.state.json:
                         say(_text(points[-1]))
         if self.state.json:
@@ -114,14 +131,14 @@ class _Run:
 
     def plan(self, domains: Sequence[str]) -> int:
         """Tell what a backup would read, return the exit code."""
-        from vmbackup.cli import access
         from vmbackup.cli.plans import document, text
+        from vmbackup.engine.plan import plan
 
         turns = Turns(self.state)
         plans: list[Plan] = []
         for domain in domains:
             with turns.of(domain):
-                plans.append(access.plan_backup(self.host, self.repository, domain, self.options))
+                plans.append(plan(self.host, self.repository, domain, self.options))
                 if not self.state.json:
                     say(text(plans[-1]))
         if self.state.json:

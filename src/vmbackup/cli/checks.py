@@ -4,35 +4,22 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from vmbackup.config.units import GIB, format_duration, format_size
 from vmbackup.errors import VmbackupError
+from vmbackup.hypervisor import Check
 
 if TYPE_CHECKING:
     from vmbackup.config.models import Config
     from vmbackup.config.models import Repository as Settings
     from vmbackup.storage_backends import ProbeResult
 
-Status = Literal["ok", "warn", "fail"]
-
 _LOW_SPACE = GIB  # of a repository: a full one fails the next run, some of it is needed to see that in time
 _SKEW_SECONDS = 60.0  # of the store's clock to ours: times of objects are compared with it when dead runs are judged
 _OLDEST_SANE = datetime(2024, 1, 1, tzinfo=UTC)  # a clock before it was never set
-
-
-@dataclass(frozen=True)
-class Check:
-    """One condition: `subject` is what was looked at, `fix` the command that mends it ("" where all is well)."""
-
-    name: str
-    subject: str
-    status: Status
-    message: str
-    fix: str = ""
 
 
 def config_checks(path: Path | None, config: "Config") -> Iterator[Check]:
@@ -63,20 +50,17 @@ def _private(path: Path, name: str, forbidden: int, well: str, wrong: str) -> Ch
     return Check(name, str(path), "ok", well)
 
 
-def folder_checks(config: "Config") -> Iterator[Check]:
-    """The folders that vmbackup keeps for itself, made where they are missing."""
+def cache_check(folder: Path) -> Check:
+    """The cache folder, made if it is missing."""
     from vmbackup.cli.access import make_folder
 
-    for name, path in (("state_dir", config.daemon.state_dir), ("cache_dir", config.host.cache_dir)):
-        try:
-            make_folder(path)
-        except VmbackupError as error:
-            yield Check(name, str(path), "fail", error.message, error.hint)
-            continue
-        if os.access(path, os.W_OK | os.X_OK):
-            yield Check(name, str(path), "ok", f"{format_size(shutil.disk_usage(path).free)} free")
-        else:
-            yield Check(name, str(path), "fail", "cannot be written", "run vmbackup as root")
+    try:
+        make_folder(folder)
+    except VmbackupError as error:
+        return Check("cache-folder", str(folder), "fail", error.message, error.hint)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return Check("cache-folder", str(folder), "fail", "cannot be written", "run vmbackup as root")
+    return Check("cache-folder", str(folder), "ok", f"{format_size(shutil.disk_usage(folder).free)} free")
 
 
 def repository_checks(config: "Config", name: str) -> Iterator[Check]:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from vmbackup.cli.options import Command, State
-from vmbackup.errors import ConfigError, VmbackupError
+from vmbackup.errors import ConfigError, NotFoundError, VmbackupError
 
 if TYPE_CHECKING:
-    from vmbackup.cli.checks import Check
     from vmbackup.config.models import Config
+    from vmbackup.hypervisor import Check
 
 
 @click.command("doctor", cls=Command)
@@ -41,9 +41,10 @@ def command(state: State, domains: tuple[str, ...]) -> int:
 def _checks(state: State, domains: Sequence[str]) -> Iterator["Check"]:
     """All checks in order; each part that cannot even begin is one FAIL of its own."""
     from vmbackup.cli import access
-    from vmbackup.cli.checks import Check, config_checks, folder_checks, repository_checks
+    from vmbackup.cli.checks import cache_check, config_checks, repository_checks
     from vmbackup.config.load import find, load
     from vmbackup.config.mistakes import ConfigMistakesError
+    from vmbackup.hypervisor import Check
 
     path = find(state.config)
     try:
@@ -56,7 +57,7 @@ def _checks(state: State, domains: Sequence[str]) -> Iterator["Check"]:
         yield Check("config", str(path), "fail", error.message, error.hint)
         return
     yield from config_checks(path, config)
-    yield from folder_checks(config)
+    yield cache_check(config.host.cache_dir)
     names = [access.named_repository(config, state.repository)[0]] if state.repository else config.repositories
     for name in names:
         yield from repository_checks(config, name)
@@ -66,17 +67,20 @@ def _checks(state: State, domains: Sequence[str]) -> Iterator["Check"]:
 def _host_checks(config: "Config", domains: Sequence[str]) -> Iterator["Check"]:
     """What the hypervisor finds about itself and its domains."""
     from vmbackup.cli import access
-    from vmbackup.cli.checks import Check
+    from vmbackup.hypervisor import Check
 
     try:
         with access.opened_host(config) as host:
-            yield from access.host_checks(host, domains)
+            known = [host.domain(name) for name in dict.fromkeys(domains)] if domains else host.domains()
+            yield from host.checks(known)
+    except NotFoundError:
+        raise
     except VmbackupError as error:
         yield Check("libvirt", config.libvirt.uri, "fail", error.message, error.hint)
 
 
 _LABELS = {"ok": ("OK  ", "green"), "warn": ("WARN", "yellow"), "fail": ("FAIL", "red")}
-_WIDTH = 12  # of the longest name of a check; longer ones push the rest
+_WIDTH = 17  # the longest name of a check: backup-capability
 
 
 def _line(check: "Check") -> str:

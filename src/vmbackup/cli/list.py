@@ -8,26 +8,35 @@ from vmbackup.cli.options import Command, State
 @click.command("list", cls=Command)
 @click.argument("domain", required=False)
 @click.pass_obj
-def command(state: State, domain: str | None) -> None:
-    """List restore points, newest first: all, or those of DOMAIN (its name or UUID)."""
+def command(state: State, domain: str | None) -> int:
+    """List restore points, newest first: all, or those of DOMAIN (its name or UUID).
+
+    One that cannot be read is told of, and the exit code is 4.
+    """
     from vmbackup.cli import access
-    from vmbackup.cli.output import say, say_json
-    from vmbackup.cli.points import document, points_table
+    from vmbackup.cli.output import say, say_json, warn
+    from vmbackup.cli.points import document, points_table, summaries
     from vmbackup.config.mistakes import did_you_mean
     from vmbackup.errors import NotFoundError
 
     config = access.load_config(state)
     with access.opened_repository(config, state.repository) as repository:
-        points = sorted(repository.points(), key=lambda point: point.time, reverse=True)
+        found = repository.read_points()
+    points = summaries(found)
     if domain is not None:
         names = sorted({point.domain for point in points})
         points = [point for point in points if domain in (point.domain, point.domain_uuid)]
-        if not points:
+        if not points and not found.damaged:
             hint = did_you_mean(domain, names) or "'vmbackup list' shows what there is"
             raise NotFoundError(f'there is no restore point of a domain "{domain}"', hint)
     if state.json:
-        say_json(document(points))
-    elif points:
+        damaged = [{"object": error.object_key, "problem": error.message} for error in found.damaged]
+        say_json(document(points) | {"damaged": damaged})
+        return 4 if damaged else 0
+    if points:
         say(points_table(points))
-    else:
+    elif not found.damaged:
         say("No restore points yet: 'vmbackup backup DOMAIN' makes the first.")
+    for error in found.damaged:
+        warn(f"a restore point cannot be read: {error.message}")
+    return 4 if found.damaged else 0

@@ -7,13 +7,30 @@ from vmbackup.cli.output import local_time, table
 from vmbackup.config.units import format_size
 
 if TYPE_CHECKING:
-    from vmbackup.repository.repository import Repository
+    from vmbackup.repository.points import Point
+    from vmbackup.repository.repository import PointList
     from vmbackup.repository.summary import DiskSummary, PointSummary
 
 
 def document(points: Iterable["PointSummary"]) -> dict[str, Any]:
     """The JSON document of `backup`, `list` and `show`, with nothing failed."""
     return {"points": [_point(point) for point in points], "failed": []}
+
+
+def summaries(found: "PointList") -> list["PointSummary"]:
+    """The restore points that were read, newest first, each with its parent's id."""
+    from vmbackup.repository.summary import summary
+
+    by_session = {point.session: point for point in found.points}
+    return [summary(p, by_session.get(p.parent) if p.parent else None) for p in found.points]
+
+
+def described(found: "PointList", point: "Point") -> "PointSummary":
+    """One of the points that were read."""
+    from vmbackup.repository.summary import summary
+
+    parent = next((p for p in found.points if p.session == point.parent), None)
+    return summary(point, parent)
 
 
 def _point(point: "PointSummary") -> dict[str, Any]:

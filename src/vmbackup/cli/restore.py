@@ -1,6 +1,7 @@
 """`vmbackup restore`: the disks of a restore point, as images."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -21,7 +22,14 @@ from vmbackup.errors import UsageError
 @click.option("--disk", "disks", metavar="TARGET", multiple=True, help="Only this disk; again for more.")
 @click.option("--format", "image_format", type=click.Choice(("qcow2", "raw")), default="qcow2", show_default=True)
 @click.pass_obj
-def command(state: State, point: str, at: str | None, output: Path, disks: tuple[str, ...], image_format: str) -> None:
+def command(
+    state: State,
+    point: str,
+    at: str | None,
+    output: Path,
+    disks: tuple[str, ...],
+    image_format: Literal["qcow2", "raw"],
+) -> None:
     """Write the disks of a restore point to DIR: the newest of DOMAIN, or POINT.
 
     POINT is an id, a prefix of it, DOMAIN@latest or DOMAIN@TIME. No file is ever overwritten.
@@ -29,16 +37,20 @@ def command(state: State, point: str, at: str | None, output: Path, disks: tuple
     from vmbackup.cli import access
     from vmbackup.cli.output import clean, say, say_json, table
     from vmbackup.config.units import format_duration, format_size
+    from vmbackup.engine.restore import RestoreOptions, restore
+    from vmbackup.repository.resolve import resolve
 
     if at is not None and "@" in point:
         raise UsageError(
             "--at goes with the name of a domain", f"leave --at out, or write {point.split('@', maxsplit=1)[0]}"
         )
+    options = RestoreOptions(output, image_format, disks or None)
     config = access.load_config(state)
     with access.opened_repository(config, state.repository) as repository:
-        found = access.resolve(repository, f"{point}@{at}" if at is not None else point)
+        name = f"{point}@{at}" if at is not None else point
+        found = resolve(repository.read_points(), name, domains=True)
         with access.progress(state) as progress:
-            done = access.restore(repository, found, output, image_format, disks, progress)
+            done = restore(repository, found, options, progress)
     if state.json:
         files = [
             {
