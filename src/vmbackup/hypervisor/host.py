@@ -7,6 +7,7 @@ from typing import Self
 
 from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor.begin import DOMAIN_FOLDERS, Beginner, Places
+from vmbackup.hypervisor.checks import Check, check_domain, check_host
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.domains import describe, find_domain, handle, list_domains, require_running
 from vmbackup.hypervisor.intents import Intent, IntentStore
@@ -155,6 +156,13 @@ class Host:
             return purge_domain(self.connection, self._store, domain, repository_id)
         finally:
             lock.release()
+
+    def checks(self, domains: list[DomainInfo]) -> list[Check]:
+        """What doctor shows: the host, then each of the domains."""
+        found = check_host(self.connection, self.places)
+        for domain in domains:
+            found += check_domain(self.connection, self.places, self._store, domain)
+        return found
 
     def _recover_locked(self, uuid: str, committed: Committed) -> list[Leftover]:
         dead = [intent for intent in self._store.of_domain(uuid) if intent.uri == self.connection.uri]

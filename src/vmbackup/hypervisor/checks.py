@@ -1,0 +1,251 @@
+"""What doctor asks of a host and its domains: each check is one line, with the command that mends it."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vmbackup.errors import VmbackupError
+from vmbackup.hypervisor import checkpoints, cleanup, scratch
+from vmbackup.hypervisor.begin import Places, domain_folder
+from vmbackup.hypervisor.connection import Connection
+from vmbackup.hypervisor.disks import DomainDisk, read_disks
+from vmbackup.hypervisor.domains import handle
+from vmbackup.hypervisor.intents import IntentStore
+from vmbackup.hypervisor.names import PREFIX
+from vmbackup.hypervisor.quiesce import agent_trouble
+from vmbackup.hypervisor.source import DomainInfo
+from vmbackup.hypervisor.xmltree import parse
+
+# The least that can do incremental backups, as libvirt counts: major * 1,000,000 + minor * 1,000 + release.
+LEAST_LIBVIRT, LEAST_QEMU = 7_006_000, 6_001_000
+# Bytes free in the scratch folder below which a warning is due: a run may want up to 10 GiB.
+_LITTLE_SCRATCH = scratch.NEED_MOST
+_NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "9p")
+# Left out because there is nothing of the guest's own on them.
+_HARMLESS = ("it is a cdrom", "it is a floppy", "it is read-only", "it has no medium")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition. `fix` is the exact command or setting that mends it, "" where nothing is to mend."""
+
+    name: str
+    subject: str
+    status: Literal["ok", "warn", "fail"]
+    message: str
+    fix: str = ""
+
+
+def check_host(connection: Connection, places: Places) -> list[Check]:
+    """The conditions every backup on this host needs."""
+    return [
+        _checked("libvirt", connection.uri, lambda: _libvirt(connection)),
+        _checked("qemu", connection.uri, lambda: _qemu(connection)),
+        _checked("backup-capability", connection.uri, lambda: _capability(connection)),
+        _checked("qemu-img", "host", _qemu_img),
+        _checked("scratch-folder", places.scratch_dir, lambda: _scratch_folder(connection, places.scratch_dir)),
+        _checked("scratch-space", places.scratch_dir, lambda: _scratch_space(places.scratch_dir)),
+        _checked("socket-folder", places.domain_folders, lambda: _socket_folder(places.domain_folders)),
+        _checked("state-folder", places.state_dir, lambda: _state_folder(places.state_dir)),
+    ]
+
+
+def check_domain(connection: Connection, places: Places, store: IntentStore, info: DomainInfo) -> list[Check]:
+    """The conditions of one domain and its disks; changes nothing."""
+    if not info.active:
+        fix = f"virsh start {info.name}"
+        return [Check("running", info.name, "warn", f"it is {info.state}: only a running domain is backed up", fix)]
+    found = [Check("running", info.name, "ok", f"it is {info.state}")]
+    try:
+        found += connection.call(
+            "check the domain", lambda raw: list(_domain(raw, handle(raw, info), places, info)), info.name
+        )
+    except VmbackupError as error:
+        found.append(Check("domain", info.name, "fail", str(error), error.hint))
+    stale = [intent for intent in store.of_domain(info.uuid) if not os.path.exists(f"/proc/{intent.pid}")]
+    if stale:
+        message = f"{len(stale)} runs ended without cleaning up (session {stale[-1].session})"
+        found.append(Check("dead-runs", info.name, "warn", message, f"vmbackup backup {info.name}"))
+    return found
+
+
+def _domain(raw: Any, domain: Any, places: Places, info: DomainInfo) -> Iterator[Check]:
+    folder = _checked("socket-folder", info.name, lambda: ("ok", domain_folder(places, info), ""))
+    yield folder
+    yield _agent(domain, info)
+    yield _job(domain, info)
+    for disk in read_disks(raw, domain):
+        yield _disk(info, disk)
+    yield from _checkpoints(domain, info)
+
+
+def _agent(domain: Any, info: DomainInfo) -> Check:
+    trouble = agent_trouble(domain)
+    if trouble is None:
+        return Check("guest-agent", info.name, "ok", "connected: restore points are file-system consistent")
+    fix = "install and start qemu-guest-agent in the guest; its channel is org.qemu.guest_agent.0"
+    return Check("guest-agent", info.name, "warn", f"{trouble}: restore points are crash consistent", fix)
+
+
+def _job(domain: Any, info: DomainInfo) -> Check:
+    if cleanup.job_type(domain) == 0:
+        return Check("jobs", info.name, "ok", "no job runs")
+    socket = cleanup.active_job_socket(domain) or ""
+    if socket.rpartition("/")[2].startswith(PREFIX):
+        return Check("jobs", info.name, "ok", f"a backup by vmbackup runs (socket {socket})")
+    return Check(
+        "jobs", info.name, "warn", "another job runs: no backup until it ends", f"virsh domjobinfo {info.name}"
+    )
+
+
+def _disk(info: DomainInfo, disk: DomainDisk) -> Check:
+    subject = f"{info.name}/{disk.target}"
+    if disk.left_out:
+        harmless = disk.left_out in _HARMLESS
+        return Check("disk", subject, "ok" if harmless else "warn", f"left out: {disk.left_out}")
+    if disk.untracked:
+        old = disk.info.format == "qcow2"
+        fix = f"qemu-img amend -f qcow2 -o compat=1.1 {disk.info.path}   # with the domain off" if old else ""
+        return Check("disk", subject, "warn" if old else "ok", f"read whole each time: {disk.untracked}", fix)
+    if "encryption" in disk.info.attributes:
+        message = "the image is encrypted; restored images are not"
+        return Check("disk", subject, "warn", message)
+    return Check("disk", subject, "ok", f"{disk.info.format}, {disk.info.virtual_size} bytes, incremental")
+
+
+def _checkpoints(domain: Any, info: DomainInfo) -> Iterator[Check]:
+    for name in checkpoints.own_checkpoints(domain, None):
+        found = checkpoints.lookup(domain, str(name))
+        broken = [t for t, size in checkpoints.dirty_bytes(found).items() if size is None] if found else []
+        if broken:
+            message = f"the bitmaps of {name} are missing or broken on {', '.join(broken)}: the next run reads whole"
+            yield Check("checkpoint", info.name, "warn", message)
+        else:
+            yield Check("checkpoint", info.name, "ok", f"{name} is sound")
+    foreign = checkpoints.foreign_checkpoints(domain)
+    if foreign:
+        yield Check("foreign-checkpoints", info.name, "ok", f"of other tools, left alone: {', '.join(foreign)}")
+
+
+_Verdict = tuple[Literal["ok", "warn", "fail"], str, str]
+
+
+def _checked(name: str, subject: str, verdict: Callable[[], _Verdict]) -> Check:
+    """A verdict as a check; an error of it is a FAIL."""
+    try:
+        status, message, fix = verdict()
+    except VmbackupError as error:
+        return Check(name, subject, "fail", error.message, error.hint)
+    return Check(name, subject, status, message, fix)
+
+
+def version_text(number: int) -> str:
+    """Libvirt's number of a version as people write it."""
+    return f"{number // 1_000_000}.{number // 1_000 % 1_000}.{number % 1_000}"
+
+
+def _libvirt(connection: Connection) -> _Verdict:
+    version = connection.call("ask for libvirt's version", lambda raw: int(raw.getLibVersion()))
+    if version < LEAST_LIBVIRT:
+        return "fail", f"libvirt {version_text(version)} cannot do incremental backups", "upgrade to libvirt 7.6"
+    return "ok", f"libvirt {version_text(version)}", ""
+
+
+def _qemu(connection: Connection) -> _Verdict:
+    version = connection.call("ask for QEMU's version", lambda raw: int(raw.getVersion()))
+    if version < LEAST_QEMU:
+        return "fail", f"QEMU {version_text(version)} cannot do incremental backups", "upgrade to QEMU 6.1"
+    return "ok", f"QEMU {version_text(version)}", ""
+
+
+def _capability(connection: Connection) -> _Verdict:
+    xml = connection.call(
+        "ask for QEMU's capabilities", lambda raw: raw.getDomainCapabilities(None, None, None, None, 0)
+    )
+    backup = parse(xml).find("./features/backup")
+    if backup is None or backup.get("supported") != "yes":
+        return "fail", "this libvirt and QEMU cannot do incremental backups", "upgrade to libvirt 7.6 and QEMU 6.1"
+    return "ok", "incremental backup is supported", ""
+
+
+def _qemu_img() -> _Verdict:
+    path = shutil.which("qemu-img")
+    return ("ok", path, "") if path else ("fail", "qemu-img is missing", "apt install qemu-utils")
+
+
+def _scratch_folder(connection: Connection, folder: str) -> _Verdict:
+    scratch.prepare_folder(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return "fail", "it cannot be written", f"run as root, or chown {folder}"
+    user = qemu_user(connection.call("ask for QEMU's user", lambda raw: raw.getCapabilities()))
+    blocked = user and closed_to(folder, *user)
+    if blocked:
+        return "fail", f"QEMU's user (uid {user[0] if user else ''}) cannot pass {blocked}", f"chmod o+x {blocked}"
+    kind = file_system(folder)
+    if kind in _NETWORK_FILE_SYSTEMS:
+        message = f"it is on {kind}: an error of the network gives the guest I/O errors"
+        return "warn", message, "set [libvirt] scratch_dir to a local file system"
+    return "ok", "writable, and QEMU's user can pass", ""
+
+
+def _scratch_space(folder: str) -> _Verdict:
+    free = scratch.free_bytes(folder)
+    text = f"{free / (1 << 30):.1f} GiB free"
+    if free < _LITTLE_SCRATCH:
+        return "warn", f"{text}: a run wants a fifth of its disks' sizes, at most 10 GiB", "set [libvirt] scratch_dir"
+    return "ok", text, ""
+
+
+def _socket_folder(folder: str) -> _Verdict:
+    if os.access(folder, os.R_OK | os.X_OK):
+        return "ok", "the domains' own folders can be reached", ""
+    return "fail", "the domains' own folders cannot be reached, where the sockets stand", "run as root"
+
+
+def _state_folder(folder: str) -> _Verdict:
+    existing = folder
+    while not os.path.exists(existing):
+        existing = os.path.dirname(existing)
+    if os.access(existing, os.W_OK | os.X_OK):
+        return "ok", "writable", ""
+    return "fail", f"{existing} cannot be written", "run as root, or set [daemon] state_dir"
+
+
+def qemu_user(capabilities_xml: str) -> tuple[int, int] | None:
+    """Uid and gid under which libvirt runs QEMU, from its capabilities; None where it does not change users."""
+    for model in parse(capabilities_xml).findall("./host/secmodel"):
+        if model.findtext("model") == "dac":
+            label = (model.findtext("baselabel") or "").replace("+", "")
+            uid, _, gid = label.partition(":")
+            if uid.isdigit() and gid.isdigit():
+                return int(uid), int(gid)
+    return None
+
+
+def closed_to(folder: str, uid: int, gid: int) -> str | None:
+    """The first folder on the way to `folder` that this user may not pass; None where the way is open."""
+    if uid == 0:
+        return None
+    parts = os.path.abspath(folder).split("/")[1:]
+    for count in range(len(parts) + 1):
+        path = "/" + "/".join(parts[:count])
+        found = os.stat(path)
+        bit = 0o100 if found.st_uid == uid else 0o010 if found.st_gid == gid else 0o001
+        if not found.st_mode & bit:
+            return path
+    return None
+
+
+def file_system(path: str) -> str:
+    """The type of the file system that holds the path (proc(5), mountinfo), "" where it cannot be told."""
+    best, kind = "", ""
+    real = os.path.realpath(path)
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        for line in file:
+            left, _, right = line.partition(" - ")
+            point = left.split()[4]
+            if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+                best, kind = point, right.split()[0]
+    return kind
