@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from vmbackup.engine.pipeline import default_workers
 from vmbackup.engine.targets import WRITE_BYTES, Qcow2Target, RawTarget, Target, Writer
@@ -106,7 +106,7 @@ class _Files:
         except OSError as error:
             raise TargetError(f"cannot make {folder}: {error.strerror}") from error
 
-    def __enter__(self) -> "_Files":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -186,7 +186,7 @@ class _Task:
 
     @property
     def chunks(self) -> int:
-        return sum(w.count for w in self.wanted)
+        return sum(w.chunks for w in self.wanted)
 
 
 class DiskCopy:
@@ -213,10 +213,12 @@ class DiskCopy:
                 pairs.append((ChunkReader(self._catalog, self._secrets), target.open_writer()))
                 free.put(pairs[-1])
             self._run(free, lambda n: progress.advance(task, n))
+            for _, writer in pairs:
+                writer.close()
         finally:
+            for _, writer in pairs:
+                writer.abandon()
             progress.finish(task)
-        for _, writer in pairs:
-            writer.close()
 
     def _run(self, free: "queue.SimpleQueue[tuple[ChunkReader, Writer]]", advance: Callable[[int], None]) -> None:
         pending: set[Future[int]] = set()

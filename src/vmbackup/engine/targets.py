@@ -33,6 +33,9 @@ class Writer(Protocol):
     def close(self) -> None:
         """Waits until all is written. Raises TargetError."""
 
+    def abandon(self) -> None:
+        """Gives up what is outstanding; harmless after `close`. Never raises."""
+
 
 class Target(Protocol):
     """A new image in the making, under its temporary name."""
@@ -89,6 +92,9 @@ class _RawWriter:
                     done += os.pwrite(self._fd, rest[done:], offset + done)
 
     def close(self) -> None:
+        """Nothing is held back."""
+
+    def abandon(self) -> None:
         """Nothing is held back."""
 
 
@@ -194,8 +200,9 @@ class _NbdWriter:
             self._client.flush()
         except NbdError as error:
             raise _nbd_error(self._path, error) from error
-        finally:
-            self._client.close()
+
+    def abandon(self) -> None:
+        self._client.close()
 
 
 def image_info(path: Path) -> dict[str, object]:

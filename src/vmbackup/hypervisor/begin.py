@@ -240,4 +240,4 @@ def _sources(connections: Connections, plan: Plan) -> list[LiveDisk]:
         return int(disk.info.virtual_size if disk.dirty_bytes is None else disk.dirty_bytes)
 
     ordered = sorted(plan.included, key=expected, reverse=True)
-    return [LiveDisk(connections, disk.info, disk.mode or "full", disk.reason) for disk in ordered]
+    return [LiveDisk(connections, disk.info, disk.mode or "full", disk.reason, disk.earlier_size) for disk in ordered]

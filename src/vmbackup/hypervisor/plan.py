@@ -46,7 +46,7 @@ class DiskPlan:
     """One disk. `mode` is None for a disk that is left out, and `reason` then says why.
 
     `dirty_bytes` is what an incremental would read at most, None where that is not known before the run.
-    `tracked`: the new checkpoint covers it.
+    `tracked`: the new checkpoint covers it. `earlier_size`: that of an incremental in the newest restore point.
     """
 
     info: DiskInfo
@@ -54,6 +54,7 @@ class DiskPlan:
     reason: str | None
     dirty_bytes: int | None = None
     tracked: bool = False
+    earlier_size: int | None = None
 
     @property
     def included(self) -> bool:
@@ -174,7 +175,8 @@ def _plan_disk(disk: DomainDisk, request: Request, chain: _Chain) -> DiskPlan:
     reason = _why_reread(disk, request, chain)
     if reason is not None:
         return DiskPlan(disk.info, "reread", reason, tracked=tracked)
-    return DiskPlan(disk.info, "incremental", None, dirty_bytes=chain.sizes.get(disk.target), tracked=tracked)
+    dirty, earlier = chain.sizes.get(disk.target), request.earlier_sizes()[disk.target]
+    return DiskPlan(disk.info, "incremental", None, dirty_bytes=dirty, tracked=tracked, earlier_size=earlier)
 
 
 def _why_reread(disk: DomainDisk, request: Request, chain: _Chain) -> str | None:

@@ -110,12 +110,24 @@ class LiveReader:
 
 
 class LiveDisk:
-    """A DiskSource: a disk of a running domain, at its job's point in time."""
+    """A DiskSource: a disk of a running domain, at its job's point in time.
 
-    def __init__(self, connections: Connections, info: DiskInfo, mode: Mode, reason: str | None) -> None:
+    `earlier_size`: bytes of the disk at the parent's time, for an incremental. What lies beyond was never in a
+    restore point: a clean bitmap says nothing of it, its allocation does.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        info: DiskInfo,
+        mode: Mode,
+        reason: str | None,
+        earlier_size: int | None = None,
+    ) -> None:
         self._connections = connections
         self.info, self.mode, self.reason = info, mode, reason
         self.size = info.virtual_size
+        self._compared = min(self.size, self.size if earlier_size is None else earlier_size)
 
     def extents(self) -> Iterator[Extent]:
         """See DiskSource."""
@@ -124,16 +136,15 @@ class LiveDisk:
         opened: list[NbdClient] = []
         try:
             opened.append(self._connect((_ALLOCATION_CONTEXT,)))
-            if incremental:
-                opened.append(self._connect((BITMAP_CONTEXT,)))
+            allocation = opened[0]
+            start = 0
             with self._connections.failures():
-                yield from extents(
-                    opened[0],
-                    opened[1] if incremental else None,
-                    0,
-                    self.size,
-                    BITMAP_CONTEXT if incremental else None,
-                )
+                if incremental:
+                    opened.append(self._connect((BITMAP_CONTEXT,)))
+                    yield from extents(allocation, opened[1], 0, self._compared, BITMAP_CONTEXT)
+                    start = self._compared
+                if start < self.size:
+                    yield from extents(allocation, None, start, self.size, None)
         finally:
             for client in opened:
                 self._connections.disconnect(client)

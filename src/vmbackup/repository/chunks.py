@@ -23,7 +23,7 @@ class Wanted(NamedTuple):
     """Consecutive slots of a pack, and a number of the caller's for the first of them (a place in a disk)."""
 
     slot: int
-    count: int
+    chunks: int
     first: int
 
 
@@ -60,7 +60,7 @@ class ChunkReader:
         header = self._catalog.header(ref, DATA, pack)
         for group in _spans(header, sorted(wanted)):
             start, end = group[0][1].offset, group[-1][1].offset + group[-1][1].stored
-            view = self._fetch(ref, header, start, end - start)
+            view = self._fetch(header, start, end - start)
             for number, slot in group:
                 stored = view[slot.offset - start : slot.offset - start + slot.stored]
                 yield number, self.open(header, slot, stored)
@@ -84,7 +84,7 @@ class ChunkReader:
             cipher = self._ciphers[birth.session, slot.birth_pack] = AESGCM(key)
         return cipher
 
-    def _fetch(self, ref: SessionRef, header: Header, offset: int, length: int) -> memoryview:
+    def _fetch(self, header: Header, offset: int, length: int) -> memoryview:
         if length > packs.PACK_BYTES:
             raise DamageError(f"{header.name} is malformed", object_key=header.name)
         if length > len(self._buffer):
