@@ -1,7 +1,7 @@
 """An NBD client: many requests under way, answers straight into the caller's buffers."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 from vmbackup.nbd import protocol as p
@@ -9,11 +9,12 @@ from vmbackup.nbd.channel import Address, Buffer, Channel
 from vmbackup.nbd.connection import Connection
 from vmbackup.nbd.errors import Fault, RequestFailed, Unsupported
 from vmbackup.nbd.handshake import ExportDetails, negotiate
-from vmbackup.nbd.request import Request, pieces
+from vmbackup.nbd.request import Columns, Request, pieces
 
 DEPTH = 16  # requests outstanding: QEMU works on as many a connection, and more wait in the socket
-PIECE = 1 << 20  # bytes of read_into's own requests: larger ones leave the processor's cache, and lose
-WINDOW = 8  # read_into's own requests at a time
+READ_PIECE = 1 << 20  # bytes of read_into's requests: with 2 MiB qemu-nbd gives half as much, with 64 KiB too
+WRITE_PIECE = 256 << 10  # bytes of write's requests: with 1 MiB qemu-nbd takes less than half as much
+WINDOW = 4  # requests of either at a time: with 8 of 1 MiB qemu-nbd gives a quarter less
 ZERO_PIECE = 1 << 30  # bytes zeroed or trimmed at once: even written as data they take less than a timeout
 
 
@@ -90,31 +91,18 @@ class NbdClient(Connection):
             raise ValueError("the buffer of a read must be writable")
         view = buffer.cast("B")
         self._check(offset, len(view))
-        failed: RequestFailed | None = None
-        window: deque[Request] = deque()
-        todo = pieces(offset, len(view), min(PIECE, self.max_request))
-        while True:
-            piece = None if failed or len(window) == WINDOW else next(todo, None)
-            if piece:
-                at, length = piece
-                window.append(self._send(_internal(_read(at, view[at - offset :][:length]))))
-            elif window:
-                try:
-                    self._finish(window.popleft())
-                except RequestFailed as error:  # the others still write into the buffer: wait for them
-                    failed = failed or error
-            else:
-                break
-        if failed:
-            raise failed
+        cuts = pieces(offset, len(view), min(READ_PIECE, self.max_request))
+        self._call_all((_read(at, view[at - offset :][:size]), ()) for at, size in cuts)
 
     def write(self, offset: int, data: Buffer) -> None:
-        """Writes the data at `offset`; `flush` makes them durable."""
+        """Writes the data at `offset`, by several requests at a time; `flush` makes them durable."""
         view = memoryview(data).cast("B")
         self._check(offset, len(view))
         self._check_writable("write")
-        for at, length in pieces(offset, len(view), self.max_request):
-            self._call(Request(p.CMD_WRITE, at, length), data=(view[at - offset :][:length],))
+        cuts = pieces(offset, len(view), min(WRITE_PIECE, self.max_request))
+        self._call_all(
+            (Request(p.CMD_WRITE, at, size), (view[at - offset :][:size],)) for at, size in cuts
+        )
 
     def zero(self, offset: int, length: int, *, may_trim: bool = True) -> None:
         """Makes a range read as zeros, by the server; it stays allocated unless it `may_trim`."""
@@ -146,16 +134,39 @@ class NbdClient(Connection):
         may end before the range does, each context elsewhere, and never after it. `one` asks for the
         first extent only.
         """
+        columns = self.block_status_columns(offset, length, one=one)
+        return {name: list(zip(*pair, strict=True)) for name, pair in columns.items()}
+
+    def block_status_columns(self, offset: int, length: int, *, one: bool = False) -> dict[str, Columns]:
+        """As block_status, lengths and flags as arrays of their own."""
         if not self.contexts:
             raise ValueError("the connection has no meta contexts")
         self._check(offset, length, p.MAX_STATUS)
         request = Request(p.CMD_BLOCK_STATUS, offset, length)
         request.one = one
         self._call(request, p.CMD_FLAG_REQ_ONE if one else 0)
-        return request.status or {}
+        return request.status
 
     def _call(self, request: Request, flags: int = 0, data: Sequence[Buffer] = ()) -> None:
         self._finish(self._send(_internal(request), flags, data))
+
+    def _call_all(self, requests: Iterator[tuple[Request, Sequence[Buffer]]]) -> None:
+        """Makes the calls, WINDOW at a time; raises the first failure when none is under way any more."""
+        failed: RequestFailed | None = None
+        window: deque[Request] = deque()
+        while True:
+            todo = None if failed or len(window) == WINDOW else next(requests, None)
+            if todo:
+                window.append(self._send(_internal(todo[0]), data=todo[1]))
+            elif window:
+                try:
+                    self._finish(window.popleft())
+                except RequestFailed as error:
+                    failed = failed or error
+            else:
+                break
+        if failed:
+            raise failed
 
     def _check(self, offset: int, length: int, most: int | None = None) -> None:
         if offset < 0 or length <= 0 or offset + length > self.size:

@@ -209,7 +209,7 @@ class Connection:
             if request.command == p.CMD_READ and request.covered != request.length:
                 raise broken(f"only {request.covered} bytes came of the {request}")
             if request.command == p.CMD_BLOCK_STATUS:
-                missing = [name for name in self._contexts.values() if name not in (request.status or ())]
+                missing = [name for name in self._contexts.values() if name not in request.status]
                 if missing:
                     raise broken(f"the reply to the {request} lacks the context {', '.join(missing)}")
         if not request.internal:

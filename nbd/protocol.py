@@ -94,7 +94,7 @@ CHUNK_ERROR_BIT: Final = 1 << 15
 DATA: Final = Struct(">IQ")  # the chunk's length of payload; offset; then the data
 HOLE: Final = Struct(">IQI")  # the chunk's length of payload; offset, length
 ERROR: Final = Struct(">IH")  # errno, length of message
-EXTENT: Final = Struct(">II")  # length, status flags
+EXTENT_SIZE: Final = 8  # bytes of an extent of a block status: u32 length, u32 status flags
 ESHUTDOWN: Final = 108
 
 # Meta contexts

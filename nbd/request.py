@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from vmbackup.nbd import protocol as p
 from vmbackup.nbd.errors import broken
 
+Columns = tuple["array[int]", "array[int]"]
+"""Lengths and status flags of extents, apart: a list of pairs would cost four times as much to make."""
+
 # Chunks beyond one a sector of the request: end marks, errors, pieces at the borders.
 _SPARE_CHUNKS = 64
 
@@ -39,7 +42,7 @@ class Request:
         self.buffer: memoryview | None = None  # where a read puts its bytes
         self.covered = 0  # bytes of the buffer that have come
         self.failure: tuple[int, str] | None = None  # errno and the server's own words
-        self.status: dict[str, list[tuple[int, int]]] | None = None  # what a block status has brought
+        self.status: dict[str, Columns] = {}  # what a block status has brought, by context
         self.one = False  # a block status that may bring one extent only
         self.internal = False  # completed for the client itself, not for `wait`
         self._chunks_left = -1
@@ -101,41 +104,27 @@ class Request:
         At most MAX_EXTENTS are kept: a reply may end early, so cutting it is right. `least` is the
         export's minimum block size. Raises a Fault for extents that make no progress.
         """
-        if self.status is None:
-            self.status = {}
         if context in self.status:
             raise broken(f"context {context} came twice in the reply to the {self}")
-        count = len(payload) // p.EXTENT.size
-        if count == 1:
-            extent: tuple[int, int] = p.EXTENT.unpack(payload)
-            total, extents = extent[0], [extent]
-            if not total:
-                raise broken(f"an extent of no bytes in the reply to the {self}")
-        elif self.one:
-            raise broken(f"{count} extents where one was asked for")
-        else:
-            extents, total = self._parse(payload)
-        over = total - self.length
-        if over > 0:
-            length, flags = extents[-1]
-            if over >= length or self.one:
-                raise broken(f"extents beyond the end of the {self}")
-            extents[-1] = (length - over, flags)
-        elif over < 0 and (self.offset + total) % least:
-            raise broken(f"extents of the {self} that end off the minimum block size of {least}")
-        self.status[context] = extents
-
-    def _parse(self, payload: memoryview) -> tuple[list[tuple[int, int]], int]:
-        numbers = array("I", payload[: p.MAX_EXTENTS * p.EXTENT.size].tobytes())
+        numbers = array("I", payload[: p.MAX_EXTENTS * p.EXTENT_SIZE].tobytes())
         if sys.byteorder == "little":
             numbers.byteswap()
-        lengths = numbers[::2]
+        lengths, flags = numbers[::2], numbers[1::2]
         total = sum(lengths)
         if 0 in lengths:
             raise broken(f"an extent of no bytes in the reply to the {self}")
+        if self.one and len(lengths) > 1:
+            raise broken(f"{len(lengths)} extents where one was asked for")
         if total < p.SECTOR * (len(lengths) - 1):
             raise broken(f"extents below {p.SECTOR} bytes on average in the reply to the {self}")
-        return list(zip(lengths, numbers[1::2], strict=True)), total
+        over = total - self.length
+        if over > 0:
+            if over >= lengths[-1] or self.one:
+                raise broken(f"extents beyond the end of the {self}")
+            lengths[-1] -= over
+        elif over < 0 and (self.offset + total) % least:
+            raise broken(f"extents of the {self} that end off the minimum block size of {least}")
+        self.status[context] = lengths, flags
 
 
 def pieces(offset: int, length: int, largest: int) -> Iterator[tuple[int, int]]:

@@ -99,7 +99,7 @@ class Wire:
         self.chunk(cookie, p.CHUNK_OFFSET_HOLE, struct.pack(">QI", offset, length), done=done)
 
     def status(self, cookie: int, context: int, extents: list[tuple[int, int]], *, done: bool = True) -> None:
-        payload = struct.pack(">I", context) + b"".join(p.EXTENT.pack(*e) for e in extents)
+        payload = struct.pack(">I", context) + b"".join(struct.pack(">II", *e) for e in extents)
         self.chunk(cookie, p.CHUNK_BLOCK_STATUS, payload, done=done)
 
     def error(self, cookie: int, errno: int, text: bytes = b"", *, done: bool = True) -> None:

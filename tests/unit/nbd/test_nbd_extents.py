@@ -3,6 +3,7 @@
 import itertools
 import random
 import time
+from array import array
 from collections.abc import Iterable
 
 import pytest
@@ -26,17 +27,17 @@ class Reports:
         self.unit = unit
         self.asked: list[tuple[int, int]] = []
 
-    def block_status(self, offset: int, length: int) -> dict[str, list[tuple[int, int]]]:
+    def block_status_columns(self, offset: int, length: int) -> dict[str, tuple[array, array]]:
         self.asked.append((offset, length))
         begin, count = offset // self.unit, length // self.unit
         return {name: self._extents(flags, begin, count) for name, flags in self.maps.items()}
 
-    def _extents(self, flags: list[int], offset: int, length: int) -> list[tuple[int, int]]:
+    def _extents(self, flags: list[int], offset: int, length: int) -> tuple[array, array]:
         length = self.rng.randint(1, length) if self.rng else length
         runs = [(len(list(g)), f) for f, g in itertools.groupby(flags[offset : offset + length])]
         if self.rng and self.rng.random() < 0.3 and runs[0][0] > 1:  # equal neighbours are allowed
             runs[:1] = [(1, runs[0][1]), (runs[0][0] - 1, runs[0][1])]
-        return [(n * self.unit, f) for n, f in runs]
+        return array("I", [n * self.unit for n, _ in runs]), array("I", [f for _, f in runs])
 
 
 def flat(runs: Iterable[Extent], start: int = 0) -> list[Kind]:
@@ -99,10 +100,10 @@ class Clean:
     contexts = (BITMAP,)
     asked = 0
 
-    def block_status(self, offset: int, length: int) -> dict[str, list[tuple[int, int]]]:
+    def block_status_columns(self, offset: int, length: int) -> dict[str, tuple[array, array]]:
         assert length <= 1 << 31
         self.asked += 1
-        return {BITMAP: [(length, 0)]}
+        return {BITMAP: (array("I", [length]), array("I", [0]))}
 
 
 def test_a_clean_tebibyte_is_one_run_of_512_calls() -> None:
