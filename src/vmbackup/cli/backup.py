@@ -154,7 +154,13 @@ def _text(point: "PointSummary") -> str:
     read = sum(disk.read_bytes for disk in point.disks)
     parts = [mode_of(point), f"{format_size(read)} read", f"{format_size(stored(point))} stored"]
     parts += [f"{point.consistency}-consistent", format_duration(point.duration_seconds)]
+    if point.seal_seconds is not None:
+        parts[-1] += f" (seal {format_duration(point.seal_seconds)})"
     lines = [f"{point.domain}: {point.id}", f"  {', '.join(parts)}"]
-    lines += [f"  {disk.target} was read whole: {disk.reason}" for disk in point.disks if disk.reason]
+    whole: dict[str, list[str]] = {}
+    for disk in point.disks:
+        if disk.reason:
+            whole.setdefault(disk.reason, []).append(disk.target)
+    lines += [f"  read whole ({', '.join(targets)}): {reason}" for reason, targets in whole.items()]
     lines += [f"  warning: {warning}" for warning in point.warnings]
     return "\n".join(clean(line) for line in lines)

@@ -27,7 +27,7 @@ def config_checks(path: Path | None, config: "Config") -> Iterator[Check]:
     if path is None:
         yield Check("config", "defaults", "ok", "no configuration file, the defaults hold")
     else:
-        told = f"{len(config.repositories)} repositories, {len(config.jobs)} jobs"
+        told = f"repositories: {len(config.repositories)}, jobs: {len(config.jobs)}"
         yield _private(path, "config", 0o022, f"valid: {told}", "others may change it, and it is read as root")
     for repository in config.repositories.values():
         for file in (repository.passphrase_file, repository.access_key_file, repository.secret_key_file):
@@ -94,10 +94,10 @@ def repository_checks(config: "Config", name: str) -> Iterator[Check]:
         yield Check("repository", name, "fail", failure.message, fix)
         return
     if found.damaged:
-        message = f"{len(found.damaged)} restore points cannot be read: {found.damaged[0].message}"
+        message = f"restore points that cannot be read: {len(found.damaged)} ({found.damaged[0].message})"
         yield Check("repository", name, "fail", message, f"vmbackup --repository {name} verify")
     else:
-        yield Check("repository", name, "ok", f"{repository.id}, opened, {len(found.points)} restore points")
+        yield Check("repository", name, "ok", f"{repository.id} opened, restore points: {len(found.points)}")
 
 
 def _store_check(name: str, settings: "Settings", probe: "ProbeResult") -> Check:

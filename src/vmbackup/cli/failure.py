@@ -105,7 +105,7 @@ def _foreign(error: BaseException) -> Failure | None:
     if _is_one_of(error, "vmbackup.storage_backends.base", "StoreError"):
         code = _STORE_CODES.get(kind, 1)
         told = "damaged" if code == 4 else kind
-        return Failure(told, str(error), getattr(error, "hint", "") or _store_hint(code), code)
+        return Failure(told, str(error), _store_hint(kind, code, getattr(error, "hint", "")), code)
     if _is_one_of(error, "vmbackup.nbd.errors", "NbdError"):
         hint = getattr(error, "hint", "") or "run it again; 'vmbackup doctor' checks the rest"
         return Failure("nbd", str(error), hint, 1)
@@ -123,10 +123,12 @@ def _is_one_of(error: BaseException, module: str, name: str) -> bool:
     return isinstance(base, type) and isinstance(error, base)
 
 
-def _store_hint(code: int) -> str:
+def _store_hint(kind: str, code: int, hint: str) -> str:
+    if kind == "store_missing":
+        return f"{hint or 'correct its url'}; 'vmbackup init' makes a new repository"
     if code == 4:
-        return "run 'vmbackup verify --read-data' to see which restore points suffer"
-    return "'vmbackup doctor' checks the repository"
+        return hint or "run 'vmbackup verify --read-data' to see which restore points suffer"
+    return hint or "'vmbackup doctor' checks the repository"
 
 
 def _sentence(text: str) -> str:

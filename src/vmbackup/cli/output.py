@@ -41,6 +41,11 @@ def say_json(document: Mapping[str, Any]) -> None:
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
+def counted(number: int, thing: str) -> str:
+    """The number and the word for it, as in "1 disk" and "2 disks"."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def local_time(time: datetime, *, seconds: bool = True) -> str:
     """`time` in the zone of this machine, with its offset: "2026-11-24 14:36:00+01:00"."""
     return time.astimezone().isoformat(sep=" ", timespec="seconds" if seconds else "minutes")

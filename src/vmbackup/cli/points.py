@@ -45,6 +45,10 @@ def _point(point: "PointSummary") -> dict[str, Any]:
         "disks": [_disk(disk) for disk in point.disks],
         "duration_seconds": point.duration_seconds,
         "warnings": list(point.warnings),
+        "host": point.host,
+        "quiesce_note": point.quiesce_note,
+        "freeze_seconds": point.freeze_seconds,
+        "seal_seconds": point.seal_seconds,
     }
 
 

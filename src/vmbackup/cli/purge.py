@@ -53,9 +53,10 @@ def _document(name: str, report: "PurgeReport") -> dict[str, Any]:
 
 
 def _say(name: str, report: "PurgeReport") -> None:
-    from vmbackup.cli.output import clean, say, warn
+    from vmbackup.cli.output import clean, counted, say, warn
 
-    gone = [f"{len(report.checkpoints)} checkpoints, {len(report.bitmaps)} stray bitmaps taken off"]
+    checkpoints, bitmaps = len(report.checkpoints), len(report.bitmaps)
+    gone = [f"{counted(checkpoints, 'checkpoint')} and {counted(bitmaps, 'stray bitmap')} taken off"]
     if report.job_ended:
         gone.append("a stale backup job ended")
     say(f"{clean(name)}: {', '.join(gone)}")

@@ -62,7 +62,7 @@ def command(
             }
             for file in done.files
         ]
-        say_json({"point": done.point, "files": files, "duration_seconds": done.duration_seconds})
+        say_json({"point": done.point, "files": files, "duration_seconds": round(done.duration_seconds, 3)})
         return
     rows = [
         (f.target, str(f.path), f.format, format_size(f.virtual_size), format_size(f.written_bytes)) for f in done.files

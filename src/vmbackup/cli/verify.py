@@ -67,7 +67,7 @@ def _document(found: "VerifySummary") -> dict[str, object]:
 
 
 def _text(found: "VerifySummary") -> Sequence[str]:
-    from vmbackup.cli.output import clean, paint
+    from vmbackup.cli.output import clean, counted, paint
     from vmbackup.config.units import format_size
 
     lines = []
@@ -76,7 +76,9 @@ def _text(found: "VerifySummary") -> Sequence[str]:
             f"{paint('damaged', 'red')}  {clean(damage.object)}: {clean(damage.problem)}",
             *(f"         {clean(point)} ({', '.join(map(clean, damage.disks))})" for point in damage.points),
         ]
-    checked = f"{found.points} restore points, {found.objects} objects, {format_size(found.bytes)}"
+    checked = (
+        f"{counted(found.points, 'restore point')}, {counted(found.objects, 'object')}, {format_size(found.bytes)}"
+    )
     if found.damaged:
         suffer = len({point for damage in found.damaged for point in damage.points})
         lines.append(f"{checked} checked: {len(found.damaged)} objects are damaged, {suffer} restore points suffer")

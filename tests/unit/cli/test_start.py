@@ -8,7 +8,13 @@ import pytest
 from vmbackup.cli.app import COMMANDS
 
 HEAVY = {"pydantic", "rich", "libvirt", "cryptography", "boto3", "zstandard", "blake3", "apscheduler"}
-_SHOW_MODULES = "import sys; from vmbackup.cli import main; code = main({args!r}); print(*sys.modules, file=sys.stderr); sys.exit(code)"
+_SHOW_MODULES = """
+import sys
+from vmbackup.cli import main
+code = main({args!r})
+print(*sys.modules, file=sys.stderr)
+sys.exit(code)
+"""
 
 
 def _modules(*args: str) -> set[str]:
