@@ -49,8 +49,11 @@ class Program(click.Group):
     cls=Program,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     params=global_options(hidden=False),
-    epilog="The options above may also stand after COMMAND. Exit codes: 0 done, 1 failed, 2 wrong usage or "
-    "configuration, 3 warnings or some failed, 4 damaged, 5 not found, 6 wrong key, 130 interrupted.",
+    epilog="""\b
+The options above may also stand after COMMAND.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done with
+warnings or some failed, 4 something is damaged, 5 not found, 6 wrong key,
+130 interrupted.""",
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def program() -> None:

@@ -26,7 +26,7 @@ POLICIES = ("auto", "required", "never")
 _LATER = ("bandwidth_limit", "reread_every", "consistency_group", "copy_to")  # keys of a job that do nothing so far
 
 
-@click.command("backup", cls=Command)
+@click.command("backup", cls=Command, short_help="Make restore points of domains, now.")
 @click.argument("domains", metavar="[DOMAIN...]", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Every domain that libvirt knows.")
 @click.option("--job", metavar="NAME", help="The domains of a job of the configuration, as it says.")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vmbackup.hypervisor import Check
 
 
-@click.command("doctor", cls=Command)
+@click.command("doctor", cls=Command, short_help="Check that everything is in place for backups.")
 @click.argument("domains", metavar="[DOMAIN...]", nargs=-1)
 @click.pass_obj
 def command(state: State, domains: tuple[str, ...]) -> int:

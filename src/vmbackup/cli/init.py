@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vmbackup.storage_backends import Store
 
 
-@click.command("init", cls=Command)
+@click.command("init", cls=Command, short_help="Make the repository and its keys.")
 @click.option("--chunk-size", metavar="SIZE", help="Of the pieces that disks are cut into: a power of two (64KiB).")
 @click.option(
     "--recovery-file",

@@ -25,7 +25,7 @@ class _Keys(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group("key", cls=_Keys)
+@click.group("key", cls=_Keys, short_help="List and add what opens the repository.")
 def command() -> None:
     """List and add the passphrases and recovery keys that open the repository."""
 

@@ -5,7 +5,7 @@ import click
 from vmbackup.cli.options import Command, State
 
 
-@click.command("list", cls=Command)
+@click.command("list", cls=Command, short_help="List restore points.")
 @click.argument("domain", required=False)
 @click.pass_obj
 def command(state: State, domain: str | None) -> int:

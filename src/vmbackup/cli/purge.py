@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vmbackup.hypervisor.purge import PurgeReport
 
 
-@click.command("purge", cls=Command)
+@click.command("purge", cls=Command, short_help="Take checkpoints and leftovers off domains.")
 @click.argument("domains", metavar="DOMAIN...", nargs=-1, required=True)
 @click.pass_obj
 def command(state: State, domains: tuple[str, ...]) -> int:

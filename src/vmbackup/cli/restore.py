@@ -9,7 +9,7 @@ from vmbackup.cli.options import Command, State
 from vmbackup.errors import UsageError
 
 
-@click.command("restore", cls=Command)
+@click.command("restore", cls=Command, short_help="Write the disks of a restore point as images.")
 @click.argument("point", metavar="DOMAIN|POINT")
 @click.option("--at", metavar="TIME", help="The newest point of DOMAIN at or before TIME, as 2026-11-24T03:00.")
 @click.option(

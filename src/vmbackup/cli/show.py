@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from vmbackup.repository.summary import PointSummary
 
 
-@click.command("show", cls=Command)
+@click.command("show", cls=Command, short_help="Show one restore point.")
 @click.argument("point")
 @click.pass_obj
 def command(state: State, point: str) -> None:

@@ -20,7 +20,7 @@ class _Verify(Command):
         return super().parse_args(ctx, [f"{a}=100" if a == "--read-data" else a for a in args])
 
 
-@click.command("verify", cls=_Verify)
+@click.command("verify", cls=_Verify, short_help="Check the repository, on demand down to each byte.")
 @click.argument("point", required=False)
 @click.option("--read-data", metavar="[=PERCENT]", help="Read and authenticate the data too, or a share of it.")
 @click.pass_obj

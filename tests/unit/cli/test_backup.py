@@ -203,8 +203,8 @@ def test_a_dry_run_tells_the_plan(
         "web1:",
         "DISK  FORMAT      SIZE  MODE             WOULD READ",
         "vda   qcow2   10.0 GiB  incremental  up to 12.0 MiB",
-        "vdb   raw     1.00 GiB  reread              all data",
-        "sda   raw     1.00 MiB  left out             nothing",
+        "vdb   raw     1.00 GiB  reread             all data",
+        "sda   raw     1.00 MiB  left out            nothing",
         "  vdb: it is raw: no bitmap",
         "  sda: it is a cdrom",
     ]
