@@ -9,7 +9,7 @@ from vmbackup.cli.options import Command, State
 from vmbackup.errors import UsageError
 
 if TYPE_CHECKING:
-    from vmbackup.engine.verify import VerifySummary
+    from vmbackup.engine.verify import Damage, VerifySummary
 
 
 class _Verify(Command):
@@ -29,12 +29,14 @@ def command(state: State, point: str | None, read_data: str | None) -> int:
     share = _share(read_data)
     from vmbackup.cli import access
     from vmbackup.cli.output import say, say_json
+    from vmbackup.engine.verify import verify
+    from vmbackup.repository.resolve import resolve
 
     config = access.load_config(state)
     with access.opened_repository(config, state.repository) as repository:
-        points = None if point is None else [access.resolve(repository, point)]
+        points = None if point is None else [resolve(repository.read_points(), point)]
         with access.progress(state) as progress:
-            found = access.verify(repository, points, share, progress)
+            found = verify(repository, points, share, progress)
     if state.json:
         say_json(_document(found))
     else:
@@ -66,6 +68,12 @@ def _document(found: "VerifySummary") -> dict[str, object]:
     }
 
 
+def _suffering(damage: "Damage") -> list[str]:
+    """The restore points that an object's damage spoils, with the disks."""
+    disks = f" ({', '.join(damage.disks)})" if damage.disks else ""
+    return [f"{point}{disks}" for point in damage.points]
+
+
 def _text(found: "VerifySummary") -> Sequence[str]:
     from vmbackup.cli.output import clean, counted, paint
     from vmbackup.config.units import format_size
@@ -74,14 +82,15 @@ def _text(found: "VerifySummary") -> Sequence[str]:
     for damage in found.damaged:
         lines += [
             f"{paint('damaged', 'red')}  {clean(damage.object)}: {clean(damage.problem)}",
-            *(f"         {clean(point)} ({', '.join(map(clean, damage.disks))})" for point in damage.points),
+            *(f"         suffers: {clean(line)}" for line in _suffering(damage)),
         ]
     checked = (
         f"{counted(found.points, 'restore point')}, {counted(found.objects, 'object')}, {format_size(found.bytes)}"
     )
     if found.damaged:
         suffer = len({point for damage in found.damaged for point in damage.points})
-        lines.append(f"{checked} checked: {len(found.damaged)} objects are damaged, {suffer} restore points suffer")
+        told = f"damaged: {counted(len(found.damaged), 'object')}; suffering: {counted(suffer, 'restore point')}"
+        lines.append(f"{checked} checked; {told}")
     else:
         lines.append(f"{checked} checked: no damage")
     return lines
