@@ -1,5 +1,6 @@
 """A repository: made, opened with a secret, its restore points read."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class Repository:
     def __init__(self, store: Store, reader: ReaderKeys, config: RepositoryConfig, trust: Trust) -> None:
         self.store, self.reader, self.config = store, reader, config
         self._trust = trust
+        self._slot = ""
         self._groups: dict[str, GroupKeys] = {}
         self._writers: dict[bytes, Ed25519PublicKey] | None = None
         self._catalogs: dict[str, Catalog] = {}
@@ -87,13 +89,15 @@ class Repository:
         realm, repository = os.urandom(16), os.urandom(16)
         reader = ReaderKeys.generate(realm, DEFAULT_GROUP)
         recovery = os.urandom(32)
-        for slot, data in (
+        slots = (
             keys.wrap(reader, secret, label),
             keys.wrap(reader, Secret(recovery, "recovery", random=True), "recovery key of init"),
-        ):
+        )
+        for slot, data in slots:
             store.put(f"keys/{slot}", data)
         config = cls._first_config(reader, repository, chunk_size)
         made = cls(store, reader, RepositoryConfig.from_document(config), trust)
+        made._slot = slots[0][0]
         made._put_group(DEFAULT_GROUP)
         made._enrol_self()
         signed = frames.sign_document(b"CONF", config, reader.signing)
@@ -126,14 +130,15 @@ class Repository:
         }
         info = self._group_info(check_group(group), self.config.epoch)
         sealed = self.config.public_keys[self.config.epoch].seal(info, frames.canonical(body))
-        document = {
+        document: dict[str, Any] = {
             "realm": self.config.realm.hex(),
             "group": group,
-            "number": 1,
             "epoch": self.config.epoch,
             "sealed": sealed.hex(),
         }
-        self.store.put(f"groups/{group}/1", frames.sign_document(b"GRUP", document, self.reader.signing))
+        for number in (1, 2):
+            signed = frames.sign_document(b"GRUP", {**document, "number": number}, self.reader.signing)
+            self.store.put(f"groups/{group}/{number}", signed)
 
     def _group_info(self, group: str, epoch: int) -> bytes:
         return _GROUP_INFO + self.config.realm + epoch.to_bytes(4, "big") + group.encode()
@@ -154,16 +159,18 @@ class Repository:
     @classmethod
     def open(cls, store: Store, secret: Secret, trust: Trust) -> "Repository":
         """Opens with a secret. Raises NotFoundError, AccessError, DamageError, RepositoryError."""
-        reader = _unlock(store, secret)
+        before = trust.recall(store.url)
+        reader, slot = _unlock(store, secret, before.slot if before else "")
         config = _read_config(store, reader)
         repository = cls(store, reader, config, trust)
+        repository._slot = slot
         trust.check(store.url, repository._seen())
         return repository
 
     def _seen(self) -> Seen:
         config = self.config
         verify = self.reader.verify_key.public_bytes_raw().hex()
-        return Seen(config.repository.hex(), config.realm.hex(), verify, config.version)
+        return Seen(config.repository.hex(), config.realm.hex(), verify, config.version, self._slot)
 
     def recheck(self) -> None:
         """Reads the config again, as before each commit. Raises RepositoryError where a newer one forbids writing."""
@@ -185,13 +192,24 @@ class Repository:
     def group(self, name: str = DEFAULT_GROUP) -> GroupKeys:
         """The keys of a group. Raises NotFoundError, DamageError."""
         if name not in self._groups:
-            entries = list(self.store.list(f"groups/{name}/"))
-            if not entries:
-                raise NotFoundError(f"the repository has no group '{name}'")
-            newest = max(entries, key=lambda e: _number(e.key))
-            document = frames.open_document(fetch(self.store, newest.key), b"GRUP", newest.key, self.reader.verify_key)
-            self._groups[name] = self._open_group(name, document, newest.key)
+            self._groups[name] = self._read_group(name)
         return self._groups[name]
+
+    def _read_group(self, name: str) -> GroupKeys:
+        """The highest number that can be read: init writes two, so that damage to one costs nothing."""
+        errors: list[DamageError] = []
+        for entry in sorted(self.store.list(f"groups/{name}/"), key=lambda e: _number(e.key), reverse=True):
+            try:
+                data = fetch(self.store, entry.key)
+                document = frames.open_document(data, b"GRUP", entry.key, self.reader.verify_key)
+                return self._open_group(name, document, entry.key)
+            except DamageError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        if name == DEFAULT_GROUP or next(self.store.list(f"points/{name}/"), None):
+            raise DamageError(f"groups/{name}, which holds the keys of group '{name}', is missing")
+        raise NotFoundError(f"the repository has no group '{name}'")
 
     def _open_group(self, name: str, document: dict[str, Any], key: str) -> GroupKeys:
         if document["group"] != name or document["realm"] != self.config.realm.hex():
@@ -209,23 +227,29 @@ class Repository:
         return sorted({entry.key.split("/")[1] for entry in self.store.list("groups/")})
 
     def writers(self) -> dict[bytes, Ed25519PublicKey]:
-        """The enrolled writers' public keys, by id. Raises DamageError."""
+        """The enrolled writers' public keys, by id; this reader's own is known without the store."""
         if self._writers is None:
-            found = {}
+            own = self.reader.writer
+            found = {own.id: own.private.public_key()}
             for entry in self.store.list("writers/"):
-                if entry.key.endswith(".revoked"):
-                    raise RepositoryError(
-                        "the repository knows revoked writers, which only a newer vmbackup judges",
-                        "upgrade vmbackup on this host",
-                    )
-                document = frames.open_document(
-                    fetch(self.store, entry.key), b"WRTR", entry.key, self.reader.verify_key
-                )
-                if document["realm"] == self.config.realm.hex():
-                    public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(document["public_key"]))
-                    found[bytes.fromhex(document["writer"])] = public
+                with contextlib.suppress(DamageError):  # verify tells of it; its points tell who signed them
+                    writer, key = self.read_writer(entry.key)
+                    found[writer] = key
             self._writers = found
         return self._writers
+
+    def read_writer(self, key: str) -> tuple[bytes, Ed25519PublicKey]:
+        """An enrolment: the writer's id and public key. Raises DamageError, RepositoryError."""
+        if key.endswith(".revoked"):
+            raise RepositoryError(
+                "the repository knows revoked writers, which only a newer vmbackup judges",
+                "upgrade vmbackup on this host",
+            )
+        document = frames.open_document(fetch(self.store, key), b"WRTR", key, self.reader.verify_key)
+        if document["realm"] != self.config.realm.hex() or key != f"writers/{document['writer']}":
+            raise DamageError(f"{key} does not belong where it lies", object_key=key)
+        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(document["public_key"]))
+        return bytes.fromhex(document["writer"]), public
 
     def lineage(self, kind: str, stable_id: str, group: str = DEFAULT_GROUP) -> Lineage:
         """Where the history of a guest lies."""
@@ -327,24 +351,32 @@ def _point_place(key: str) -> tuple[Lineage, bytes]:
     return place, name
 
 
-def _unlock(store: Store, secret: Secret) -> ReaderKeys:
+def _unlock(store: Store, secret: Secret, known: str) -> tuple[ReaderKeys, str]:
+    """The keys, and the slot that the secret opens; the slot `known` to open is tried first."""
+    names = [entry.key.removeprefix("keys/") for entry in store.list("keys/")]
     damaged: list[DamageError] = []
-    slots = 0
-    for entry in store.list("keys/"):
-        slots += 1
+    for slot in sorted(names, key=lambda n: (n != known, n)):
+        key = f"keys/{slot}"
         try:
-            found = keys.unwrap(keys.read_slot(fetch(store, entry.key), entry.key), secret, entry.key)
+            found = keys.unwrap(keys.read_slot(fetch(store, key), key), secret, key)
         except DamageError as error:
             damaged.append(error)
             continue
         if found:
-            return found
-    if not slots and next(store.list("config/"), None) is None:
+            return found, slot
+    if not names and next(store.list("config/"), None) is None:
         raise NotFoundError(f"there is no repository at {store.url}", "make one with 'vmbackup init'")
-    if damaged or not slots:
-        what = damaged[0].message if damaged else f"{store.url} has no key slot left"
+    if not names:
+        damaged.append(DamageError(f"{store.url} has no key slot left", object_key="keys/"))
+    elif known and known not in names:
+        damaged.append(
+            DamageError(f"keys/{known}, which this host used before, is missing", object_key=f"keys/{known}")
+        )
+    if damaged:
         raise DamageError(
-            f"{what}, and no other slot opens with this passphrase", "use another passphrase or the recovery key"
+            f"{damaged[0].message}, and no other slot opens with this passphrase",
+            "use another passphrase or the recovery key",
+            object_key=damaged[0].object_key,
         )
     raise AccessError(
         f"the passphrase does not open the repository at {store.url}",

@@ -11,12 +11,13 @@ from vmbackup.repository.crypto import digest
 
 @dataclass(frozen=True)
 class Seen:
-    """The repository at a URL as this host last saw it; ids and keys in hex."""
+    """The repository at a URL as this host last saw it; ids and keys in hex. `slot` opened with the secret used."""
 
     repository: str
     realm: str
     verify_key: str
     version: int
+    slot: str = ""
 
 
 class Trust:

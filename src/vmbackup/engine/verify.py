@@ -1,0 +1,317 @@
+"""Is all there that restore points need, and is it what it was when it was written."""
+
+import queue
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from vmbackup.engine.pipeline import default_workers
+from vmbackup.engine.scrub import PackReport, Scrubber
+from vmbackup.errors import DamageError, VmbackupError
+from vmbackup.progress import Progress
+from vmbackup.repository import frames, keys
+from vmbackup.repository.catalog import Catalog, fetch
+from vmbackup.repository.chunks import Secrets
+from vmbackup.repository.crypto import DATA, digest
+from vmbackup.repository.layout import Lineage, short_id
+from vmbackup.repository.maps import extents
+from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.repository import PointList, Repository
+from vmbackup.repository.usage import DiskUsage, PackName, Usage, load
+from vmbackup.storage_backends import ObjectMissing
+
+
+@dataclass(frozen=True)
+class Damage:
+    """An object, what is wrong with it, and the restore points (ids) and disks (targets) that suffer."""
+
+    object: str
+    problem: str
+    points: tuple[str, ...]
+    disks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class VerifySummary:
+    """What was checked (numbers; bytes of the objects) and found."""
+
+    points: int
+    objects: int
+    bytes: int
+    damaged: tuple[Damage, ...]
+
+
+def verify(
+    repository: Repository, points: Sequence[Point] | None, read_data: float | None, progress: Progress
+) -> VerifySummary:
+    """Checks what `points` need, or (None) what all points and the repository itself need.
+
+    `read_data`: None: objects exist, with their sizes, maps and indexes are whole; a share of 1: so much of the packs
+    is read and authenticated too. Damage is an answer, no error; raises what opening the store raises.
+    """
+    check = _Verify(repository, read_data, progress)
+    if points is None:
+        found = repository.read_points()
+        check.repository_itself()
+        check.vanished(found)
+        points = found.points
+    check.points(points)
+    return check.summary(len(points))
+
+
+class _Findings:
+    """Damage by object, as it is found."""
+
+    def __init__(self) -> None:
+        self._problems: dict[str, str] = {}
+        self._points: dict[str, dict[str, None]] = defaultdict(dict)
+        self._disks: dict[str, dict[str, None]] = defaultdict(dict)
+
+    def add(self, key: str, problem: str, points: Iterable[str] = (), disks: Iterable[str] = ()) -> None:
+        self._problems.setdefault(key, problem.removeprefix(key).strip() or problem)
+        self._points[key].update(dict.fromkeys(points))
+        self._disks[key].update(dict.fromkeys(disks))
+
+    def error(self, error: DamageError, points: Iterable[str] = (), disks: Iterable[str] = ()) -> None:
+        self.add(error.object_key or "?", error.message, points, disks)
+
+    def all(self) -> tuple[Damage, ...]:
+        return tuple(
+            Damage(key, problem, tuple(self._points[key]), tuple(self._disks[key]))
+            for key, problem in sorted(self._problems.items())
+        )
+
+
+class _Verify:
+    def __init__(self, repository: Repository, read_data: float | None, progress: Progress) -> None:
+        self._repository, self._share, self._progress = repository, read_data, progress
+        self._store = repository.store
+        self._found = _Findings()
+        self._objects: dict[str, int] = {}
+
+    def summary(self, points: int) -> VerifySummary:
+        """The result."""
+        return VerifySummary(points, len(self._objects), sum(self._objects.values()), self._found.all())
+
+    def repository_itself(self) -> None:
+        """Config, copies, key slots, groups, enrolments."""
+        verify_key = self._repository.reader.verify_key
+        documents = {"config/": b"CONF", "config.copy/": b"CONF", "groups/": b"GRUP", "writers/": b"WRTR"}
+        for prefix, kind in documents.items():
+            for key, data in self._read_all(prefix):
+                self._try(key, lambda k=key, d=data, t=kind: frames.open_document(d, t, k, verify_key))
+        for key, data in self._read_all("keys/"):
+            self._try(key, lambda k=key, d=data: keys.read_slot(d, k))
+        self._pairs()
+
+    def _pairs(self) -> None:
+        """What is written twice, or must be there."""
+        for number in range(1, self._repository.config.version + 1):
+            for key in (f"config/{number}", f"config.copy/{number}"):
+                self._must_exist(key)
+        for group in {*self._repository.groups(), "default"}:
+            self._must_exist(f"groups/{group}/1")
+            self._must_exist(f"groups/{group}/2")
+        self._must_exist(f"writers/{self._repository.reader.writer.id.hex()}")
+
+    def _must_exist(self, key: str) -> None:
+        if key not in self._objects:
+            self._found.add(key, "is missing")
+
+    def _read_all(self, prefix: str) -> Iterator[tuple[str, bytes]]:
+        for entry in self._store.list(prefix):
+            self._objects[entry.key] = entry.size
+            yield entry.key, fetch(self._store, entry.key)
+
+    def _try(self, key: str, check: object) -> None:
+        try:
+            check()  # type: ignore[operator]
+        except DamageError as error:
+            self._found.error(error)
+        except VmbackupError as error:
+            self._found.add(key, error.message)
+
+    def vanished(self, found: PointList) -> None:
+        """Points that cannot be read, or that are gone although their children name them."""
+        for error in found.damaged:
+            name = (error.object_key or "").rsplit("/", 1)[-1]
+            self._found.error(error, [name[12:20]])
+        known = {p.session: p for p in found.points}
+        for point in found.points:
+            parent = point.public["parent"]
+            session = point.parent
+            if parent is None or session is None:
+                continue
+            key = point.lineage.point(session)
+            if session not in known:
+                if session not in found.ended:
+                    self._found.add(key, f"is missing: {point.id} was made from it", [short_id(session)])
+            elif known[session].digest.hex() != parent["digest"]:
+                self._found.add(key, f"is not the one that {point.id} was made from", [known[session].id])
+
+        self._unended(found)
+
+    def _unended(self, found: PointList) -> None:
+        """Sessions with an index but no commit and no pin: a pin goes only after the commit, so that is lost."""
+        for entry in self._store.list("index/"):
+            _, group, lineage, name = entry.key.split("/")
+            session = bytes.fromhex(name.split("-")[0])
+            place = Lineage(group, bytes.fromhex(lineage))
+            if session not in found.ended and not self._exists(place.pin(session)):
+                self._found.add(place.point(session), "is missing: its index is there", [short_id(session)])
+
+    def _exists(self, key: str) -> bool:
+        try:
+            self._store.stat(key)
+        except ObjectMissing:
+            return False
+        return True
+
+    def points(self, points: Sequence[Point]) -> None:
+        """All that these points need."""
+        by_group: dict[str, list[Point]] = defaultdict(list)
+        for point in points:
+            by_group[point.lineage.group].append(point)
+        for group, members in by_group.items():
+            self._group(self._repository.catalog(group), members)
+
+    def _group(self, catalog: Catalog, points: list[Point]) -> None:
+        usage = Usage(catalog)
+        needs: list[tuple[Point, DiskRecord, DiskUsage]] = []
+        for point in points:
+            self._objects[point.key] = self._store.stat(point.key).size
+            self._documents(point)
+            needs += ((point, disk, usage.of(point, disk)) for disk in point.disks)
+        self._indexes(catalog, usage, needs)
+        for point, disk, need in needs:
+            for error in need.errors:
+                self._found.error(error, [point.id], [disk.target])
+        wanted = set().union(*(need.packs for _, _, need in needs)) if needs else set()
+        broken = self._sizes(catalog, usage, wanted)
+        if self._share is not None:
+            broken |= self._read(catalog, usage, sorted(wanted - broken.keys()))
+        if broken:
+            self._blame(catalog, usage, needs, broken)
+
+    def _documents(self, point: Point) -> None:
+        try:
+            self._repository.documents(point)
+        except DamageError as error:
+            self._found.error(error, [point.id])
+
+    def _indexes(self, catalog: Catalog, usage: Usage, needs: list[tuple[Point, DiskRecord, DiskUsage]]) -> None:
+        """Index roots and their parts, of every session that a table names."""
+        for ref in usage.sessions.values():
+            lineage = catalog.lineage(ref)
+            key = lineage.index(ref.session, ref.root)
+            bad: dict[str, str] = {}
+            try:
+                root = catalog.root(ref)
+                self._objects[key] = self._store.stat(key).size
+                for number, (size, part_digest) in root.parts.items():
+                    part = lineage.index(ref.session, number)
+                    if problem := self._part_problem(part, size, part_digest):
+                        bad[part] = problem
+            except DamageError as error:
+                bad[key] = error.message
+            except ObjectMissing:
+                bad[key] = "is missing"
+            for name, problem in bad.items():
+                users = [(p, d) for p, d, need in needs if any(n.session == ref.session for n in need.packs)]
+                self._found.add(name, problem, [p.id for p, _ in users], [d.target for _, d in users])
+
+    def _part_problem(self, key: str, size: int, expected: bytes) -> str:
+        try:
+            found = self._store.stat(key).size
+        except ObjectMissing:
+            return "is missing"
+        self._objects[key] = found
+        if found != size:
+            return f"has {found} bytes instead of {size}"
+        if self._share is not None and digest(fetch(self._store, key)) != expected:
+            return "is damaged: its digest differs"
+        return ""
+
+    def _sizes(self, catalog: Catalog, usage: Usage, wanted: set[PackName]) -> dict[PackName, PackReport]:
+        """Packs that are missing or of another size than their index says."""
+        broken: dict[PackName, PackReport] = {}
+        listed: dict[str, dict[str, int]] = {}
+        for name in wanted:
+            ref = usage.sessions[name.session]
+            prefix = catalog.lineage(ref).prefix(name.kind)
+            if prefix not in listed:
+                listed[prefix] = {e.key: e.size for e in self._store.list(prefix)}
+            key = catalog.lineage(ref).pack(name.kind, name.session, name.number)
+            try:
+                expected = catalog.entry(ref, name.kind, name.number).size
+            except DamageError:
+                continue  # told with the index
+            size = listed[prefix].get(key)
+            if size is None:
+                broken[name] = PackReport("is missing", None)
+            elif size != expected:
+                broken[name] = PackReport(f"has {size} bytes instead of {expected}", None)
+            self._objects[key] = size or 0
+        return broken
+
+    def _read(self, catalog: Catalog, usage: Usage, names: list[PackName]) -> dict[PackName, PackReport]:
+        """Reads packs, or a random share of them, in several threads."""
+        share = self._share or 0.0
+        if share < 1:
+            names = random.sample(names, max(1, round(len(names) * share))) if names else []
+        secrets = Secrets(self._repository, catalog.keys.group)
+        workers = default_workers()
+        free: queue.SimpleQueue[Scrubber] = queue.SimpleQueue()
+        for _ in range(workers):
+            free.put(Scrubber(catalog, secrets))
+        sizes = {n: self._objects.get(self._key(catalog, usage, n), 0) for n in names}
+        self._progress.start("reading packs", sum(sizes.values()))
+
+        def check(name: PackName) -> tuple[PackName, PackReport]:
+            scrubber = free.get()
+            try:
+                return name, scrubber.check(usage.sessions[name.session], name)
+            finally:
+                free.put(scrubber)
+                self._progress.advance("reading packs", sizes[name])
+
+        try:
+            with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
+                return {name: report for name, report in pool.map(check, names) if report.problem}
+        finally:
+            self._progress.finish("reading packs")
+
+    def _key(self, catalog: Catalog, usage: Usage, name: PackName) -> str:
+        return catalog.lineage(usage.sessions[name.session]).pack(name.kind, name.session, name.number)
+
+    def _blame(
+        self,
+        catalog: Catalog,
+        usage: Usage,
+        needs: list[tuple[Point, DiskRecord, DiskUsage]],
+        broken: dict[PackName, PackReport],
+    ) -> None:
+        """Who suffers: a disk that needs one of the broken slots."""
+        for name, report in broken.items():
+            key = self._key(catalog, usage, name)
+            self._found.add(key, report.problem)
+            for point, disk, need in needs:
+                if name in need.packs and _suffers(catalog, point, disk, name, report):
+                    self._found.add(key, report.problem, [point.id], [disk.target])
+
+
+def _suffers(catalog: Catalog, point: Point, disk: DiskRecord, name: PackName, report: PackReport) -> bool:
+    """Whether a disk needs one of the slots that are damaged."""
+    slots = report.slots
+    if slots is None or name.kind != DATA:
+        return slots is None  # of single nodes the walk of the maps has told
+    numbers = {n for n, ref in point.table.items() if ref.session == name.session}
+    try:
+        return any(
+            e.session in numbers and e.pack == name.number and not slots.isdisjoint(range(e.slot, e.slot + e.chunks))
+            for e in extents(disk.root, lambda ref, first: load(catalog, point, disk, ref, first))
+        )
+    except DamageError:
+        return True
