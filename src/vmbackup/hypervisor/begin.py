@@ -187,7 +187,7 @@ class Beginner:
             domain = handle(raw, info)
             cleanup.abort_job(domain, intent.socket)
             if intent.checkpoint and checkpoints.lookup(domain, intent.checkpoint):
-                checkpoints.remove(domain, intent.checkpoint, paths=intent.paths)
+                checkpoints.remove(domain, intent.checkpoint, intent.paths)
 
         try:
             self._connection.call("undo the begin", undo, info.name)

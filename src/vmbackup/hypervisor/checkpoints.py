@@ -17,13 +17,14 @@ from vmbackup.hypervisor.xmltree import element, parse, render
 _XML_NO_DOMAIN, _XML_SIZE = 2, 4
 _REDEFINE, _REDEFINE_VALIDATE = 1, 4
 _METADATA_ONLY = 2
+_PARENTS_FIRST = 2  # VIR_DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL
 
 
 def own_checkpoints(domain: Any, repository_id: str | None) -> list[CheckpointName]:
     """Those of one repository (None: of all), oldest first. Foreign ones are not seen at all."""
-    names = [CheckpointName.parse(found.getName()) for found in domain.listAllCheckpoints(0)]
+    names = [CheckpointName.parse(found.getName()) for found in domain.listAllCheckpoints(_PARENTS_FIRST)]
     ours = [name for name in names if name and repository_id in (None, name.repository_id)]
-    return sorted(ours, key=lambda name: (name.time, str(name)))
+    return sorted(ours, key=lambda name: name.time)  # stable: within a second libvirt's own order holds
 
 
 def foreign_checkpoints(domain: Any) -> list[str]:
@@ -95,34 +96,29 @@ def redefine(domain: Any, xml: str) -> Any | None:
     return None
 
 
-def remove(domain: Any, name: str, *, paths: Mapping[str, str] | None = None) -> bool:
+def remove(domain: Any, name: str, paths: Mapping[str, str] | None = None) -> bool:
     """Removes a checkpoint of ours whole: metadata and bitmaps, in whatever state they are.
 
-    True if there was anything. `paths` (target -> image) are where its bitmaps may lie when the domain is
-    off and libvirt has lost the metadata. Raises libvirtError, HypervisorError.
+    `paths` (target -> image) are where bitmaps without metadata may lie. True if there was anything.
+    Raises libvirtError, HypervisorError.
     """
     if not CheckpointName.parse(name):
         raise ValueError(f"{name!r} is no checkpoint of ours")
-    return _remove_running(domain, name) if domain.isActive() else _remove_stopped(domain, name, paths or {})
+    if domain.isActive():
+        return _remove_running(domain, name, paths or {})
+    return _remove_stopped(domain, name, paths or {})
 
 
-def remove_orphans(domain: Any, name: str, targets: Iterable[str]) -> bool:
-    """Removes bitmaps of an active domain that have no metadata: defines it without a check, then removes."""
-    if lookup(domain, name) is None:
-        try:
-            domain.checkpointCreateXML(redefine_xml(name, "0", targets), _REDEFINE)
-        except lv.binding().libvirtError:
-            return False
-    return remove(domain, name)
-
-
-def _remove_running(domain: Any, name: str) -> bool:
+def _remove_running(domain: Any, name: str, orphans: Iterable[str]) -> bool:
     libvirt = lv.binding()
     checkpoint = lookup(domain, name)
-    if checkpoint is None:
-        return False
-    targets = list(dirty_bytes(checkpoint))
-    while True:
+    found = checkpoint is not None
+    present = set(disk_paths(domain))
+    targets = list(dirty_bytes(checkpoint)) if found else [target for target in orphans if target in present]
+    while targets or checkpoint is not None:
+        if checkpoint is None:
+            # Bitmaps are deleted through a checkpoint only: define one, unchecked, for the disks that may have them.
+            checkpoint = domain.checkpointCreateXML(redefine_xml(name, "0", targets), _REDEFINE)
         try:
             checkpoint.delete(0)
             return True
@@ -130,13 +126,11 @@ def _remove_running(domain: Any, name: str) -> bool:
             absent = absent_bitmap_disk(error)
             if absent is None or absent not in targets:
                 raise
-            # One disk has no bitmap: libvirt deletes none. Define it again without that disk and go on, or
-            # the bitmaps of the others would stay in their images for ever.
+            # One disk has no bitmap, and libvirt has deleted none: go on without that disk.
             targets.remove(absent)
             checkpoint.delete(_METADATA_ONLY)
-            if not targets:
-                return True
-            checkpoint = domain.checkpointCreateXML(redefine_xml(name, "0", targets), _REDEFINE)
+            checkpoint = None
+    return found
 
 
 def _remove_stopped(domain: Any, name: str, paths: Mapping[str, str]) -> bool:

@@ -82,7 +82,7 @@ class Host:
         )
 
     def reserve(self, domain: DomainInfo) -> DomainLock:
-        """This host's lock of a domain: while it is held no other run works on it. Pass it to `begin`, or release it.
+        """The lock of a domain on this host: held, it keeps other runs off. Pass it to `begin`, or release it.
 
         Raises JobConflictError.
         """

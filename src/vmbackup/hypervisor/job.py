@@ -174,7 +174,7 @@ class LiveJob:
 
     def _remove(self, name: str) -> bool:
         def remove(raw: Any) -> bool:
-            return checkpoints.remove(handle(raw, self.domain), name, paths=self._intent.paths)
+            return checkpoints.remove(handle(raw, self.domain), name, self._intent.paths)
 
         return self._try(f"delete checkpoint {name}", lambda: self._connection.call("delete a checkpoint", remove))
 

@@ -107,6 +107,9 @@ def make_plan(raw: Any, domain: Any, info: DomainInfo, request: Request, *, appl
     superseded, evidence = _classify(ours, request)
     newer = [name for name in evidence if _newer(name, request.parent)]
     chain = _Chain() if request.full else _read_chain(domain, disks, request, newer, apply=apply)
+    lost = _own_parent(request)
+    if lost and lost not in ours:
+        superseded.append(lost)  # without metadata, or just defined again; its bitmaps may be there
     plans = tuple(_plan_disk(disk, request, chain) for disk in disks)
     incremental = any(plan.mode == "incremental" for plan in plans)
     return Plan(
@@ -134,6 +137,12 @@ def _classify(ours: list[CheckpointName], request: Request) -> tuple[list[Checkp
     return superseded, evidence
 
 
+def _own_parent(request: Request) -> CheckpointName | None:
+    """The parent's checkpoint, unless it is another repository's (in a replica)."""
+    name = CheckpointName.parse(request.parent.checkpoint) if request.parent else None
+    return name if name and name.repository_id == request.repository_id else None
+
+
 def _newer(name: CheckpointName, parent: Anchor | None) -> bool:
     known = CheckpointName.parse(parent.checkpoint) if parent else None
     return known is None or (name.time > known.time and name != known)
@@ -149,8 +158,7 @@ def _read_chain(
     parent = request.parent
     if parent is None:
         return _Chain(why_not="the newest restore point names no checkpoint")
-    name = CheckpointName.parse(parent.checkpoint)
-    if name is None or name.repository_id != request.repository_id:
+    if _own_parent(request) is None:
         return _Chain(why_not="the newest restore point came from another repository, whose checkpoint is not ours")
     found = checkpoints.lookup(domain, parent.checkpoint)
     if found is not None:

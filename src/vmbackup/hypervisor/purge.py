@@ -46,7 +46,7 @@ class _Purge:
         ended = self._end_stale_job()
         names = [str(name) for name in checkpoints.own_checkpoints(self._domain, self._repository_id)]
         removed = [name for name in names if self._remove(name)]
-        orphans = [name for name in self._orphans(names) if self._remove_orphan(name)]
+        orphans = [name for name in self._orphans(names) if self._remove(name)]
         return PurgeReport(tuple(removed), tuple(orphans), ended, tuple(self._trouble))
 
     def _end_stale_job(self) -> bool:
@@ -68,12 +68,7 @@ class _Purge:
         return [str(name) for name in ours if self._repository_id in (None, name.repository_id)]
 
     def _remove(self, name: str) -> bool:
-        return self._try(name, lambda: checkpoints.remove(self._domain, name))
-
-    def _remove_orphan(self, name: str) -> bool:
-        if not self._domain.isActive():
-            return self._remove(name)
-        return self._try(name, lambda: checkpoints.remove_orphans(self._domain, name, disk_paths(self._domain)))
+        return self._try(name, lambda: checkpoints.remove(self._domain, name, disk_paths(self._domain)))
 
     def _try(self, name: str, function: Any) -> bool:
         try:

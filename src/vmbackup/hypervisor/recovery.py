@@ -60,7 +60,7 @@ class _Recovery:
             for name in intent.superseded:
                 self._step(f"delete checkpoint {name}", lambda domain, name=name: self._remove(domain, name))
         elif verdict is False and intent.checkpoint:
-            self._step("delete the uncommitted checkpoint", self._remove_new)
+            self._step("delete the uncommitted checkpoint", lambda domain: self._remove(domain, intent.checkpoint))
         if verdict is not None and not self._trouble:
             self._store.remove(intent.session)
         return Leftover(
@@ -105,16 +105,8 @@ class _Recovery:
         except VmbackupError:
             return False
 
-    def _remove_new(self, domain: Any) -> None:
-        name, targets = self._intent.checkpoint or "", self._intent.targets
-        if domain.isActive() and checkpoints.lookup(domain, name) is None:
-            if checkpoints.remove_orphans(domain, name, targets):
-                self._done.append(f"deleted the uncommitted checkpoint {name}")
-            return
-        self._remove(domain, name)
-
-    def _remove(self, domain: Any, name: str) -> None:
-        if checkpoints.remove(domain, name, paths=self._intent.paths):
+    def _remove(self, domain: Any, name: str | None) -> None:
+        if name and checkpoints.remove(domain, name, self._intent.paths):
             self._done.append(f"deleted checkpoint {name}")
 
     def _step(self, doing: str, function: Any) -> None:
