@@ -305,6 +305,18 @@ def _too_much(wire, asked) -> None:
     wire.data(asked.cookie, asked.offset, b"x", done=False)
 
 
+def _whole_after_a_part(wire, asked) -> None:
+    wire.data(asked.cookie, asked.offset, b"x", done=False)
+    wire.data(asked.cookie, asked.offset, bytes(asked.length))
+
+
+def _trickle(wire, asked) -> None:
+    """Right in all but the time it takes: no single wait is long."""
+    for offset in range(0, asked.length, 512):
+        wire.data(asked.cookie, asked.offset + offset, bytes(512), done=False)
+        time.sleep(0.02)
+
+
 def _leave(wire, asked) -> None:
     wire.send(p.CHUNK.pack(p.CHUNK_MAGIC, 1, 1, asked.cookie))
     wire.conn.close()
@@ -347,6 +359,8 @@ END = 1 << 15
         (_overlap_later, ProtocolError, "overlap"),
         (_overlap_hole, ProtocolError, "overlap"),
         (_too_much, ProtocolError, "overlap"),
+        (_whole_after_a_part, ProtocolError, "overlap"),
+        (_trickle, TimedOut, "within 0.5 s"),
         (_one_byte_pieces, ProtocolError, "endless pieces"),
         (_endless(lambda w, a: w.error(a.cookie, 5, done=False)), ProtocolError, "endless pieces"),
         (_drip, TimedOut, "within 0.5 s"),
