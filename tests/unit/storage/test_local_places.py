@@ -120,6 +120,14 @@ class TestPlaces:
         store.put("a", b"1")
         assert [os.fsencode(entry.key) for entry in store.list("")] == [b"a", b"\xff"]
 
+    def test_folders_may_be_links_to_another_disk(self, root: Path, store: Store, tmp_path: Path) -> None:
+        """What can be got through a link is listed through it."""
+        (tmp_path / "cold disk").mkdir()
+        (root / "data").symlink_to(tmp_path / "cold disk")
+        store.put("data/x/1", b"1")
+        assert (tmp_path / "cold disk" / "x" / "1").exists()
+        assert [entry.key for entry in store.list("data/")] == ["data/x/1"]
+
     def test_the_lost_and_found_of_a_new_file_system_does_not_count(self, root: Path, store: Store) -> None:
         (root / "lost+found").mkdir(mode=0)
         assert list(occupants(store)) == []
