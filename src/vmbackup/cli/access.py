@@ -54,12 +54,14 @@ def passphrase_of(name: str, repository: "RepositoryConfig", *, confirm: bool = 
 
 def new_passphrase(name: str, file: Path | None) -> str:
     """A further passphrase of repository `name`: out of `file`, else asked for twice on the terminal."""
-    from vmbackup.config.models import Repository as RepositoryConfig
+    from vmbackup.config.secrets import read_passphrase_file
 
-    source = RepositoryConfig.model_validate({"url": "/", "passphrase_file": str(file.absolute()) if file else None})
-    if file is None and not sys.stdin.isatty():
+    if file is not None:
+        return read_passphrase_file(file.absolute())
+    if not sys.stdin.isatty():
         raise UsageError("there is no terminal to ask for the new passphrase", "name a --passphrase-file")
-    return passphrase_of(name, source, confirm=True)
+    answer = click.prompt(f"New passphrase of repository {name}", hide_input=True, confirmation_prompt=True, err=True)
+    return str(answer)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The program as a whole: the group of commands, and what becomes of errors, interrupts and exit codes."""
 
 import contextlib
+import io
 import signal
 import sys
 import threading
@@ -64,6 +65,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. Whatever goes wrong is told, nothing is raised."""
     args = list(sys.argv[1:] if argv is None else argv)
     state = State(json="--json" in args, debug="--debug" in args)
+    _print_any_name()
     try:
         with _termination_interrupts():
             result = program.main(args, prog_name="vmbackup", standalone_mode=False, obj=state)
@@ -78,6 +80,13 @@ def run(argv: Sequence[str] | None = None) -> int:
         traced(error, debug=state.debug)
         return report(Failure.of(error), as_json=state.json)
     return result if isinstance(result, int) else 0
+
+
+def _print_any_name() -> None:
+    """A name that the terminal's encoding lacks is shown with escapes, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _closed_pipe() -> int:

@@ -38,7 +38,7 @@ def warn(text: str) -> None:
 
 def say_json(document: Mapping[str, Any]) -> None:
     """The one document of a command that was asked for JSON."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(document, indent=2))
 
 
 def counted(number: int, thing: str) -> str:

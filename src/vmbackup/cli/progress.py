@@ -57,14 +57,18 @@ class Bars:
 
     def advance(self, task: str, n_bytes: int) -> None:
         """Move the bar."""
-        if self._bars is not None and task in self._tasks:
-            self._bars.advance(self._tasks[task], n_bytes)
+        with self._lock:
+            if self._bars is not None and task in self._tasks:
+                self._bars.advance(self._tasks[task], n_bytes)
 
     def finish(self, task: str) -> None:
         """Take the bar away; the result is printed by the command."""
         with self._lock:
             if self._bars is not None and task in self._tasks:
                 self._bars.remove_task(self._tasks.pop(task))
+                if not self._tasks:  # results are printed between tasks, and need the terminal for themselves
+                    self._bars.stop()
+                    self._bars = None
 
     def note(self, text: str) -> None:
         """A line above the bars."""
@@ -91,6 +95,7 @@ def _rich_progress() -> "RichProgress":
         console=Console(stderr=True),
         refresh_per_second=_BARS_HZ,
         transient=True,
+        redirect_stdout=False,  # it would end on standard error
     )
 
 

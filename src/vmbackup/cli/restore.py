@@ -29,13 +29,13 @@ def command(
     output: Path,
     disks: tuple[str, ...],
     image_format: Literal["qcow2", "raw"],
-) -> None:
+) -> int:
     """Write the disks of a restore point to DIR: the newest of DOMAIN, or POINT.
 
     POINT is an id, a prefix of it, DOMAIN@latest or DOMAIN@TIME. No file is ever overwritten.
     """
     from vmbackup.cli import access
-    from vmbackup.cli.output import clean, say, say_json, table
+    from vmbackup.cli.output import clean, say, say_json, table, warn
     from vmbackup.config.units import format_duration, format_size
     from vmbackup.engine.restore import RestoreOptions, restore
     from vmbackup.repository.resolve import resolve
@@ -62,10 +62,15 @@ def command(
             }
             for file in done.files
         ]
-        say_json({"point": done.point, "files": files, "duration_seconds": round(done.duration_seconds, 3)})
-        return
+        duration = round(done.duration_seconds, 3)
+        warnings = list(done.warnings)
+        say_json({"point": done.point, "files": files, "duration_seconds": duration, "warnings": warnings})
+        return 3 if warnings else 0
     rows = [
         (f.target, str(f.path), f.format, format_size(f.virtual_size), format_size(f.written_bytes)) for f in done.files
     ]
     say(f"{clean(found.domain)} as of {done.point}, in {format_duration(done.duration_seconds)}:")
     say(table(("DISK", "FILE", "FORMAT", "SIZE", "WRITTEN"), rows, right=("SIZE", "WRITTEN")))
+    for warning in done.warnings:
+        warn(warning)
+    return 3 if done.warnings else 0

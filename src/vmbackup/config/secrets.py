@@ -27,13 +27,13 @@ def read_passphrase(
     Raises AccessError where there is none, ConfigError where the source is broken.
     """
     if repository.passphrase_file is not None:
-        return _from_file(repository.passphrase_file, f'repository "{name}"')
+        return read_passphrase_file(repository.passphrase_file)
     if repository.passphrase_credential is not None:
         folder = environ.get("CREDENTIALS_DIRECTORY")
         if not folder:
             hint = f"add LoadCredential={repository.passphrase_credential}:FILE to the unit"
             raise AccessError("no systemd credential was given to this process", hint)
-        return _from_file(Path(folder) / repository.passphrase_credential, f'repository "{name}"')
+        return read_passphrase_file(Path(folder) / repository.passphrase_credential)
     if repository.passphrase_command is not None:
         return _from_command(repository.passphrase_command.get_secret_value())
     if ask is not None:
@@ -69,13 +69,14 @@ def write_secret_file(path: Path, text: str) -> None:
         raise ConfigError(f"cannot write {path}: {error.strerror}", "check its folder") from None
 
 
-def _from_file(path: Path, whose: str) -> str:
+def read_passphrase_file(path: Path) -> str:
+    """The passphrase in a file. AccessError where it cannot be read, ConfigError where it holds none."""
     try:
         with path.open("rb") as file:
             content = file.read(_LONGEST + 1)
     except FileNotFoundError:
         hint = "bring the file back, or run 'vmbackup init' if the repository is new"
-        raise AccessError(f"the passphrase file {path} of {whose} does not exist", hint) from None
+        raise AccessError(f"the passphrase file {path} does not exist", hint) from None
     except OSError as error:
         message = f"cannot read the passphrase file {path}: {error.strerror}"
         raise AccessError(message, "run this as root") from None

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from vmbackup.cli.output import say
 from vmbackup.cli.progress import Bars, Lines, shown_progress
 from vmbackup.progress import Silent
 
@@ -76,7 +77,8 @@ def test_off_a_terminal_there_are_lines_and_quiet_is_silent() -> None:
         assert isinstance(sink, Silent)
 
 
-def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bars and notes on standard error; results stay on standard output, where a script may read them."""
     monkeypatch.setenv("TERM", "xterm")
     primary, secondary = pty.openpty()
     try:
@@ -87,10 +89,14 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
                 sink.start("web1 [vda]", 100 << 20)
                 sink.advance("web1 [vda]", 50 << 20)
                 sink.note("half way")
+                say("result")
                 sink.finish("web1 [vda]")
+                say("result")
             terminal.flush()
         shown = os.read(primary, 65536).decode()
     finally:
         os.close(primary)
     assert "web1 [vda]" in shown
+    assert capsys.readouterr().out == "result\nresult\n"
+    assert "result" not in shown
     assert "half way" in shown
