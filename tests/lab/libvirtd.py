@@ -65,6 +65,11 @@ class LibvirtService:
             with self._mutex():
                 self._leave()
 
+    def revive(self) -> None:
+        """Starts libvirt again if it has died meanwhile: QEMU lives on, and must be ended through it."""
+        with self._mutex():
+            self._ensure()
+
     @contextlib.contextmanager
     def _mutex(self) -> Iterator[None]:
         """One at a time decides about starting and stopping."""

@@ -8,6 +8,7 @@ import grp
 import importlib.util
 import os
 import pwd
+import re
 import shutil
 from pathlib import Path
 
@@ -24,7 +25,7 @@ RUN_DIR = Path("/run/vmbackup-lab")
 """Locks, and the note which daemons the lab has started."""
 
 KVM_DEVICE = Path("/dev/kvm")
-KVM_CREATE_VM = 0xAE01   # ioctl of linux/kvm.h; works only where the CPU's virtualisation works
+KVM_CREATE_VM = 0xAE01   # ioctl of linux/kvm.h
 
 PROGRAMS = {
     "libvirtd": "libvirt-daemon libvirt-daemon-system",
@@ -76,7 +77,13 @@ def qemu_user() -> tuple[int, int]:
 
 
 def kvm_works() -> bool:
-    """True where the kernel can make a virtual machine: /dev/kvm may exist on a CPU without vmx or svm."""
+    """True where guests run under KVM: the CPU shows vmx or svm, and the kernel makes a virtual machine.
+
+    The device alone is not enough, nor is a kernel that makes machines on a CPU without the flag: seen
+    there, a guest dies with "emulation failure" while its kernel starts.
+    """
+    if not re.search(r"^flags\b.*\s(vmx|svm)\b", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+        return False
     try:
         fd = os.open(KVM_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

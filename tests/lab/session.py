@@ -32,6 +32,7 @@ class Lab:
         self.prefix = f"{machine.PREFIX}{self.run}-"
         self.folder = machine.LAB_DIR / self.run
         self.connection: Any = None
+        self._service: LibvirtService
         self._count = 0
         self._stack = contextlib.ExitStack()
 
@@ -39,10 +40,10 @@ class Lab:
         import libvirt
 
         with contextlib.ExitStack() as stack:
-            stack.enter_context(LibvirtService())
+            self._service = stack.enter_context(LibvirtService())
             libvirt.registerErrorHandler(lambda *_: None, None)
             self.connection = libvirt.open(URI)
-            stack.callback(self.connection.close)
+            stack.callback(self._disconnect)
             machine.LAB_DIR.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
             self._sweep_dead_runs()
             self.folder.mkdir(mode=FOLDER_MODE)
@@ -87,8 +88,18 @@ class Lab:
         return found
 
     def clean(self) -> None:
-        """Ends and deletes all that `leftovers` would list."""
+        """Ends and deletes all that `leftovers` would list, also when libvirtd has died under the run."""
+        import libvirt
+
+        try:
+            self.connection.listDomainsID()
+        except libvirt.libvirtError:
+            self._service.revive()
+            self.connection = libvirt.open(URI)
         _remove_run(self.connection, self.run)
+
+    def _disconnect(self) -> None:
+        self.connection.close()   # not the one of the start, if libvirt died meanwhile
 
     def _marks(self) -> tuple[str, ...]:
         return self.prefix, f"{self.folder}/"
