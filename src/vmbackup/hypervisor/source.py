@@ -100,7 +100,10 @@ class DiskSource(Protocol):
         """Why a `reread` is one."""
 
     def extents(self) -> Iterator[Extent]:
-        """Runs in order from 0, adding up to `size`; UNCHANGED (since the parent) only when incremental."""
+        """Runs in order from 0, adding up to `size`.
+
+        UNCHANGED (since the parent) only when incremental, and only where the disk was as large at the parent's time.
+        """
 
     def open_reader(self) -> DiskReader:
         """A connection of its own; several may be open at once, one a thread."""

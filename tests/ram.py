@@ -1,0 +1,179 @@
+"""Guests whose disks lie in memory: a source kind for tests that need no hypervisor."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, Mode
+from vmbackup.nbd.extents import Extent, Kind
+
+BLOCK = 4096  # the granularity of the tracker
+
+
+@dataclass
+class RamDisk:
+    """Bytes and the blocks that changed since the last restore point."""
+
+    data: bytearray
+    dirty: set[int] = field(default_factory=set)
+    tracked: bool = False
+
+    def write(self, offset: int, data: bytes) -> None:
+        assert offset + len(data) <= len(self.data)
+        self.data[offset : offset + len(data)] = data
+        self.dirty |= set(range(offset // BLOCK, -(-(offset + len(data)) // BLOCK)))
+
+    def resize(self, size: int) -> None:
+        if size < len(self.data):
+            del self.data[size:]
+            self.tracked = False
+        self.data.extend(bytes(size - len(self.data)))
+
+
+@dataclass
+class RamGuest:
+    """A guest with some disks."""
+
+    name: str
+    disks: dict[str, RamDisk]
+    uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+
+class _Reader:
+    def __init__(self, frozen: bytes, on_read: Callable[[], None]) -> None:
+        self._frozen, self._on_read = frozen, on_read
+        self._cookies: list[int] = []
+        self._next = 0
+
+    @property
+    def outstanding(self) -> int:
+        return len(self._cookies)
+
+    def submit(self, offset: int, buffer: memoryview) -> int:
+        self._on_read()
+        buffer[:] = self._frozen[offset : offset + len(buffer)]
+        self._cookies.append(self._next)
+        self._next += 1
+        return self._cookies[-1]
+
+    def wait(self) -> int:
+        return self._cookies.pop()  # the last first: replies come in any order
+
+    def close(self) -> None:
+        self._cookies.clear()
+
+
+class RamSource:
+    """A disk at the point in time."""
+
+    def __init__(self, target: str, disk: RamDisk, earlier: int, mode: Mode, reason: str | None,
+                 on_read: Callable[[], None]) -> None:
+        self._frozen, self._dirty = bytes(disk.data), set(disk.dirty)
+        self._earlier = earlier
+        self._on_read = on_read
+        self.size = len(self._frozen)
+        self.info = DiskInfo(target, "qcow2", self.size, f"/ram/{target}", None, "virtio", {})
+        self.mode, self.reason = mode, reason
+
+    def extents(self) -> Iterator[Extent]:
+        zeros = bytes(BLOCK)
+        for block in range(-(-self.size // BLOCK)):
+            start = block * BLOCK
+            data = self._frozen[start : start + BLOCK]
+            known = start + len(data) <= self._earlier
+            if self.mode == "incremental" and known and block not in self._dirty:
+                kind = Kind.UNCHANGED
+            else:
+                kind = Kind.ZERO if data == zeros[: len(data)] else Kind.DATA
+            yield Extent(start, len(data), kind)
+
+    def open_reader(self) -> _Reader:
+        return _Reader(self._frozen, self._on_read)
+
+
+class RamJob:
+    """A point in time of a guest."""
+
+    consistency = "crash"
+    freeze_seconds = None
+    quiesce_note = None
+    seal_seconds = 0.0
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, host: RamHost, guest: RamGuest, parent: Anchor | None, full: bool, earlier: Mapping[str, int],
+                 reread: str | None) -> None:
+        self._host, self._guest = host, guest
+        self.domain = DomainInfo(guest.name, guest.uuid, 1, "running")
+        self.time = datetime.now(UTC)
+        self.documents = {"domain.xml": f"<domain><name>{guest.name}</name></domain>".encode()}
+        self.anchor = Anchor("libvirt", "ram", "<domaincheckpoint/>", {t: len(d.data) for t, d in guest.disks.items()})
+        self.disks = [
+            RamSource(target, disk, earlier.get(target, 0), *self._mode(target, disk, parent, full, earlier, reread), host.on_read)
+            for target, disk in guest.disks.items()
+        ]
+        self.finished: bool | None = None
+
+    @staticmethod
+    def _mode(target: str, disk: RamDisk, parent: Anchor | None, full: bool, earlier: Mapping[str, int],
+              reread: str | None) -> tuple[Mode, str | None]:
+        if full or target not in earlier:
+            return "full", None
+        if reread or parent is None or not disk.tracked or len(disk.data) < earlier[target]:
+            return "reread", reread or "no bitmap"
+        return "incremental", None
+
+    def check(self) -> None:
+        self._host.on_check()
+
+    def seal(self) -> None:
+        self._host.on_seal()
+
+    def finish(self, committed: bool) -> None:
+        if self.finished is None:
+            self.finished = committed
+            for source in self.disks:
+                disk = self._guest.disks[source.info.target]
+                if committed:
+                    disk.dirty -= source._dirty
+                    disk.tracked = True
+
+    def __enter__(self) -> RamJob:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish(False)
+
+
+class _Lock:
+    def release(self) -> None:
+        pass
+
+
+def _nothing() -> None:
+    pass
+
+
+class RamHost:
+    """What the engine asks of a host. The hooks are called at each read, check and seal, and may raise."""
+
+    def __init__(self, *guests: RamGuest) -> None:
+        self._guests = {guest.name: guest for guest in guests}
+        self.on_read: Callable[[], None] = _nothing
+        self.on_check: Callable[[], None] = _nothing
+        self.on_seal: Callable[[], None] = _nothing
+        self.jobs: list[RamJob] = []
+
+    def domain(self, name: str) -> DomainInfo:
+        guest = self._guests[name]
+        return DomainInfo(guest.name, guest.uuid, 1, "running")
+
+    def reserve(self, domain: DomainInfo) -> _Lock:
+        return _Lock()
+
+    def begin(self, domain: DomainInfo, *, lock: object, repository_id: str, session: str, parent: Anchor | None,
+              full: bool, quiesce: str, earlier: Mapping[str, int], reread: str | None, committed: object) -> RamJob:
+        self.jobs.append(RamJob(self, self._guests[domain.name], parent, full, earlier, reread))
+        return self.jobs[-1]
