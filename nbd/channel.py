@@ -15,7 +15,7 @@ Buffer = bytes | bytearray | memoryview | mmap
 
 SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 MAX_PIECES = 1024  # of one sendmsg: Linux' IOV_MAX
-SLICE = 1.0  # seconds: the longest single wait, after which the deadline is looked at
+SLICE = 1.0  # seconds: the longest single wait for a message, after which the deadline is looked at
 SOCKET_BUFFER = 2 << 20  # bytes; a request's worth, where the kernel allows it
 
 
@@ -95,7 +95,7 @@ class Channel:
         while _advance(views, sent):
             sent = 0
             self.check()
-            ready = self._poll.poll(SLICE * 1000)
+            ready = self._poll.poll(max(1, (self.deadline - monotonic()) * 1000))
             if not ready:
                 continue
             if ready[0][1] & select.POLLIN:
