@@ -110,8 +110,7 @@ class Beginner:
             with freezer:
                 time = datetime.now(UTC)
                 plan = self._begin(info, plan, intent)
-            if intent.frozen and not freezer.thaw_failed:
-                intent = self._store.update(intent, frozen=False)
+            intent = self._store.update(intent, phase="begun", frozen=intent.frozen and freezer.thaw_failed)
             xml, anchor = self._connection.call(
                 "look at the backup job", lambda raw: _begun(handle(raw, info), intent, plan), info.name
             )
@@ -124,7 +123,7 @@ class Beginner:
                     notes=list(plan.notes), recovered=recovered,
                 )
             )  # fmt: skip
-            paths = dict(zip((disk.target for disk in plan.included), intent.scratch, strict=True))
+            paths = dict(zip(intent.disks, intent.scratch, strict=True))
             devices = {device: paths[target] for target, device in scratch_devices(xml).items()}
             watch.start(scratch.ScratchWatch(self._places.scratch_dir, intent.scratch, allowance), devices)
             return job
@@ -150,7 +149,7 @@ class Beginner:
             domain_id=info.id or 0,
             pid=os.getpid(),
             checkpoint=str(name) if tracked else None,
-            targets=tuple(disk.target for disk in tracked),
+            disks=tuple(disk.target for disk in plan.included),
             paths={disk.target: disk.info.path for disk in tracked},
             socket=socket,
             scratch=tuple(
@@ -204,8 +203,9 @@ def _job_xml(plan: Plan, intent: Intent) -> tuple[str, str | None]:
         for disk, path in zip(plan.included, intent.scratch, strict=True)
     ]
     left_out = [disk.target for disk in plan.disks if not disk.included]
-    untracked = [disk.target for disk in plan.disks if disk.target not in intent.targets]
-    checkpoint = checkpoint_xml(intent.checkpoint, intent.targets, untracked) if intent.checkpoint else None
+    tracked = [disk.target for disk in plan.included if disk.tracked]
+    untracked = [disk.target for disk in plan.disks if disk.target not in tracked]
+    checkpoint = checkpoint_xml(intent.checkpoint, tracked, untracked) if intent.checkpoint else None
     return backup_xml(intent.socket, disks, left_out, plan.parent), checkpoint
 
 

@@ -12,7 +12,7 @@ from vmbackup.hypervisor.disks import disk_paths
 from vmbackup.hypervisor.failures import absent_bitmap_disk, broken_disk, code_of
 from vmbackup.hypervisor.images import remove_bitmap
 from vmbackup.hypervisor.names import PREFIX, CheckpointName
-from vmbackup.hypervisor.xmltree import element, parse, render
+from vmbackup.hypervisor.xmltree import Element, element, parse, render
 
 _XML_NO_DOMAIN, _XML_SIZE = 2, 4
 _REDEFINE, _REDEFINE_VALIDATE = 1, 4
@@ -45,21 +45,27 @@ def lookup(domain: Any, name: str) -> Any | None:
 def dirty_bytes(checkpoint: Any) -> dict[str, int | None]:
     """Target -> bytes changed since the checkpoint; None where its bitmap is missing or broken.
 
-    Has no side effect. Only for an active domain; disks outside the checkpoint are not listed.
+    Has no side effect. Only for an active domain whose lock is held: libvirt (9.0) crashes where the checkpoint is
+    deleted while this call waits for the domain. Disks outside the checkpoint are not listed.
     """
-    sizes: dict[str, int | None] = {}
-    for disk in parse(checkpoint.getXMLDesc(_XML_SIZE | _XML_NO_DOMAIN)).findall("./disks/disk"):
-        if disk.get("checkpoint") == "bitmap":
-            size = disk.get("size")
-            sizes[disk.get("name", "")] = None if size is None else int(size)
-    return sizes
+    sizes = {disk.get("name", ""): disk.get("size") for disk in _disks(checkpoint, _XML_SIZE)}
+    return {target: None if size is None else int(size) for target, size in sizes.items()}
+
+
+def covered(checkpoint: Any) -> list[str]:
+    """The targets that the checkpoint has bitmaps of, sound or not. Safe at any time: it asks QEMU nothing."""
+    return [disk.get("name", "") for disk in _disks(checkpoint, 0)]
+
+
+def _disks(checkpoint: Any, flags: int) -> list[Element]:
+    root = parse(checkpoint.getXMLDesc(flags | _XML_NO_DOMAIN))
+    return [disk for disk in root.findall("./disks/disk") if disk.get("checkpoint") == "bitmap"]
 
 
 def minimal_xml(checkpoint: Any) -> str:
     """The least that redefines it anywhere: name, time, disks with their bitmap. Without the domain's XML."""
     found = parse(checkpoint.getXMLDesc(_XML_NO_DOMAIN))
-    targets = [d.get("name", "") for d in found.findall("./disks/disk") if d.get("checkpoint") == "bitmap"]
-    return redefine_xml(found.findtext("name") or "", found.findtext("creationTime") or "0", targets)
+    return redefine_xml(found.findtext("name") or "", found.findtext("creationTime") or "0", covered(checkpoint))
 
 
 def redefine_xml(name: str, creation_time: str, targets: Iterable[str]) -> str:
@@ -114,7 +120,7 @@ def _remove_running(domain: Any, name: str, orphans: Iterable[str]) -> bool:
     checkpoint = lookup(domain, name)
     found = checkpoint is not None
     present = set(disk_paths(domain))
-    targets = list(dirty_bytes(checkpoint)) if found else [target for target in orphans if target in present]
+    targets = covered(checkpoint) if found else [target for target in orphans if target in present]
     while targets or checkpoint is not None:
         if checkpoint is None:
             # Bitmaps are deleted through a checkpoint only: define one, unchecked, for the disks that may have them.

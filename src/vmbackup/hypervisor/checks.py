@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vmbackup.errors import VmbackupError
+from vmbackup.errors import JobConflictError, VmbackupError
 from vmbackup.hypervisor import checkpoints, cleanup, scratch
 from vmbackup.hypervisor.begin import Places, domain_folder
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.disks import DomainDisk, read_disks
 from vmbackup.hypervisor.domains import handle
 from vmbackup.hypervisor.intents import IntentStore
+from vmbackup.hypervisor.locks import DomainLock
 from vmbackup.hypervisor.names import PREFIX
 from vmbackup.hypervisor.quiesce import agent_trouble
 from vmbackup.hypervisor.source import DomainInfo
@@ -59,12 +60,20 @@ def check_domain(connection: Connection, places: Places, store: IntentStore, inf
         return [Check("running", info.name, "warn", f"it is {info.state}: only a running domain is backed up", fix)]
     found = [Check("running", info.name, "ok", f"it is {info.state}")]
     try:
+        lock = DomainLock(places.state_dir, info.uuid, info.name)
+    except JobConflictError as error:
+        return [*found, Check("jobs", info.name, "ok", f"{error}: looked at no further")]
+    except VmbackupError as error:
+        return [*found, Check("state-folder", info.name, "fail", str(error), error.hint)]
+    try:
         found += connection.call(
             "check the domain", lambda raw: list(_domain(raw, handle(raw, info), places, info)), info.name
         )
     except VmbackupError as error:
         found.append(Check("domain", info.name, "fail", str(error), error.hint))
-    stale = [intent for intent in store.of_domain(info.uuid) if not os.path.exists(f"/proc/{intent.pid}")]
+    finally:
+        lock.release()
+    stale = store.of_domain(info.uuid)
     if stale:
         message = f"{len(stale)} runs ended without cleaning up (session {stale[-1].session})"
         found.append(Check("dead-runs", info.name, "warn", message, f"vmbackup backup {info.name}"))
@@ -94,7 +103,8 @@ def _job(domain: Any, info: DomainInfo) -> Check:
         return Check("jobs", info.name, "ok", "no job runs")
     socket = cleanup.active_job_socket(domain) or ""
     if socket.rpartition("/")[2].startswith(PREFIX):
-        return Check("jobs", info.name, "ok", f"a backup by vmbackup runs (socket {socket})")
+        message = f"a backup job of a run that is dead goes on (socket {socket}): it fills scratch space"
+        return Check("jobs", info.name, "warn", message, f"vmbackup purge {info.name}")
     return Check(
         "jobs", info.name, "warn", "another job runs: no backup until it ends", f"virsh domjobinfo {info.name}"
     )

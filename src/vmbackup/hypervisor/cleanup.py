@@ -5,18 +5,23 @@ Every function takes a virDomain and may be called when there is nothing to do.
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor.domains import PAUSED_BY_IO_ERROR
-from vmbackup.hypervisor.failures import code_of
+from vmbackup.hypervisor.failures import code_of, text_of
 from vmbackup.hypervisor.jobxml import job_socket
+from vmbackup.nbd import NbdClient, NbdError
 
 # Seconds an aborted job has to end: it took at most 42 ms on an idle machine.
 END_TIMEOUT = 60.0
 _POLL = 0.02
+# Seconds without a job after which a dead caller's backupBegin will not come any more: libvirtd takes it up in
+# milliseconds, and a second holds on a busy machine too.
+_QUIET = 1.0
+_BEGINNING = -1
 
 
 def active_job_socket(domain: Any) -> str | None:
@@ -30,13 +35,44 @@ def active_job_socket(domain: Any) -> str | None:
 
 
 def job_type(domain: Any) -> int:
-    """virDomainJobType; 0 where nothing runs or the domain is off."""
+    """virDomainJobType; 0 where nothing runs or the domain is off, _BEGINNING while a backup is just being begun."""
     try:
         return int(domain.jobInfo()[0])
     except lv.binding().libvirtError as error:
         if code_of(error) in (lv.OPERATION_INVALID, lv.NO_DOMAIN):
             return 0
+        if code_of(error) == lv.INTERNAL_ERROR and "backup job data missing" in text_of(error):
+            return _BEGINNING
         raise
+
+
+def wait_for_begin(domain: Any, socket: str, exports: Sequence[str]) -> None:
+    """Returns when a backupBegin whose caller has died has come to its end, well or not.
+
+    libvirtd goes on with it, and nothing may be touched meanwhile: its scratch files are needed, and a begin that
+    fails beside other calls on the domain crashes libvirtd (before 10.8). It is over when the exports, its last
+    step, can be opened; or it never came, or has failed, when the domain has had no job for _QUIET seconds.
+    """
+    deadline = time.monotonic() + END_TIMEOUT
+    quiet_since = time.monotonic()
+    while time.monotonic() < deadline:
+        if active_job_socket(domain) == socket:
+            if all(_opens(socket, export) for export in exports):
+                time.sleep(_POLL)  # between the last export and the end of the call
+                return
+        elif job_type(domain) == _BEGINNING:
+            quiet_since = time.monotonic()
+        elif time.monotonic() - quiet_since > _QUIET:
+            return
+        time.sleep(_POLL)
+
+
+def _opens(socket: str, export: str) -> bool:
+    try:
+        NbdClient.connect(socket, export, timeout=END_TIMEOUT).close()
+    except NbdError:
+        return False
+    return True
 
 
 def abort_job(domain: Any, socket: str) -> bool:

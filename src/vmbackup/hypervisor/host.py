@@ -71,15 +71,22 @@ class Host:
         reread: str | None = None,
         committed: Committed | None = None,
     ) -> Plan:
-        """What `begin` would do now; changes nothing. Arguments as for `begin`."""
+        """What `begin` would do now; changes nothing. Arguments as for `begin`.
+
+        Raises JobConflictError while a run works on the domain: its checkpoints must not be looked at meanwhile.
+        """
         request = Request(repository_id, parent, full, earlier, reread, committed)
         info = self.connection.call("look at the domain", lambda raw: describe(handle(raw, domain)), domain.name)
         require_running(info)
-        return self.connection.call(
-            "plan the backup",
-            lambda raw: make_plan(raw, handle(raw, info), info, request, apply=False),
-            info.name,
-        )
+        lock = self.reserve(info)
+        try:
+            return self.connection.call(
+                "plan the backup",
+                lambda raw: make_plan(raw, handle(raw, info), info, request, apply=False),
+                info.name,
+            )
+        finally:
+            lock.release()
 
     def reserve(self, domain: DomainInfo) -> DomainLock:
         """The lock of a domain on this host: held, it keeps other runs off. Pass it to `begin`, or release it.
@@ -150,7 +157,7 @@ class Host:
 
         Of one repository, or (None) of all. Raises JobConflictError while a run works on it.
         """
-        lock = DomainLock(self.places.state_dir, domain.uuid, domain.name)
+        lock = self.reserve(domain)
         try:
             self._recover_locked(domain.uuid, lambda _name: None)
             return purge_domain(self.connection, self._store, domain, repository_id)

@@ -1,7 +1,9 @@
 """What a run is about to do to a domain, on disk before it does it: a later run puts a dead one right from it.
 
-One JSON file a session in state_dir/intents. It is written and synced before the freeze and the begin, and goes
-when nothing of the run is left on the host. A run is dead when its domain's lock is free.
+One file a session in state_dir/intents: a line of JSON with all of it, written and synced before the freeze and the
+begin; then a line for each change, appended without a sync (replacing the file would cost one), for a lost change
+only makes a later run look once more. The file goes when nothing of the run is left on the host. A run is dead when
+its domain's lock is free.
 """
 
 import contextlib
@@ -20,9 +22,11 @@ _VERSION = 1
 class Intent:
     """A run's traces on the host.
 
-    `frozen` is True while the guest may be frozen; `phase` is `committed` once the restore point is durable
-    (then only `superseded` checkpoints are left to delete); `paths` target -> image, for the removal of
-    bitmaps when the domain is off; `scratch_bytes` what the run reserved.
+    `frozen` is True while the guest may be frozen. `phase`: `beginning` until backupBegin has returned (libvirtd may
+    still be at it when the run is dead), `begun`, `committed` once the restore point is durable: then only
+    `superseded` checkpoints are left to delete. `disks` are the targets of the job; `paths` target -> image of those
+    with a bitmap, for its removal when the domain is off; `scratch` the files, in the order of `disks`;
+    `scratch_bytes` what the run reserved.
     """
 
     session: str
@@ -33,14 +37,14 @@ class Intent:
     domain_id: int
     pid: int
     checkpoint: str | None
-    targets: tuple[str, ...]
+    disks: tuple[str, ...]
     paths: dict[str, str]
     socket: str
     scratch: tuple[str, ...]
     scratch_bytes: int
     was_running: bool
     frozen: bool
-    phase: Literal["begun", "committed"] = "begun"
+    phase: Literal["beginning", "begun", "committed"] = "beginning"
     superseded: tuple[str, ...] = field(default=())
 
     @classmethod
@@ -49,13 +53,13 @@ class Intent:
         values = dict(data)
         if values.pop("version") != _VERSION:
             raise ValueError("an intent of another version")
-        for name in ("targets", "scratch", "superseded"):
+        for name in ("disks", "scratch", "superseded"):
             values[name] = tuple(values[name])
         return cls(**values)
 
 
 class IntentStore:
-    """The intents of this host. Writes are durable where `durable` says so."""
+    """The intents of this host."""
 
     def __init__(self, state_dir: str) -> None:
         self._folder = os.path.join(state_dir, "intents")
@@ -63,19 +67,17 @@ class IntentStore:
     def _path(self, session: str) -> str:
         return os.path.join(self._folder, f"{session}.json")
 
-    def write(self, intent: Intent, *, durable: bool = True) -> None:
-        """Creates or replaces it, whole or not at all. Raises HypervisorError where it cannot be kept."""
+    def write(self, intent: Intent) -> None:
+        """Makes it durable, whole or not at all. Raises HypervisorError where it cannot be kept."""
         path = self._path(intent.session)
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
             with open(path + ".new", "w", encoding="utf-8") as file:
-                json.dump({"version": _VERSION, **asdict(intent)}, file)
+                file.write(json.dumps({"version": _VERSION, **asdict(intent)}) + "\n")
                 file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-            os.replace(path + ".new", path)
-            if durable:
-                self._sync_folder()
+                os.fsync(file.fileno())
+            os.rename(path + ".new", path)
+            self._sync_folder()
         except OSError as error:
             raise HypervisorError(
                 f"the intent of the run cannot be written to {self._folder}: {error.strerror}",
@@ -83,10 +85,10 @@ class IntentStore:
             ) from error
 
     def update(self, intent: Intent, **changes: Any) -> Intent:
-        """Writes it changed, without a sync: a lost change only makes a later run look once more."""
-        changed = replace(intent, **changes)
-        self.write(changed, durable=False)
-        return changed
+        """The intent, changed; the change is kept if that is possible, and is not synced."""
+        with contextlib.suppress(OSError), open(self._path(intent.session), "a", encoding="utf-8") as file:
+            file.write(json.dumps(changes) + "\n")
+        return replace(intent, **changes)
 
     def remove(self, session: str) -> None:
         """Forgets it; one that is gone already is fine."""
@@ -103,9 +105,8 @@ class IntentStore:
             if not name.endswith(".json"):
                 continue
             try:
-                with open(os.path.join(self._folder, name), encoding="utf-8") as file:
-                    yield Intent.load(json.load(file))
-            except (OSError, ValueError, KeyError, TypeError):
+                yield _read(os.path.join(self._folder, name))
+            except (OSError, ValueError, KeyError, TypeError, IndexError):
                 continue
 
     def of_domain(self, uuid: str) -> list[Intent]:
@@ -118,3 +119,13 @@ class IntentStore:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def _read(path: str) -> Intent:
+    """The first line with the changes of the others; a last line that is cut counts nothing."""
+    with open(path, encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    data: dict[str, Any] = json.loads(lines[0])
+    for line in lines[1:-1]:
+        data |= json.loads(line)
+    return Intent.load(data)

@@ -26,6 +26,8 @@ class Connections:
 
     def connect(self, export: str, contexts: tuple[str, ...] = ()) -> NbdClient:
         """A new connection. Raises HypervisorError, also once the job is over."""
+        if self._closed:
+            raise self._over(export)
         with self.failures():
             client = NbdClient.connect(self._socket, export, contexts=contexts)
         with self._guard:
@@ -33,7 +35,10 @@ class Connections:
                 self._open.add(client)
                 return client
         client.close()
-        raise HypervisorError(f"the backup job is over: disk {export} cannot be read any more")
+        raise self._over(export)
+
+    def _over(self, export: str) -> HypervisorError:
+        return HypervisorError(f"the backup job is over: disk {export} cannot be read any more")
 
     def disconnect(self, client: NbdClient) -> None:
         """Closes one, with NBD's good-bye."""

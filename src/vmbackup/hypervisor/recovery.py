@@ -51,7 +51,8 @@ class _Recovery:
         """Thaw, end the job, remove files, decide on the checkpoint."""
         intent = self._intent
         self._step("thaw the guest", self._thaw)
-        self._step("end the backup job", self._end_job)
+        if not self._step("end the backup job", self._end_job):
+            return self._leftover(None)  # the files are in use, the checkpoint may be: all that later
         gone = cleanup.unlink_all((intent.socket, *intent.scratch))
         if gone:
             self._done.append(f"removed {len(gone)} files of scratch and socket")
@@ -63,6 +64,10 @@ class _Recovery:
             self._step("delete the uncommitted checkpoint", lambda domain: self._remove(domain, intent.checkpoint))
         if verdict is not None and not self._trouble:
             self._store.remove(intent.session)
+        return self._leftover(verdict)
+
+    def _leftover(self, verdict: bool | None) -> Leftover:
+        intent = self._intent
         return Leftover(
             session=intent.session,
             repository_id=intent.repository_id,
@@ -90,6 +95,8 @@ class _Recovery:
         self._done.append("thawed the guest")
 
     def _end_job(self, domain: Any) -> None:
+        if self._intent.phase == "beginning":
+            cleanup.wait_for_begin(domain, self._intent.socket, self._intent.disks)
         # Measured before the end of the job frees it: a guest that stands still for our scratch goes on.
         scratch_full = self._intent.was_running and self._scratch_is_full()
         if cleanup.abort_job(domain, self._intent.socket):
@@ -109,13 +116,15 @@ class _Recovery:
         if name and checkpoints.remove(domain, name, self._intent.paths):
             self._done.append(f"deleted checkpoint {name}")
 
-    def _step(self, doing: str, function: Any) -> None:
+    def _step(self, doing: str, function: Any) -> bool:
         def run(raw: Any) -> None:
             function(raw.lookupByUUIDString(self._intent.domain_uuid))
 
         try:
             self._connection.call(doing, run, self._intent.domain_name)
         except NotFoundError:
-            return  # the domain is gone, and with it everything of it that this step is about
+            return True  # the domain is gone, and with it everything of it that this step is about
         except VmbackupError as error:
             self._trouble.append(f"could not {doing}: {error}")
+            return False
+        return True

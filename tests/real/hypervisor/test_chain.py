@@ -45,9 +45,7 @@ def test_one_checkpoint_stays(make_domain: MakeDomain, make_shadow: MakeShadow) 
         assert bitmaps_in(horse, "vda") == bitmaps_in(horse, "vdb") == [shadow.anchor.checkpoint]
 
 
-def test_a_failed_run_leaves_only_the_parent(
-    make_domain: MakeDomain, make_shadow: MakeShadow, work_dir: Path
-) -> None:
+def test_a_failed_run_leaves_only_the_parent(make_domain: MakeDomain, make_shadow: MakeShadow, work_dir: Path) -> None:
     """A run that is not committed deletes its checkpoint, and the next one builds on the parent."""
     horse = make_domain(Disk(size=4 * MiB))
     shadow = make_shadow(horse)
@@ -382,6 +380,8 @@ def test_a_transient_domain_is_backed_up(make_domain: MakeDomain, make_shadow: M
         assert f"<uuid>{horse.uuid}</uuid>" in running.documents["domain.xml"].decode()
         assert [disk.mode for disk in running.disks] == ["incremental"]
     shadow.host.purge(shadow.host.domain(horse.name))
+    # libvirt's backupBegin writes a definition of a transient domain, which it reads when it starts again (9.0).
+    Path(f"/etc/libvirt/qemu/{horse.name}.xml").unlink(missing_ok=True)
 
 
 @pytest.fixture

@@ -1,0 +1,215 @@
+"""The seal: no point in time is ever accepted whose job did not live until its last byte was read."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.lab.disk import Disk, MiB
+from tests.lab.domain import Workhorse
+from tests.lab.session import Lab
+from tests.real.hypervisor.conftest import Shadow, read_disk
+from vmbackup.errors import HypervisorError, PointInTimeLostError
+from vmbackup.hypervisor import Host
+
+pytestmark = pytest.mark.real
+MakeDomain = Callable[..., Workhorse]
+K64 = 65536
+
+
+@pytest.fixture
+def shadow(host: Host, make_domain: MakeDomain) -> Shadow:
+    """A domain with one committed point."""
+    horse = make_domain(Disk(size=8 * MiB))
+    horse.write("vda", 0, 8 * MiB, 0x11)
+    made = Shadow(host, horse)
+    made.run()
+    return made
+
+
+def assert_as_before(shadow: Shadow) -> None:
+    """Only the parent's checkpoint is there, no job runs, and the next run is incremental and right."""
+    assert shadow.anchor
+    assert shadow.horse.checkpoints() == [shadow.anchor.checkpoint]
+    assert shadow.horse.domain.jobInfo()[0] == 0
+    shadow.run()
+    assert shadow.modes == {"vda": "incremental"}
+
+
+def test_the_seal_tells_its_time(shadow: Shadow) -> None:
+    """The wait is part of seal_seconds; a second seal does nothing."""
+    with shadow.begin() as running:
+        shadow.read(running)
+        assert running.seal_seconds == 0
+        running.seal()
+        assert running.seal_seconds > 1.0
+        running.seal()
+
+
+def test_reads_under_way_refuse_the_seal(shadow: Shadow) -> None:
+    """While a read is outstanding there is no last byte."""
+    with shadow.begin() as running:
+        reader = running.disks[0].open_reader()
+        reader.submit(0, memoryview(bytearray(K64)))
+        with pytest.raises(HypervisorError, match="outstanding"):
+            running.seal()
+        reader.wait()
+        running.seal()
+        with pytest.raises(HypervisorError, match="over"):
+            running.disks[0].open_reader()
+
+
+def test_an_unsealed_job_is_not_committed(shadow: Shadow) -> None:
+    """finish(committed=True) without a seal is a programming error."""
+    with shadow.begin() as running:
+        shadow.read(running)
+        with pytest.raises(ValueError, match="sealed"):
+            running.finish(committed=True)
+    assert_as_before(shadow)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.005, 0.02, 0.05, 0.1, 0.3, 0.7, 0.95])
+def test_an_abort_at_any_moment_is_noticed(shadow: Shadow, lab: Lab, work_dir: Path, delay: float) -> None:
+    """Aborted from outside `delay` seconds after the last read began, with the guest writing: no seal.
+
+    Either the whole image is that of the point in time and the seal came in first, or the seal refuses.
+    """
+    domain = lab.connection.lookupByName(shadow.horse.name)
+    stop = threading.Event()
+
+    def disturb() -> None:
+        time.sleep(delay)
+        domain.abortJob()
+        while not stop.is_set():
+            shadow.horse.write("vda", 0, 8 * MiB, 0x99)
+
+    shadow.horse.write("vda", 0, 8 * MiB, 0x22)
+    with shadow.begin() as running:
+        other = threading.Thread(target=disturb)
+        other.start()
+        try:
+            with pytest.raises((PointInTimeLostError, HypervisorError)) as caught:
+                for _ in range(20):
+                    image, _ = read_disk(running.disks[0], bytearray(8 * MiB))
+                    running.check()
+                    if delay < 0.1 or image.count(0x22) != 8 * MiB:
+                        break
+                running.seal()
+        finally:
+            stop.set()
+            other.join()
+        assert isinstance(caught.value, PointInTimeLostError)
+    assert_as_before(shadow)
+    shadow.compare(work_dir)
+
+
+def test_an_abort_between_the_two_proofs_is_noticed(shadow: Shadow, lab: Lab) -> None:
+    """An abort while the seal waits breaks it: the job may have been dying when the last byte was read."""
+    domain = lab.connection.lookupByName(shadow.horse.name)
+    with shadow.begin() as running:
+        shadow.read(running)
+        timer = threading.Timer(0.5, domain.abortJob)
+        timer.start()
+        with pytest.raises(PointInTimeLostError):
+            running.seal()
+        timer.join()
+    assert_as_before(shadow)
+
+
+def test_the_proof_needs_no_event(shadow: Shadow, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every event lost the state alone breaks the seal."""
+    with shadow.begin() as running:
+        monkeypatch.setattr(running._watch, "raise_if_lost", lambda: None)
+        shadow.read(running)
+        lab.connection.lookupByName(shadow.horse.name).abortJob()
+        time.sleep(0.3)
+        with pytest.raises(PointInTimeLostError, match="cannot be proved: the backup job is gone"):
+            running.seal()
+    assert_as_before(shadow)
+
+
+def test_another_job_in_its_place_is_noticed(shadow: Shadow, lab: Lab, host: Host) -> None:
+    """A backup job that somebody else has begun meanwhile does not pass for ours, and is left alone."""
+    horse = shadow.horse
+    domain = lab.connection.lookupByName(horse.name)
+    with shadow.begin() as running:
+        shadow.read(running)
+        theirs = str(Path(running._intent.socket).with_name("theirs.sock"))
+        domain.abortJob()
+        deadline = time.monotonic() + 10
+        while domain.jobInfo()[0] and time.monotonic() < deadline:
+            time.sleep(0.02)
+        scratch = horse.folder / "theirs.qcow2"
+        domain.backupBegin(
+            f"<domainbackup mode='pull'><server transport='unix' socket='{theirs}'/><disks>"
+            f"<disk name='vda' type='file'><scratch file='{scratch}'/></disk></disks></domainbackup>",
+            None,
+        )
+        with pytest.raises(PointInTimeLostError):
+            running.seal()
+    assert domain.jobInfo()[0] != 0, "somebody else's job was aborted"
+    domain.abortJob()
+    while domain.jobInfo()[0]:
+        time.sleep(0.02)
+    assert_as_before(shadow)
+
+
+def test_a_stopped_domain_is_noticed(shadow: Shadow) -> None:
+    """The domain ends in good order: the run fails, its checkpoint goes, the parent stays sound."""
+    horse = shadow.horse
+    with shadow.begin() as running:
+        shadow.read(running)
+        horse.stop()
+        with pytest.raises(PointInTimeLostError):
+            running.seal()
+    horse.start()
+    assert_as_before(shadow)
+
+
+def test_a_restarted_domain_is_noticed(shadow: Shadow) -> None:
+    """The domain's id changes: whatever runs now is not what was read."""
+    horse = shadow.horse
+    with shadow.begin() as running:
+        shadow.read(running)
+        horse.stop()
+        horse.start()
+        with pytest.raises(PointInTimeLostError):
+            running.seal()
+    assert_as_before(shadow)
+
+
+def test_a_killed_qemu_is_noticed(shadow: Shadow) -> None:
+    """kill -9 of QEMU in the middle of a read: an error that names the cause; a whole read the next time."""
+    horse = shadow.horse
+    with shadow.begin() as running:
+        reader = running.disks[0].open_reader()
+        horse.kill()
+        with pytest.raises(HypervisorError):
+            for offset in range(0, 8 * MiB, K64):
+                reader.submit(offset, memoryview(bytearray(K64)))
+                reader.wait()
+        with pytest.raises(PointInTimeLostError):
+            running.seal()
+        reader.close()
+    assert shadow.anchor
+    assert horse.checkpoints() == [shadow.anchor.checkpoint]
+    horse.start()
+    shadow.run()
+    assert shadow.modes == {"vda": "reread"}
+
+
+def test_check_raises_soon_after_an_abort(shadow: Shadow, lab: Lab) -> None:
+    """The engine need not read to the end: check tells of the loss."""
+    with shadow.begin() as running:
+        running.check()
+        lab.connection.lookupByName(shadow.horse.name).abortJob()
+        deadline = time.monotonic() + 5
+        with pytest.raises(PointInTimeLostError, match="ended while it was read"):
+            while time.monotonic() < deadline:
+                running.check()
+                time.sleep(0.02)
+    assert_as_before(shadow)
