@@ -1,0 +1,58 @@
+# The front door: make setup | demo | check | test | bench | torture | clean
+# Made for a bare Debian 12 (git, make, python3), as root; elsewhere install what PACKAGES names yourself.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# To make the virtual environment and build libvirt-python.
+PACKAGES := python3-venv python3-dev gcc libc6-dev pkg-config libvirt-dev
+# What the tests and the demo drive.
+PACKAGES += libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-clients
+PACKAGES += qemu-system-x86 qemu-utils libnbd-bin
+# To make the demo's guest.
+PACKAGES += debootstrap e2fsprogs
+
+INSTALLED = $(shell dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>/dev/null | sed -n 's/^installed //p')
+MISSING = $(filter-out $(INSTALLED),$(PACKAGES))
+INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(MISSING)
+
+.PHONY: setup packages demo check test bench torture clean
+.DELETE_ON_ERROR:
+
+setup: packages $(VENV)/ready
+	@:
+
+# The lists of packages are fetched only where they are too old, or lack, to install from.
+packages:
+	@missing='$(MISSING)'; test -z "$$missing" || { \
+	  command -v apt-get >/dev/null || { echo "no apt-get here: install what stands for $$missing"; exit 0; }; \
+	  test "$$(id -u)" = 0 || { echo "not root, so install it yourself: apt-get install $$missing"; exit 0; }; \
+	  $(INSTALL) || { apt-get update -q && $(INSTALL); }; }
+
+# setuptools warns of root folders named like parts of the package: conftest.py keeps them off sys.path.
+$(VENV)/ready: pyproject.toml | packages
+	$(PYTHON) -m venv $(VENV)
+	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m tests.lab.demo
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/project
+
+test: setup
+	$(BIN)/python -m pytest
+
+torture: setup
+	$(BIN)/python -m pytest -m torture --timeout 0
+
+bench: setup
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
