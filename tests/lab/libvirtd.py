@@ -46,6 +46,7 @@ class LibvirtService:
     def __init__(self, run_dir: Path = machine.RUN_DIR) -> None:
         self._dir = run_dir
         self._users: IO[str] | None = None
+        self.started = False
 
     def __enter__(self) -> Self:
         self._dir.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -97,6 +98,7 @@ class LibvirtService:
                     _wait(lambda p=pid_file, n=name: _daemon(p, n) is not None, START_TIMEOUT)
                     note.setdefault("daemons", {})[name] = _daemon(pid_file, name)
                     self._write_note(note)
+        self.started = True
         if not _wait(answers, START_TIMEOUT):
             raise LibvirtUnavailableError(f"libvirt does not answer at {URI} {START_TIMEOUT:.0f} s after its "
                                           "start: look at its log (journalctl -u libvirtd, or libvirtd -v)")

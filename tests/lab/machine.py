@@ -37,10 +37,13 @@ PROGRAMS = {
     "qemu-nbd": "qemu-utils",
     "nbdcopy": "libnbd-bin",
     "nbdinfo": "libnbd-bin",
+    "mke2fs": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
+    "debugfs": "e2fsprogs",
 }
 """Program and the Debian packages that bring it."""
 
-GUEST_PROGRAMS = {"debootstrap": "debootstrap", "mke2fs": "e2fsprogs"}
+GUEST_PROGRAMS = {"debootstrap": "debootstrap"}
 """What the real guest's image needs beyond PROGRAMS, for the time of its making."""
 
 

@@ -55,6 +55,11 @@ class Lab:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    @property
+    def started_libvirt(self) -> bool:
+        """True if libvirt did not answer and was started for this lab."""
+        return self._service.started
+
     def new_folder(self, kind: str) -> Path:
         """A new empty folder in the lab, owned by QEMU's user: images, scratch files, repositories."""
         path = self.folder / f"{kind}-{secrets.token_hex(4)}"
