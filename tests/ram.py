@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Self
 
 from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, Mode
 from vmbackup.nbd.extents import Extent, Kind
@@ -69,8 +70,9 @@ class _Reader:
 class RamSource:
     """A disk at the point in time."""
 
-    def __init__(self, target: str, disk: RamDisk, earlier: int, mode: Mode, reason: str | None,
-                 on_read: Callable[[], None]) -> None:
+    def __init__(
+        self, target: str, disk: RamDisk, earlier: int, mode: Mode, reason: str | None, on_read: Callable[[], None]
+    ) -> None:
         self._frozen, self._dirty = bytes(disk.data), set(disk.dirty)
         self._earlier = earlier
         self._on_read = on_read
@@ -103,22 +105,36 @@ class RamJob:
     seal_seconds = 0.0
     notes: tuple[str, ...] = ()
 
-    def __init__(self, host: RamHost, guest: RamGuest, parent: Anchor | None, full: bool, earlier: Mapping[str, int],
-                 reread: str | None) -> None:
+    def __init__(
+        self,
+        host: RamHost,
+        guest: RamGuest,
+        parent: Anchor | None,
+        full: bool,
+        earlier: Mapping[str, int],
+        reread: str | None,
+    ) -> None:
         self._host, self._guest = host, guest
         self.domain = DomainInfo(guest.name, guest.uuid, 1, "running")
         self.time = datetime.now(UTC)
         self.documents = {"domain.xml": f"<domain><name>{guest.name}</name></domain>".encode()}
         self.anchor = Anchor("libvirt", "ram", "<domaincheckpoint/>", {t: len(d.data) for t, d in guest.disks.items()})
         self.disks = [
-            RamSource(target, disk, earlier.get(target, 0), *self._mode(target, disk, parent, full, earlier, reread), host.on_read)
+            RamSource(
+                target,
+                disk,
+                earlier.get(target, 0),
+                *self._mode(target, disk, parent, full, earlier, reread),
+                host.on_read,
+            )
             for target, disk in guest.disks.items()
         ]
         self.finished: bool | None = None
 
     @staticmethod
-    def _mode(target: str, disk: RamDisk, parent: Anchor | None, full: bool, earlier: Mapping[str, int],
-              reread: str | None) -> tuple[Mode, str | None]:
+    def _mode(
+        target: str, disk: RamDisk, parent: Anchor | None, full: bool, earlier: Mapping[str, int], reread: str | None
+    ) -> tuple[Mode, str | None]:
         if full or target not in earlier:
             return "full", None
         if reread or parent is None or not disk.tracked or len(disk.data) < earlier[target]:
@@ -140,7 +156,7 @@ class RamJob:
                     disk.dirty -= source._dirty
                     disk.tracked = True
 
-    def __enter__(self) -> RamJob:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,7 +189,19 @@ class RamHost:
     def reserve(self, domain: DomainInfo) -> _Lock:
         return _Lock()
 
-    def begin(self, domain: DomainInfo, *, lock: object, repository_id: str, session: str, parent: Anchor | None,
-              full: bool, quiesce: str, earlier: Mapping[str, int], reread: str | None, committed: object) -> RamJob:
+    def begin(
+        self,
+        domain: DomainInfo,
+        *,
+        lock: object,
+        repository_id: str,
+        session: str,
+        parent: Anchor | None,
+        full: bool,
+        quiesce: str,
+        earlier: Mapping[str, int],
+        reread: str | None,
+        committed: object,
+    ) -> RamJob:
         self.jobs.append(RamJob(self, self._guests[domain.name], parent, full, earlier, reread))
         return self.jobs[-1]

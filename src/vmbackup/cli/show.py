@@ -7,7 +7,8 @@ import click
 from vmbackup.cli.options import Command, State
 
 if TYPE_CHECKING:
-    from vmbackup.repository.summary import PointSummary
+    from vmbackup.repository import PointSummary, Repository
+    from vmbackup.repository.points import Point
 
 
 @click.command("show", cls=Command, short_help="Show one restore point.")
@@ -23,17 +24,32 @@ def command(state: State, point: str) -> None:
     config = access.load_config(state)
     with access.opened_repository(config, state.repository) as repository:
         points = repository.read_points()
-    found = described(points, resolve(points, point))
+        chosen = resolve(points, point)
+        freed = _freed(repository, chosen, points.points)
+    found = described(points, chosen)
     if state.json:
-        say_json(document([found]))
+        shown = document([found])
+        shown["points"][0]["freed_bytes"] = freed
+        say_json(shown)
     else:
-        say(_text(found))
+        say(_text(found, freed))
 
 
-def _text(point: "PointSummary") -> str:
+def _freed(repository: "Repository", point: "Point", others: list["Point"]) -> int | None:
+    """Bytes that only this point holds; None where a damaged map hides it."""
+    from vmbackup.errors import DamageError
+    from vmbackup.repository.usage import freed_bytes
+
+    try:
+        return freed_bytes(repository.catalog(point.lineage.group), point, others)
+    except DamageError:
+        return None
+
+
+def _text(point: "PointSummary", freed: int | None) -> str:
     from vmbackup.cli.output import facts, local_time
     from vmbackup.cli.points import disks_table
-    from vmbackup.config.units import format_duration
+    from vmbackup.config.units import format_duration, format_size
 
     pairs = [
         ("point", point.id),
@@ -43,6 +59,7 @@ def _text(point: "PointSummary") -> str:
         ("host", point.host),
         ("parent", point.parent or "none: the first of its domain"),
         ("took", format_duration(point.duration_seconds)),
+        ("would free", "unknown, for a map is damaged" if freed is None else format_size(freed)),
     ]
     if point.quiesce_note:
         pairs.append(("quiesce", point.quiesce_note))

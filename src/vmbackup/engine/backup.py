@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from vmbackup.engine.chain import SOURCE, anchor_of, committed_in, earlier_sizes
 from vmbackup.engine.identity import host_identity
 from vmbackup.engine.packing import VerifyUploads
 from vmbackup.engine.pipeline import DiskResult, Pipeline, default_workers
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.hypervisor import Host
-from vmbackup.hypervisor.names import CheckpointName
-from vmbackup.hypervisor.source import Anchor, DiskSource, DomainInfo, GuestJob, QuiescePolicy
+from vmbackup.hypervisor.source import DiskSource, DomainInfo, GuestJob, QuiescePolicy
 from vmbackup.progress import Progress
 from vmbackup.repository.maps import MapUpdater
 from vmbackup.repository.points import DiskRecord, Point
@@ -21,7 +21,6 @@ from vmbackup.repository.repository import Repository
 from vmbackup.repository.run import PARTIAL_BYTES, Run
 from vmbackup.repository.summary import PointSummary, summary
 
-SOURCE = "libvirt"
 _DOCUMENT_TYPES = {"domain.xml": "libvirt-domain-xml"}
 
 
@@ -84,12 +83,12 @@ class _Backup:
                 lock=lock,
                 repository_id=self._repository.id,
                 session=run.session.id.hex(),
-                parent=_anchor(run.parent),
+                parent=anchor_of(run.parent),
                 full=self._options.full,
                 quiesce=self._options.quiesce,
-                earlier={d.target: d.virtual_size for d in run.parent.disks} if run.parent else {},
+                earlier=earlier_sizes(run.parent),
                 reread=f"the repository is damaged: {self._distrust.message}" if self._distrust else None,
-                committed=_judge(self._repository, run),
+                committed=committed_in(self._repository, run.points),
             )
             with job:
                 point = self._transfer(run, job)
@@ -214,21 +213,6 @@ class _Sealing:
         self._thread.join()
         if self._error is not None:
             raise self._error
-
-
-def _anchor(parent: Point | None) -> Anchor | None:
-    anchor = parent.public["anchor"] if parent else None
-    return Anchor(**anchor) if anchor and anchor["kind"] == SOURCE else None
-
-
-def _judge(repository: Repository, run: Run) -> Any:
-    """Tells of a checkpoint whether its restore point is in the repository; None for another repository's."""
-    committed = {p.id.rsplit("-", 1)[1] for p in repository.read_points(run.lineage).points}
-
-    def judge(name: CheckpointName) -> bool | None:
-        return name.session in committed if name.repository_id == repository.id else None
-
-    return judge
 
 
 def _abandon(run: Run, progress: Progress) -> None:

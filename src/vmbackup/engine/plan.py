@@ -1,8 +1,8 @@
 """What a backup run would do, with nothing begun, pinned or frozen."""
 
-from vmbackup.engine.backup import SOURCE, BackupOptions, _anchor
+from vmbackup.engine.backup import BackupOptions
+from vmbackup.engine.chain import SOURCE, anchor_of, committed_in, earlier_sizes
 from vmbackup.hypervisor import Host
-from vmbackup.hypervisor.names import CheckpointName
 from vmbackup.hypervisor.plan import Plan
 from vmbackup.repository.repository import Repository, newest
 
@@ -12,16 +12,11 @@ def plan(host: Host, repository: Repository, domain_name: str, options: BackupOp
     domain = host.domain(domain_name)
     found = repository.read_points(repository.lineage(SOURCE, domain.uuid)).points
     parent = newest(found)
-    sessions = {point.id.rsplit("-", 1)[1] for point in found}
-
-    def committed(name: CheckpointName) -> bool | None:
-        return name.session in sessions if name.repository_id == repository.id else None
-
     return host.plan(
         domain,
         repository.id,
-        _anchor(parent),
+        anchor_of(parent),
         full=options.full,
-        earlier={disk.target: disk.virtual_size for disk in parent.disks} if parent else {},
-        committed=committed,
+        earlier=earlier_sizes(parent),
+        committed=committed_in(repository, found),
     )

@@ -35,7 +35,8 @@ class Run:
     `open` keeps the protocol's order; then the engine stores packs through `begin_pack` and the session's `put_pack`
     (any thread), nodes through `store_node`, and commits (one thread).
 
-    `parent` is the newest restore point or None; `number` of a session is its place in the session table.
+    `points` are the guest's restore points, `parent` the newest or None; `number` of a session is its place in the
+    session table.
     """
 
     def __init__(self, repository: Repository, lineage: Lineage, host: str) -> None:
@@ -43,6 +44,7 @@ class Run:
         self.catalog: Catalog = repository.catalog(lineage.group)
         self.warnings: list[str] = []
         self.parent: Point | None = None
+        self.points: list[Point] = []
         self.partial_bytes = PARTIAL_BYTES
         self.uses: Counter[int] = Counter()
         self.sparse = SparseIndex(self.catalog)
@@ -123,6 +125,7 @@ class Run:
     def _adopt(self, found: PointList) -> None:
         """The parent, its session table, and the chunks of killed runs."""
         self.warnings += [error.message for error in found.damaged]
+        self.points = found.points
         self.parent = parent = newest(found.points)
         if parent:
             self._table = dict(parent.table)

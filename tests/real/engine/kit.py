@@ -60,17 +60,17 @@ class Kit:
         return next(p for p in self.points() if p.id == point_id)
 
     def restore(
-        self, point_id: str, format: Format = "qcow2", disks: tuple[str, ...] | None = None
+        self, point_id: str, image_format: Format = "qcow2", disks: tuple[str, ...] | None = None
     ) -> RestoreSummary:
         self._restores += 1
         folder = self.root / f"restore{self._restores}"
         return restore(
-            self.repository, self.point(point_id), RestoreOptions(folder, format, disks, workers=2), Silent()
+            self.repository, self.point(point_id), RestoreOptions(folder, image_format, disks, workers=2), Silent()
         )
 
-    def check(self, horse: Workhorse, point_id: str, format: Format = "qcow2") -> None:
+    def check(self, horse: Workhorse, point_id: str, image_format: Format = "qcow2") -> None:
         """Restores a point and compares each disk with the source as it is now."""
-        for file in self.restore(point_id, format).files:
+        for file in self.restore(point_id, image_format).files:
             horse.compare(file.target, file.path)
             file.path.unlink()
 

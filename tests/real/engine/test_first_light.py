@@ -17,9 +17,7 @@ pytestmark = pytest.mark.real
 
 
 @pytest.mark.parametrize("cluster", [4096, 65536])
-def test_each_point_restores_as_the_disk_was(
-    make_domain: Callable[..., Workhorse], kit: Kit, cluster: int
-) -> None:
+def test_each_point_restores_as_the_disk_was(make_domain: Callable[..., Workhorse], kit: Kit, cluster: int) -> None:
     """Writes, zero writes, discards, unmapped zeroes, growth, writes across chunk borders: all come back."""
     horse = make_domain(Disk("vda", size=64 * MIB, cluster_size=cluster), Disk("vdb", size=3 * MIB + 512))
     kept = []

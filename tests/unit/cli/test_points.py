@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import vmbackup.engine.restore
+import vmbackup.repository.usage
 from vmbackup.cli import access
 from vmbackup.engine.restore import RestoredFile, RestoreOptions, RestoreSummary
 from vmbackup.errors import DamageError
@@ -31,11 +32,15 @@ def found(monkeypatch: pytest.MonkeyPatch) -> PointList:
         def read_points(self) -> PointList:
             return points
 
+        def catalog(self, group: str) -> str:
+            return group
+
     @contextmanager
     def opened(*_: object) -> Iterator[Any]:
         yield _Repository()
 
     monkeypatch.setattr(access, "opened_repository", opened)
+    monkeypatch.setattr(vmbackup.repository.usage, "freed_bytes", lambda *_: 5 << 20)
     return points
 
 
@@ -83,7 +88,9 @@ def test_show(run: Run, found: PointList) -> None:
     assert result.code == 0, result.err
     assert f"point        {SECOND.id}" in result.out
     assert f"parent       {FIRST.id}" in result.out
-    assert run("show", SECOND.id, "--json").json["points"][0]["id"] == SECOND.id
+    assert "would free   5.0 MiB" in result.out
+    document = run("show", SECOND.id, "--json").json
+    assert (document["points"][0]["id"], document["points"][0]["freed_bytes"]) == (SECOND.id, 5 << 20)
     assert run("show", "aaaa").code == 2
     assert run("show", "ffff").code == 5
 

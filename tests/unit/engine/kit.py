@@ -28,9 +28,7 @@ class RamKit:
         self.root = root
         self.store = open_store(str(root / "repository"), create=True)
         self.trust = Trust(root / "trust")
-        self.repository, self.recovery_key = Repository.create(
-            self.store, SECRET, self.trust, chunk_size=chunk_size
-        )
+        self.repository, self.recovery_key = Repository.create(self.store, SECRET, self.trust, chunk_size=chunk_size)
         self.guest = RamGuest("guest", {t: RamDisk(bytearray(s)) for t, s in sizes.items()})
         self.host = RamHost(self.guest)
         self.options = BackupOptions(workers=2)

@@ -242,7 +242,7 @@ def test_protocol_order(make_kit: Callable[..., RamKit], monkeypatch: pytest.Mon
         original = getattr(store, verb)
 
         def spy(key: str, *args: object, verb: str = verb, original: Callable[..., object] = original) -> object:
-            calls.append(f"{verb} {key.split('/')[0]}")
+            calls.append(f"{verb} {key.split('/', maxsplit=1)[0]}")
             return original(key, *args)
 
         monkeypatch.setattr(store, verb, spy)
@@ -253,8 +253,12 @@ def test_protocol_order(make_kit: Callable[..., RamKit], monkeypatch: pytest.Mon
     assert positions == sorted(positions)
     writes = [c for c in calls if c.startswith(("put", "delete"))]
     assert writes == [
-        "put sessions", *sorted(w for w in writes if w in ("put data", "put meta")), "put index", "put index",
-        "put points", "delete sessions",
+        "put sessions",
+        *sorted(w for w in writes if w in ("put data", "put meta")),
+        "put index",
+        "put index",
+        "put points",
+        "delete sessions",
     ]
 
 
