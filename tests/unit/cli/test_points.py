@@ -88,7 +88,7 @@ def test_show(run: Run, found: PointList) -> None:
     assert result.code == 0, result.err
     assert f"point        {SECOND.id}" in result.out
     assert f"parent       {FIRST.id}" in result.out
-    assert "would free   5.0 MiB" in result.out
+    assert "would free   5.00 MiB" in result.out
     document = run("show", SECOND.id, "--json").json
     assert (document["points"][0]["id"], document["points"][0]["freed_bytes"]) == (SECOND.id, 5 << 20)
     assert run("show", "aaaa").code == 2
