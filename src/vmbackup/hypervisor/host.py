@@ -52,6 +52,11 @@ class Host:
     ) -> None:
         self.close()
 
+    def versions(self) -> dict[str, str]:
+        """Versions of libvirt's daemon and of QEMU: {"libvirt": "9.0.0", "qemu": "7.2.22"}."""
+        numbers = self.connection.call("ask for versions", lambda raw: (raw.getLibVersion(), raw.getVersion()))
+        return dict(zip(("libvirt", "qemu"), map(_dotted, numbers), strict=True))
+
     def domains(self) -> list[DomainInfo]:
         """All domains, by name."""
         return list_domains(self.connection)
@@ -174,6 +179,11 @@ class Host:
     def _recover_locked(self, uuid: str, committed: Committed) -> list[Leftover]:
         dead = [intent for intent in self._store.of_domain(uuid) if intent.uri == self.connection.uri]
         return recover_domain(self.connection, self._store, dead, committed)
+
+
+def _dotted(number: int) -> str:
+    """libvirt's version numbers: 1,000,000 * major + 1,000 * minor + release."""
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
 
 def _only(parent: Anchor | None, repository_id: str) -> Committed:
