@@ -186,6 +186,9 @@ class RamHost:
         guest = self._guests[name]
         return DomainInfo(guest.name, guest.uuid, 1, "running")
 
+    def versions(self) -> dict[str, str]:
+        return {"libvirt": "0.0.0", "qemu": "0.0.0"}
+
     def reserve(self, domain: DomainInfo) -> _Lock:
         return _Lock()
 

@@ -153,9 +153,8 @@ def _text(point: "PointSummary") -> str:
 
     read = sum(disk.read_bytes for disk in point.disks)
     parts = [mode_of(point), f"{format_size(read)} read", f"{format_size(stored(point))} stored"]
-    parts += [f"{point.consistency}-consistent", format_duration(point.duration_seconds)]
-    if point.seal_seconds is not None:
-        parts[-1] += f" (seal {format_duration(point.seal_seconds)})"
+    took, seal = format_duration(point.duration_seconds), format_duration(point.seal_seconds)
+    parts += [f"{point.consistency}-consistent", f"{took} (seal {seal})"]
     lines = [f"{point.domain}: {point.id}", f"  {', '.join(parts)}"]
     whole: dict[str, list[str]] = {}
     for disk in point.disks:

@@ -96,7 +96,7 @@ class _Backup:
         except BaseException:
             _abandon(run, self._progress)
             raise
-        return summary(point, run.parent, seal_seconds=job.seal_seconds, written_bytes=run.session.stored_bytes)
+        return summary(point, run.parent, written_bytes=run.stored_bytes)
 
     def _transfer(self, run: Run, job: GuestJob) -> Point:
         old = {d.name: d for d in run.parent.disks} if run.parent and not self._distrust else {}
@@ -159,7 +159,8 @@ class _Backup:
             "anchor": asdict(job.anchor) if job.anchor else None,
             "disks": [d.to_json() for d in disks],
             "duration_seconds": round(time.monotonic() - self._started, 3),
-            "versions": {"vmbackup": version("vmbackup")},
+            "seal_seconds": round(job.seal_seconds, 3),
+            "versions": {"vmbackup": version("vmbackup"), **self._host.versions()},
             "warnings": self._warnings(run, job),
         }
         documents = [

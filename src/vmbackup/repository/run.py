@@ -156,6 +156,11 @@ class Run:
         """The session that new packs belong to."""
         return self._session
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all objects that the run stored."""
+        return sum(session.stored_bytes for session in self._sessions)
+
     def ref(self, number: int) -> SessionRef:
         """The session of that number in the parent's table or among the killed runs."""
         return self._table[number]

@@ -23,7 +23,7 @@ class DiskSummary:
 
 @dataclass(frozen=True)
 class PointSummary:
-    """A restore point. `parent` is an id, or None; `seal_seconds` is known right after the run only."""
+    """A restore point. `parent` is an id, or None; `written_bytes` (of all objects) is known right after the run."""
 
     id: str
     domain: str
@@ -39,13 +39,11 @@ class PointSummary:
     disks: tuple[DiskSummary, ...]
     duration_seconds: float
     warnings: tuple[str, ...]
-    seal_seconds: float | None = None
+    seal_seconds: float
     written_bytes: int | None = None
 
 
-def summary(
-    point: Point, parent: Point | None, *, seal_seconds: float | None = None, written_bytes: int | None = None
-) -> PointSummary:
+def summary(point: Point, parent: Point | None, *, written_bytes: int | None = None) -> PointSummary:
     """Of a point that was read; `parent` where it is at hand."""
     public = point.public
     parent_id = parent.id if parent else short_id(point.parent) if point.parent else None
@@ -65,6 +63,6 @@ def summary(
         tuple(DiskSummary(*(getattr(d, name) for name in fields)) for d in point.disks),
         public["duration_seconds"],
         tuple(public["warnings"]),
-        seal_seconds,
+        public["seal_seconds"],
         written_bytes,
     )

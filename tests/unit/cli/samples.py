@@ -67,6 +67,7 @@ def point(
         "quiesce_note": None,
         "freeze_seconds": None,
         "host": "hv1/00000000",
+        "seal_seconds": 1.0,
         "duration_seconds": 1.0,
     }
     return Point(place.point(name), POINT, place, name, bytes(8), bytes(32), public, {}, {}, b"", b"")
