@@ -182,7 +182,7 @@ class Host:
 
 
 def _dotted(number: int) -> str:
-    """libvirt's version numbers: 1,000,000 * major + 1,000 * minor + release."""
+    """A version of libvirt's counting: 1,000,000 * major + 1,000 * minor + release."""
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
 
