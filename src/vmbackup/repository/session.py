@@ -42,7 +42,7 @@ class Session:
             DATA: Birth(self.id, lineage.id, self.epoch, self.envelope),
             META: Birth(self.id, lineage.id, 0, b""),
         }
-        self._index = IndexWriter(self.keys, self._births[DATA], self._put_index)
+        self._index: IndexWriter | None = IndexWriter(self.keys, self._births[DATA], self._put_index)
         self.index_ref: SessionRef | None = None
 
     def pin(self) -> None:
@@ -74,6 +74,8 @@ class Session:
         data, sealed = builder.finish()
         self.repository.store.put(self.lineage.pack(builder.kind, self.id, builder.number), data)
         with self._lock:
+            if self._index is None:
+                raise RuntimeError("the session's index is closed")
             self._index.add(builder.kind, builder.number, len(data), len(builder), sealed)
             self.pending -= 1
             self.stored_bytes += len(data)
@@ -91,7 +93,10 @@ class Session:
     def close_index(self) -> SessionRef:
         """Writes the index root, once; all packs are stored by then."""
         if self.index_ref is None:
+            if self._index is None:
+                raise RuntimeError("the session's index was not finished")
             number, digest = self._index.finish()
+            self._index = None  # a long run has many sessions: what is written is not held
             self.index_ref = SessionRef(self.number, self.id, self.lineage.id, number, digest)
         return self.index_ref
 

@@ -1,7 +1,7 @@
 """Progress goes to standard error: a line at a pace for logs, bars on a terminal, nothing with -q."""
 
-import io
 import contextlib
+import io
 import os
 import pty
 import sys
