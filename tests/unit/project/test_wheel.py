@@ -14,7 +14,7 @@ from tests.unit.project.tree import ROOT, installed_files
 
 _NOT_COPIED = ignore_patterns(".git", ".venv", ".lab", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
 _METADATA = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
-_NOT_IN_SDIST = {".ci/run", ".gitignore", "src/vmbackup/nbd", "src/vmbackup/storage_backends"}
+_NOT_IN_SDIST = {".ci/run", ".gitattributes", ".gitignore", "src/vmbackup/nbd", "src/vmbackup/storage_backends"}
 
 
 @pytest.fixture(scope="module")
