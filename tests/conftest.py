@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.lab import machine
 from tests.lab.disk import Disk
 from tests.lab.domain import Workhorse
+from tests.lab.guest import Guest
+from tests.lab.guest_image import GuestImageError, guest_image
 from tests.lab.session import Lab
 
 
@@ -37,6 +40,25 @@ def make_domain(lab: Lab) -> Iterator[Callable[..., Workhorse]]:
     yield make
     for horse in made:
         horse.remove()
+
+
+@pytest.fixture
+def make_guest(lab: Lab) -> Iterator[Callable[..., Guest]]:
+    """Boots real guests (`make_guest(overlay=True, disks=[...])`), which end with the test."""
+    made: list[Guest] = []
+
+    def make(**options: Any) -> Guest:
+        try:
+            image = guest_image()
+        except GuestImageError as error:
+            pytest.skip(f"no image of the guest: {error}")
+        made.append(Guest(lab, image, **options))
+        made[-1].boot()
+        return made[-1]
+
+    yield make
+    for guest in made:
+        guest.remove()
 
 
 @pytest.fixture

@@ -66,8 +66,9 @@ def guest_image(note: Callable[[str], None] = lambda _: None) -> GuestImage:
             reason = machine.missing(guest=True)
             if reason:
                 raise GuestImageError(reason)
-            for old in machine.CACHE_DIR.glob("*-*"):   # other recipes, and what a killed run left
-                shutil.rmtree(old, ignore_errors=True)
+            for pattern in (f"{RELEASE}-*", "making-*"):   # older recipes, and what a killed run left
+                for old in machine.CACHE_DIR.glob(pattern):
+                    shutil.rmtree(old, ignore_errors=True)
             note(f"making the guest's image by debootstrap (once, about a minute): {folder}")
             with tempfile.TemporaryDirectory(dir=machine.CACHE_DIR, prefix="making-") as making:
                 _make(Path(making))

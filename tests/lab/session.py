@@ -132,6 +132,8 @@ def _remove_run(connection: Any, run: str) -> None:
     for pid, _ in _processes((prefix, f"{folder}/")):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    for log in LOG_DIR.glob(f"{prefix}*"):   # of domains that were undefined by somebody else
+        log.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
