@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Self
 
 from vmbackup.engine.chain import SOURCE, anchor_of, committed_in, earlier_sizes
 from vmbackup.engine.identity import host_identity
@@ -109,10 +109,9 @@ class _Backup:
                 results = [self._read(pipeline, run, d, old.get(d.info.target)) for d in job.disks]
                 for name in old.keys() - {d.info.target for d in job.disks}:
                     self._drop(run, old[name])
-                sealing = _Sealing(job)
-                pipeline.finish()
-                run.flush_meta()
-                sealing.wait()
+                with _Sealing(job):
+                    pipeline.finish()
+                    run.flush_meta()
         finally:
             self._progress.finish(job.domain.name)
         return self._commit(run, job, results)
@@ -195,24 +194,27 @@ def _record(source: DiskSource, result: DiskResult, chunk_size: int) -> DiskReco
 
 
 class _Sealing:
-    """The seal's wait, in a thread of its own while the last packs go to the store."""
+    """The seal's wait, in a thread of its own while the last packs go to the store; ended when the block is left."""
 
     def __init__(self, job: GuestJob) -> None:
         self._job = job
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="seal", daemon=True)
-        self._thread.start()
 
     def _work(self) -> None:
         try:
             self._job.seal()
-        except BaseException as error:
+        except BaseException as error:  # raised again at the block's end
             self._error = error
 
-    def wait(self) -> None:
-        """Returns once the point in time is proved. Raises what the seal raised."""
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Raises what the seal raised, unless the block failed itself."""
         self._thread.join()
-        if self._error is not None:
+        if self._error is not None and kind is None:
             raise self._error
 
 

@@ -110,7 +110,7 @@ class Pipeline:
     def _result(self, unit: Unit, future: Future[tuple[list[Run], Counts]] | None, counts: Counts) -> Iterator[Run]:
         runs, unit_counts = future.result() if future else self._account(unit)
         counts.add(unit_counts)
-        covered = sum(chunks for _, chunks, kind in unit.parts if kind != Kind.UNCHANGED)
+        covered = sum(chunks for _, chunks, _ in unit.parts)
         self._between(covered * self._chunk_size)
         self._packs.check()
         yield from runs

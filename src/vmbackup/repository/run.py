@@ -237,4 +237,7 @@ class Run:
     def abandon(self) -> None:
         """The run failed: what it stored becomes a partial, for the next one to find. No thread writes any more."""
         for session in self._sessions:
-            salvage(self.repository, self.lineage, session.id, self.host)
+            if session.stored_bytes:
+                salvage(self.repository, self.lineage, session.id, self.host)
+            else:
+                session.unpin()  # it holds nothing and will never commit

@@ -312,3 +312,20 @@ def test_full_store(make_kit: Callable[..., RamKit], monkeypatch: pytest.MonkeyP
     kit.check_all()
     kit.backup()
     kit.check_all()
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(
+    make_kit: Callable[..., RamKit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refused begin leaves no object behind, however often it happens."""
+    kit = make_kit()
+    before = [e.key for e in kit.store.list("")]
+
+    def refused(*_: object, **__: object) -> None:
+        raise JobConflictError("busy")
+
+    monkeypatch.setattr(kit.host, "begin", refused)
+    for _ in range(3):
+        with pytest.raises(JobConflictError):
+            kit.backup()
+    assert [e.key for e in kit.store.list("")] == before
