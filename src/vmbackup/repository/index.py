@@ -10,7 +10,7 @@ from vmbackup.repository import frames
 from vmbackup.repository.crypto import GroupKeys, digest, seal, unseal
 from vmbackup.repository.packs import KINDS, Birth, decode_births, encode_births
 
-PART_BYTES = 16 << 20
+PART_BYTES = 4 << 20  # of the 16 MiB that the format allows: it is held while it fills
 MAX_ROOT = 64 << 20  # 65,536 packs of 32 MiB, 2 TiB stored in one session, take 4 MiB
 _RECORD = struct.Struct(">B3xII")
 _COUNT = struct.Struct(">I")
