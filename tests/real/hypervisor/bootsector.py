@@ -22,8 +22,8 @@ MiB = 1 << 20
 SIZE = 40 * MiB
 READY_TIMEOUT = 60.0  # seconds; the BIOS takes 2 under TCG on an idle machine
 
-# In 16-bit code: keep the BIOS' disk number; forever: poll COM1 for a byte N; fill 32 KiB at 1000:0000 with it; 32 times
-# int 13h AH=43h (extended write) of 64 sectors from sector N * 2048 on; send "k", or "e" where the carry flag is set.
+# In 16-bit code: keep the BIOS' disk number; forever: poll COM1 for a byte N; fill 32 KiB at 1000:0000 with it;
+# 32 times int 13h AH=43h (extended write) of 64 sectors from sector N * 2048 on; send "k", or "e" on carry.
 _CODE = bytes.fromhex(
     "31c08ed88ed0bc007bfc8816007ac706107a1000c706127a400066c706147a0000001066c7061c7a"
     "00000000bafd03eca80174fbbaf803ec88c3b900108ec131ffb90080f3aa660fb6c366c1e00b66a3"

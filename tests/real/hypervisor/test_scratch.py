@@ -156,7 +156,7 @@ def test_a_scratch_folder_that_cannot_be_made(
     bad = work_dir / "file" / "scratch"
     with (
         Host.open("qemu:///system", scratch_dir=str(bad), state_dir=str(work_dir / "state")) as other,
-        pytest.raises(HypervisorError, match="scratch folder .* cannot be made"),
+        pytest.raises(HypervisorError, match=r"scratch folder .* cannot be made"),
     ):
         begin(other, horse.name)
     assert horse.domain.jobInfo()[0] == 0

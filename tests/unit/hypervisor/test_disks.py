@@ -1,0 +1,148 @@
+"""Which disks of a domain's XML are in the backup, and why not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from vmbackup.errors import HypervisorError
+from vmbackup.hypervisor import disks, images
+from vmbackup.hypervisor.disks import DomainDisk, read_disks
+from vmbackup.hypervisor.images import ImageInfo
+
+
+class Domain:
+    """A domain that has one disk."""
+
+    def __init__(self, disk: str) -> None:
+        self.disk = disk
+
+    def XMLDesc(self, _flags: int) -> str:  # noqa: N802
+        return f"<domain><devices>{self.disk}</devices></domain>"
+
+    def blockInfo(self, _target: str, _flags: int) -> list[int]:  # noqa: N802
+        return [1 << 20, 0, 0]
+
+
+class Connection:
+    """A connection with one pool."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: "/pool/volume" if name == "path" else self
+
+
+def read(disk: str, monkeypatch: pytest.MonkeyPatch, image: ImageInfo | None = None) -> DomainDisk:
+    """The disk, with what qemu-img would say of its image."""
+
+    def look(path: str) -> ImageInfo:
+        if image is None:
+            raise HypervisorError("no such file")
+        return image
+
+    monkeypatch.setattr(disks, "image_info", look)
+    (found,) = read_disks(Connection(), Domain(disk))
+    return found
+
+
+GOOD = "<driver name='qemu' type='qcow2'/><source file='/a.qcow2'/><target dev='vda' bus='virtio'/>"
+V3 = ImageInfo("/a.qcow2", "qcow2", 1 << 20, {"compat": "1.1", "cluster_size": "65536"})
+
+
+@pytest.mark.parametrize(
+    ("xml", "reason"),
+    [
+        ("<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>", "cdrom"),
+        ("<disk type='file' device='floppy'><target dev='fda'/></disk>", "floppy"),
+        (f"<disk type='block' device='lun'>{GOOD}</disk>", "SCSI"),
+        (f"<disk type='file' device='disk'>{GOOD}<readonly/></disk>", "read-only"),
+        (f"<disk type='file' device='disk'>{GOOD}<transient/></disk>", "transient"),
+        (f"<disk type='file' device='disk'>{GOOD}<shareable/></disk>", "shareable"),
+        ("<disk type='vhostuser' device='disk'><source type='unix' path='/s'/><target dev='vda'/></disk>", "vhost"),
+        ("<disk type='file' device='disk'><source file='/a'/><target dev='sda' bus='sd'/></disk>", "SD bus"),
+        ("<disk type='file' device='disk'><target dev='vda' bus='virtio'/></disk>", "no medium"),
+    ],
+)
+def test_what_is_left_out_has_a_reason(xml: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left out in silence."""
+    assert reason in (read(xml, monkeypatch, V3).left_out or "")
+
+
+def test_a_good_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Format, size, place, serial, bus and the image's settings."""
+    disk = read(f"<disk type='file' device='disk'>{GOOD}<serial> S1 </serial></disk>", monkeypatch, V3)
+    info = disk.info
+    assert (disk.left_out, disk.untracked, disk.note) == (None, None, None)
+    assert (info.target, info.format, info.virtual_size, info.path, info.serial, info.bus) == (
+        "vda", "qcow2", 1 << 20, "/a.qcow2", "S1", "virtio",
+    )  # fmt: skip
+    assert info.attributes == {"compat": "1.1", "cluster_size": "65536"}
+
+
+def test_the_format_decides_not_the_kind_of_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """qcow2 on a block device has bitmaps; a raw one has none."""
+    block = "<disk type='block' device='disk'><driver type='{}'/><source dev='/dev/x'/><target dev='vda'/></disk>"
+    assert read(block.format("qcow2"), monkeypatch, V3).untracked is None
+    raw = read(block.format("raw"), monkeypatch, ImageInfo("/dev/x", "raw", 1 << 20))
+    assert (raw.info.path, raw.left_out) == ("/dev/x", None)
+    assert "raw" in (raw.untracked or "")
+
+
+def test_the_old_format_has_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """qcow2 v2 is read whole, and the note names the command."""
+    old = ImageInfo("/a.qcow2", "qcow2", 1 << 20, {"compat": "0.10"})
+    disk = read(f"<disk type='file' device='disk'>{GOOD}</disk>", monkeypatch, old)
+    assert disk.untracked
+    assert "qemu-img amend -f qcow2 -o compat=1.1 /a.qcow2" in (disk.note or "")
+
+
+def test_network_and_volume_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """rbd is read whole; a volume is resolved through its pool."""
+    start = "<disk type='{}' device='disk'><driver type='{}'/><target dev='vda'/>"
+    rbd = start.format("network", "raw") + "<source protocol='rbd' name='p/i'/></disk>"
+    assert read(rbd, monkeypatch).info.path == "rbd:p/i"
+    volume = start.format("volume", "qcow2") + "<source pool='p' volume='v'/></disk>"
+    assert read(volume, monkeypatch, V3).info.path == "/pool/volume"
+
+
+def test_an_image_that_cannot_be_looked_at_is_backed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only its settings are unknown; a note says so."""
+    disk = read(f"<disk type='file' device='disk'>{GOOD}</disk>", monkeypatch)
+    assert (disk.left_out, disk.untracked, disk.info.attributes) == (None, None, {})
+    assert "could not be looked at" in (disk.note or "")
+
+
+def test_an_encrypted_image_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The XML's word counts, whatever qemu-img says."""
+    xml = f"<disk type='file' device='disk'>{GOOD}</disk>".replace(
+        "<source file='/a.qcow2'/>", "<source file='/a.qcow2'><encryption format='luks'/></source>"
+    )
+    assert read(xml, monkeypatch, V3).info.attributes["encryption"] == "yes"
+
+
+def test_what_qemu_img_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings as text, bitmaps with their flags, the backing image."""
+    answer = {
+        "filename": "/a", "format": "qcow2", "virtual-size": 5, "cluster-size": 4096, "full-backing-filename": "/b",
+        "encrypted": True,
+        "format-specific": {"type": "qcow2", "data": {
+            "compat": "1.1", "compression-type": "zstd", "lazy-refcounts": True, "refcount-bits": 16, "corrupt": False,
+            "encrypt": {"format": "luks"}, "bitmaps": [{"name": "x", "flags": ["auto", "in-use"]}],
+        }},
+    }  # fmt: skip
+    monkeypatch.setattr(images, "_run", lambda _command: json.dumps(answer))
+    found = images.image_info("/a")
+    assert found.attributes == {
+        "compat": "1.1", "compression_type": "zstd", "lazy_refcounts": "true", "refcount_bits": "16",
+        "cluster_size": "4096", "encryption": "luks",
+    }  # fmt: skip
+    assert found.bitmaps == {"x": ("auto", "in-use")}
+    assert (found.backing, found.holds_bitmaps) == ("/b", True)
+
+
+def test_a_missing_image_is_one_sentence() -> None:
+    """qemu-img's own word, without its name."""
+    with pytest.raises(HypervisorError, match="No such file") as caught:
+        images.image_info("/nowhere/x.qcow2")
+    assert not str(caught.value).startswith("qemu-img")
