@@ -80,12 +80,19 @@ def _judge(kit: Kit, what: str, points: list[str], copies: list[dict[str, Path]]
         if point not in known:
             assert point.rsplit("-", 1)[1] in suffering, what
             continue
-        try:
-            files = kit.restore(point, "raw").files
-        except DamageError as error:
-            assert point in suffering, f"{what}: {error}"
-            assert point in error.message or "groups" in error.message, f"{what}: {error}"
-            continue
-        for file in files:
-            same(file.path, copies[number][file.target])
-            file.path.unlink()
+        failure = _restore(kit, point, copies[number])
+        if failure:
+            assert point in suffering, f"{what}: {failure}"
+            assert point in failure or "groups" in failure, f"{what}: {failure}"
+
+
+def _restore(kit: Kit, point: str, copies: dict[str, Path]) -> str | None:
+    """The message of a restore that failed; else its files are compared."""
+    try:
+        files = kit.restore(point, "raw").files
+    except DamageError as error:
+        return error.message
+    for file in files:
+        same(file.path, copies[file.target])
+        file.path.unlink()
+    return None
