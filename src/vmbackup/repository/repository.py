@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryError, UsageError
 from vmbackup.repository import frames, keys, points
 from vmbackup.repository.catalog import Catalog, fetch
-from vmbackup.repository.crypto import GroupKeys, PublicKey, envelope_info
+from vmbackup.repository.crypto import GroupKeys, envelope_info
 from vmbackup.repository.keys import ReaderKeys, Secret, SlotInfo
 from vmbackup.repository.layout import Lineage, check_group
+from vmbackup.repository.opening import RepositoryConfig, number_of, read_config, unlock
 from vmbackup.repository.points import PARTIAL, POINT, Point
 from vmbackup.repository.trust import Seen, Trust
 from vmbackup.storage_backends import ObjectMissing, Store, occupants
@@ -23,34 +24,6 @@ DEFAULT_CHUNK_SIZE = 64 << 10  # QEMU's bitmap granularity: an incremental reads
 MIN_CHUNK_SIZE, MAX_CHUNK_SIZE = 4 << 10, 16 << 20
 DEFAULT_GROUP = "default"
 _GROUP_INFO = b"vmbackup/1/group\0"
-
-
-@dataclass(frozen=True)
-class RepositoryConfig:
-    """The signed config: ids of 16 bytes, `version` of this document, chunk size in bytes, public keys by epoch."""
-
-    realm: bytes
-    repository: bytes
-    version: int
-    chunk_size: int
-    epoch: int
-    public_keys: dict[int, PublicKey]
-    features: dict[str, list[str]]
-    document: dict[str, Any] = field(repr=False)
-
-    @classmethod
-    def from_document(cls, document: dict[str, Any]) -> "RepositoryConfig":
-        """Out of the signed document."""
-        return cls(
-            bytes.fromhex(document["realm"]),
-            bytes.fromhex(document["repository"]),
-            document["version"],
-            document["chunk_size"],
-            document["epoch"],
-            {e["number"]: PublicKey(bytes.fromhex(e["public_key"])) for e in document["epochs"]},
-            document["features"],
-            document,
-        )
 
 
 @dataclass(frozen=True)
@@ -160,8 +133,8 @@ class Repository:
     def open(cls, store: Store, secret: Secret, trust: Trust) -> "Repository":
         """Opens with a secret. Raises NotFoundError, AccessError, DamageError, RepositoryError."""
         before = trust.recall(store.url)
-        reader, slot = _unlock(store, secret, before.slot if before else "")
-        config = _read_config(store, reader)
+        reader, slot = unlock(store, secret, before.slot if before else "")
+        config = read_config(store, reader)
         repository = cls(store, reader, config, trust)
         repository._slot = slot
         trust.check(store.url, repository._seen())
@@ -174,7 +147,7 @@ class Repository:
 
     def recheck(self) -> None:
         """Reads the config again, as before each commit. Raises RepositoryError where a newer one forbids writing."""
-        self.config = config = _read_config(self.store, self.reader)
+        self.config = config = read_config(self.store, self.reader)
         self._trust.check(self.store.url, self._seen())
         if config.features["read_only"]:
             raise RepositoryError(
@@ -198,7 +171,7 @@ class Repository:
     def _read_group(self, name: str) -> GroupKeys:
         """The highest number that can be read: init writes two, so that damage to one costs nothing."""
         errors: list[DamageError] = []
-        for entry in sorted(self.store.list(f"groups/{name}/"), key=lambda e: _number(e.key), reverse=True):
+        for entry in sorted(self.store.list(f"groups/{name}/"), key=lambda e: number_of(e.key), reverse=True):
             try:
                 data = fetch(self.store, entry.key)
                 document = frames.open_document(data, b"GRUP", entry.key, self.reader.verify_key)
@@ -333,13 +306,6 @@ def newest(found: list[Point]) -> Point | None:
     return max(found, key=lambda p: (p.seq, p.session), default=None)
 
 
-def _number(key: str) -> int:
-    try:
-        return int(key.rsplit("/", 1)[1])
-    except ValueError:
-        return -1
-
-
 def _point_place(key: str) -> tuple[Lineage, bytes]:
     try:
         _, group, lineage, session = key.split("/")
@@ -349,65 +315,3 @@ def _point_place(key: str) -> tuple[Lineage, bytes]:
     if len(place.id) != 16 or len(name) != 16:
         raise DamageError(f"{key} is no name of a restore point", object_key=key)
     return place, name
-
-
-def _unlock(store: Store, secret: Secret, known: str) -> tuple[ReaderKeys, str]:
-    """The keys, and the slot that the secret opens; the slot `known` to open is tried first."""
-    names = [entry.key.removeprefix("keys/") for entry in store.list("keys/")]
-    damaged: list[DamageError] = []
-    for slot in sorted(names, key=lambda n: (n != known, n)):
-        key = f"keys/{slot}"
-        try:
-            found = keys.unwrap(keys.read_slot(fetch(store, key), key), secret, key)
-        except DamageError as error:
-            damaged.append(error)
-            continue
-        if found:
-            return found, slot
-    if not names and next(store.list("config/"), None) is None:
-        raise NotFoundError(f"there is no repository at {store.url}", "make one with 'vmbackup init'")
-    if not names:
-        damaged.append(DamageError(f"{store.url} has no key slot left", object_key="keys/"))
-    elif known and known not in names:
-        damaged.append(
-            DamageError(f"keys/{known}, which this host used before, is missing", object_key=f"keys/{known}")
-        )
-    if damaged:
-        raise DamageError(
-            f"{damaged[0].message}, and no other slot opens with this passphrase",
-            "use another passphrase or the recovery key",
-            object_key=damaged[0].object_key,
-        )
-    raise AccessError(
-        f"the passphrase does not open the repository at {store.url}",
-        "check passphrase_file of this repository; the recovery key opens it too",
-    )
-
-
-def _read_config(store: Store, reader: ReaderKeys) -> RepositoryConfig:
-    """The highest config with a valid signature, its copy where it is damaged. Raises DamageError, RepositoryError."""
-    names = {_number(e.key) for folder in ("config/", "config.copy/") for e in store.list(folder)}
-    errors: list[DamageError] = []
-    for number in sorted(names - {-1}, reverse=True):
-        for folder in ("config", "config.copy"):
-            key = f"{folder}/{number}"
-            try:
-                document = frames.open_document(fetch(store, key), b"CONF", key, reader.verify_key)
-                config = RepositoryConfig.from_document(document)
-            except DamageError as error:
-                errors.append(error)
-                continue
-            except (KeyError, TypeError, ValueError) as error:
-                raise DamageError(f"{key} lacks what a config must have", object_key=key) from error
-            if config.version != number or config.realm != reader.realm:
-                errors.append(DamageError(f"{key} does not belong where it lies", object_key=key))
-                continue
-            if config.features["refuse"]:
-                raise RepositoryError(
-                    f"the repository uses features of a newer vmbackup: {', '.join(config.features['refuse'])}",
-                    "upgrade vmbackup on this host",
-                )
-            return config
-    if errors:
-        raise errors[0]
-    raise DamageError(f"{store.url} has no config left", "restore the folder 'config' or 'config.copy' of the store")

@@ -1,0 +1,109 @@
+"""Opening a repository: from a secret to its keys, and to the config that holds."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryError
+from vmbackup.repository import frames, keys
+from vmbackup.repository.catalog import fetch
+from vmbackup.repository.crypto import PublicKey
+from vmbackup.repository.keys import ReaderKeys, Secret
+from vmbackup.storage_backends import Store
+
+
+@dataclass(frozen=True)
+class RepositoryConfig:
+    """The signed config: ids of 16 bytes, `version` of this document, chunk size in bytes, public keys by epoch."""
+
+    realm: bytes
+    repository: bytes
+    version: int
+    chunk_size: int
+    epoch: int
+    public_keys: dict[int, PublicKey]
+    features: dict[str, list[str]]
+    document: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> "RepositoryConfig":
+        """Out of the signed document."""
+        return cls(
+            bytes.fromhex(document["realm"]),
+            bytes.fromhex(document["repository"]),
+            document["version"],
+            document["chunk_size"],
+            document["epoch"],
+            {e["number"]: PublicKey(bytes.fromhex(e["public_key"])) for e in document["epochs"]},
+            document["features"],
+            document,
+        )
+
+
+def number_of(key: str) -> int:
+    """The number that a key ends with; -1 for another name."""
+    try:
+        return int(key.rsplit("/", 1)[1])
+    except ValueError:
+        return -1
+
+
+def unlock(store: Store, secret: Secret, known: str) -> tuple[ReaderKeys, str]:
+    """The keys, and the slot that the secret opens; the slot `known` to open is tried first."""
+    names = [entry.key.removeprefix("keys/") for entry in store.list("keys/")]
+    damaged: list[DamageError] = []
+    for slot in sorted(names, key=lambda n: (n != known, n)):
+        key = f"keys/{slot}"
+        try:
+            found = keys.unwrap(keys.read_slot(fetch(store, key), key), secret, key)
+        except DamageError as error:
+            damaged.append(error)
+            continue
+        if found:
+            return found, slot
+    if not names and next(store.list("config/"), None) is None:
+        raise NotFoundError(f"there is no repository at {store.url}", "make one with 'vmbackup init'")
+    if not names:
+        damaged.append(DamageError(f"{store.url} has no key slot left", object_key="keys/"))
+    elif known and known not in names:
+        damaged.append(
+            DamageError(f"keys/{known}, which this host used before, is missing", object_key=f"keys/{known}")
+        )
+    if damaged:
+        raise DamageError(
+            f"{damaged[0].message}, and no other slot opens with this passphrase",
+            "use another passphrase or the recovery key",
+            object_key=damaged[0].object_key,
+        )
+    raise AccessError(
+        f"the passphrase does not open the repository at {store.url}",
+        "check passphrase_file of this repository; the recovery key opens it too",
+    )
+
+
+def read_config(store: Store, reader: ReaderKeys) -> RepositoryConfig:
+    """The highest config with a valid signature, its copy where it is damaged. Raises DamageError, RepositoryError."""
+    names = {number_of(e.key) for folder in ("config/", "config.copy/") for e in store.list(folder)}
+    errors: list[DamageError] = []
+    for number in sorted(names - {-1}, reverse=True):
+        for folder in ("config", "config.copy"):
+            key = f"{folder}/{number}"
+            try:
+                document = frames.open_document(fetch(store, key), b"CONF", key, reader.verify_key)
+                config = RepositoryConfig.from_document(document)
+            except DamageError as error:
+                errors.append(error)
+                continue
+            except (KeyError, TypeError, ValueError) as error:
+                raise DamageError(f"{key} lacks what a config must have", object_key=key) from error
+            if config.version != number or config.realm != reader.realm:
+                errors.append(DamageError(f"{key} does not belong where it lies", object_key=key))
+                continue
+            if config.features["refuse"]:
+                raise RepositoryError(
+                    f"the repository uses features of a newer vmbackup: {', '.join(config.features['refuse'])}",
+                    "upgrade vmbackup on this host",
+                )
+            return config
+    if errors:
+        raise errors[0]
+    raise DamageError(f"{store.url} has no config left", "restore the folder 'config' or 'config.copy' of the store")
