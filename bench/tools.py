@@ -111,7 +111,7 @@ class Vmbackup(Tool):
 
 
 class Virtnbdbackup(Tool):
-    """Debian's virtnbdbackup as it is by default: neither compressed nor encrypted."""
+    """Debian's virtnbdbackup as it is by default: neither compressed nor encrypted. It leaves logs in TMPDIR."""
 
     name = "virtnbdbackup"
     does = ("full", "increment", "restore")
@@ -132,7 +132,8 @@ class Virtnbdbackup(Tool):
     def _backup(self, level: str) -> Cost:
         command = ["virtnbdbackup", "-d", self.guest.name, "-l", level, "-o", str(self._set), "-n", "-S",
                    str(self.guest.folder), "-f", str(self.guest.socket_path())]
-        return measure(command, self.folder, qemu=self.guest.qemu, grows=self._set, warm=[self.guest.image])
+        return measure(command, self.folder, qemu=self.guest.qemu, grows=self._set, warm=[self.guest.image],
+                       environment={"TMPDIR": str(self.folder)})
 
     def restore(self) -> Cost:
         """Makes an image of the newest state."""
@@ -140,7 +141,7 @@ class Virtnbdbackup(Tool):
         target.mkdir()
         command = ["virtnbdrestore", "-i", str(self._set), "-o", str(target), "-n", "-f", str(self.folder / "s"),
                    "-L", str(self.folder / "restore.log")]
-        cost = measure(command, self.folder, grows=target, warm=[self._set])
+        cost = measure(command, self.folder, grows=target, warm=[self._set], environment={"TMPDIR": str(self.folder)})
         self.restored = next(path for path in target.iterdir() if path.name == self.guest.image.name)
         return cost
 
