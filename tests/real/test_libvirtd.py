@@ -16,9 +16,9 @@ pytestmark = pytest.mark.real
 ROOT = Path(__file__).parents[2]
 
 SETUP = """set -e
-mount -t tmpfs tmpfs /tmp
-cp -a /etc/libvirt /tmp/etc-libvirt
-mount --bind /tmp/etc-libvirt /etc/libvirt
+mount -t tmpfs tmpfs /mnt
+cp -a /etc/libvirt /mnt/etc-libvirt
+mount --bind /mnt/etc-libvirt /etc/libvirt
 for folder in /run /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do mount -t tmpfs tmpfs $folder; done
 "$@" || exit 1   # not exec: as process 1 the shell reaps the daemons
 exit 0
@@ -113,7 +113,7 @@ def test_it_stays_while_somebody_else_uses_it() -> None:
 def test_kvm_device_gets_its_mode_back() -> None:
     """QEMU's user may open /dev/kvm while the lab is open, and no longer."""
     run("""
-        device = machine.KVM_DEVICE = Path("/tmp/kvm")
+        device = machine.KVM_DEVICE = Path("/mnt/kvm")
         device.touch(0o600)
         device.chmod(0o600)
         with LibvirtService():
