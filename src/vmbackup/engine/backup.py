@@ -87,7 +87,7 @@ class _Backup:
                 full=self._options.full,
                 quiesce=self._options.quiesce,
                 earlier=earlier_sizes(run.parent),
-                reread=f"the repository is damaged: {self._distrust.message}" if self._distrust else None,
+                reread=self._why_reread(run),
                 committed=committed_in(self._repository, run.points),
             )
             with job:
@@ -97,6 +97,14 @@ class _Backup:
             _abandon(run, self._progress)
             raise
         return summary(point, run.parent, written_bytes=run.stored_bytes)
+
+    def _why_reread(self, run: Run) -> str | None:
+        if self._distrust:
+            return f"the repository is damaged: {self._distrust.message}"
+        chunk_size = self._repository.config.chunk_size
+        if run.parent and any(disk.chunk_size != chunk_size for disk in run.parent.disks):
+            return "the repository's chunk size was changed"
+        return None
 
     def _transfer(self, run: Run, job: GuestJob) -> Point:
         old = {d.name: d for d in run.parent.disks} if run.parent and not self._distrust else {}

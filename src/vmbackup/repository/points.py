@@ -44,6 +44,11 @@ class DiskRecord:
     stored_bytes: int
     attributes: dict[str, str]
 
+    def check(self, name: str) -> None:
+        """Whether the map covers the disk, no more and no less. Raises DamageError naming the object `name`."""
+        if self.root.chunks != -(-self.virtual_size // self.chunk_size):
+            raise DamageError(f"{name}: the map of disk {self.target} does not cover it", object_key=name)
+
     def to_json(self) -> dict[str, Any]:
         """As it stands in the point."""
         level, chunks, session, pack, slot, node = self.root
@@ -209,7 +214,10 @@ def decode(
             f"{name} needs features that this version lacks: {', '.join(sorted(unknown))}",
             "upgrade vmbackup on this host",
         )
-    return Point(name, kind, lineage, session, writer, digest(data), public, table, uses, private, data[:head_size])
+    point = Point(name, kind, lineage, session, writer, digest(data), public, table, uses, private, data[:head_size])
+    for disk in point.disks if kind == POINT else []:
+        disk.check(name)
+    return point
 
 
 def open_documents(point: Point, secret: bytes, realm: bytes) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ from vmbackup.repository.layout import Lineage, check_group
 from vmbackup.repository.opening import RepositoryConfig, number_of, read_config, unlock
 from vmbackup.repository.points import PARTIAL, POINT, Point
 from vmbackup.repository.trust import Seen, Trust
-from vmbackup.storage_backends import ObjectMissing, Store, occupants
+from vmbackup.storage_backends import ObjectExists, ObjectMissing, Store, occupants
 
 DEFAULT_CHUNK_SIZE = 64 << 10  # QEMU's bitmap granularity: an incremental reads and stores exactly the dirty clusters
 MIN_CHUNK_SIZE, MAX_CHUNK_SIZE = 4 << 10, 16 << 20
@@ -66,12 +66,12 @@ class Repository:
             keys.wrap(reader, secret, label),
             keys.wrap(reader, Secret(recovery, "recovery", random=True), "recovery key of init"),
         )
-        for slot, data in slots:
-            store.put(f"keys/{slot}", data)
         config = cls._first_config(reader, repository, chunk_size)
         made = cls(store, reader, RepositoryConfig.from_document(config), trust)
         made._slot = slots[0][0]
-        made._put_group(DEFAULT_GROUP)
+        made._put_group(DEFAULT_GROUP)  # first, under a fixed name: of two that race for the place one fails here
+        for slot, data in slots:
+            store.put(f"keys/{slot}", data)
         made._enrol_self()
         signed = frames.sign_document(b"CONF", config, reader.signing)
         store.put("config.copy/1", signed)
@@ -111,7 +111,12 @@ class Repository:
         }
         for number in (1, 2):
             signed = frames.sign_document(b"GRUP", {**document, "number": number}, self.reader.signing)
-            self.store.put(f"groups/{group}/{number}", signed)
+            try:
+                self.store.put(f"groups/{group}/{number}", signed)
+            except ObjectExists:
+                raise RepositoryError(
+                    f"{self.store.url} is being made a repository by somebody else", "choose another, empty place"
+                ) from None
 
     def _group_info(self, group: str, epoch: int) -> bytes:
         return _GROUP_INFO + self.config.realm + epoch.to_bytes(4, "big") + group.encode()

@@ -8,7 +8,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from vmbackup.errors import DamageError, JobConflictError
+from vmbackup.errors import DamageError, JobConflictError, RepositoryError
 from vmbackup.repository import session as sessions
 from vmbackup.repository.catalog import Catalog, SessionRef
 from vmbackup.repository.crypto import META
@@ -45,6 +45,7 @@ class Run:
         self.warnings: list[str] = []
         self.parent: Point | None = None
         self.points: list[Point] = []
+        self._partials: list[Point] = []
         self.partial_bytes = PARTIAL_BYTES
         self.uses: Counter[int] = Counter()
         self.sparse = SparseIndex(self.catalog)
@@ -145,6 +146,7 @@ class Run:
             self.warnings.append(f"a killed run's chunks cannot be found again: {error.message}")
             return
         self._table[ref.number] = ref
+        self._partials.append(partial)
 
     def _take_number(self) -> int:
         number = self._next
@@ -212,7 +214,19 @@ class Run:
         for session in [s for s in self._closing if s.pending == 0]:
             self._closing.remove(session)
             session.commit_partial()
-            self._read_protocol()  # of the session that goes on, which was pinned before
+            self._check_still_valid(self._read_protocol())
+
+    def _check_still_valid(self, found: PointList) -> None:
+        """Rules W2 and W3 for the session that goes on and was pinned before: what it relies on must still stand."""
+        valid = {point.session for point in found.points + found.partials}
+        relied = {self.parent.session} if self.parent else set()
+        relied |= {partial.session for partial in self._partials}
+        relied |= {session.id for session in self._sessions if session.index_ref}
+        if not relied <= valid:
+            raise RepositoryError(
+                "restore points that this run builds on were forgotten while it ran: nothing was committed",
+                "run the backup again; its chunks are found again",
+            )
 
     def commit(self, public: dict[str, Any], documents: list[dict[str, str]]) -> Point:
         """The restore point, with seq, parent and table put in. All packs are stored. Raises RepositoryError."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.ram import RamDisk
-from tests.unit.engine.kit import RamKit
+from tests.unit.engine.kit import SECRET, RamKit
 from vmbackup.engine import backup as backup_module
 from vmbackup.errors import JobConflictError, PointInTimeLostError, RepositoryError, VmbackupError
+from vmbackup.repository import Repository
 from vmbackup.repository import run as run_module
 from vmbackup.repository.session import Session
 
@@ -329,3 +331,44 @@ def test_a_run_that_cannot_begin_leaves_nothing(
         with pytest.raises(JobConflictError):
             kit.backup()
     assert [e.key for e in kit.store.list("")] == before
+
+
+def test_chunk_size_may_change(make_kit: Callable[..., RamKit]) -> None:
+    """With another chunk size the guest is read whole once, and all points restore."""
+    kit = make_kit(chunk_size=4 * KIB)
+    kit.disk().write(0, patterned(MIB, 13))
+    kit.backup()
+    kit.repository.config = replace(kit.repository.config, chunk_size=16 * KIB)
+    kit.repository.recheck = lambda: None  # type: ignore[method-assign]  # keeps this config
+    kit.disk().write(2 * MIB, patterned(MIB, 14))
+    assert kit.backup().disks[0].mode == "reread"
+    kit.disk().write(3 * MIB, patterned(KIB, 15))
+    assert kit.backup().disks[0].mode == "incremental"
+    kit.check_all()
+
+
+def test_a_parent_that_is_forgotten_during_a_run(
+    make_kit: Callable[..., RamKit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long run that goes on in a new session looks again whether what it builds on still stands."""
+    monkeypatch.setattr("vmbackup.engine.units.UNIT_BYTES", 256 * KIB)
+    monkeypatch.setattr("vmbackup.repository.packs.PackBuilder.__init__.__defaults__", (256 * KIB,))
+    kit = make_kit({"vda": 12 * MIB})
+    kit.backup()
+    kit.disk().write(0, patterned(12 * MIB, 16))
+    path = next(p for p in (kit.root / "repository" / "points").rglob("*") if p.is_file())
+    kit.host.on_check = lambda: path.unlink(missing_ok=True)
+    with pytest.raises(RepositoryError, match="were forgotten"):
+        kit.backup(partial_bytes=2 * MIB)
+    assert kit.points() == []
+
+
+def test_two_inits_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that make a repository in one place, one fails, and the other's opens."""
+    first = RamKit(tmp_path, {"vda": MIB})
+    monkeypatch.setattr("vmbackup.repository.repository.occupants", lambda _store: iter(()))
+    with pytest.raises(RepositoryError, match="somebody else"):
+        Repository.create(first.store, SECRET, first.trust)
+    first.reopen()
+    first.backup()
+    first.check_all()
