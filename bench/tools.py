@@ -14,6 +14,7 @@ from .guest import Guest
 from .measure import BenchError, Cost, measure, run
 
 NOTHING = "nothing synced"
+IMAGE_BY_QEMU = "image synced as qemu-nbd ends"
 
 
 class Tool:
@@ -121,6 +122,10 @@ class Virtnbdbackup(Tool):
         super().__init__(guest, folder)
         self._set = folder / "set"
 
+    def synced(self, task: str) -> str:
+        """What is on disk when the command returns."""
+        return IMAGE_BY_QEMU if task == "restore" else NOTHING
+
     def full(self) -> Cost:
         """Reads the whole disk into a new place."""
         return self._backup("full")
@@ -172,6 +177,10 @@ class Nbdcopy(Tool):
     def __init__(self, guest: Guest, folder: Path) -> None:
         super().__init__(guest, folder)
         self._raw = folder / "disk.raw"
+
+    def synced(self, task: str) -> str:
+        """What is on disk when the command returns: nbdcopy has its pages written out as it goes (sync_file_range)."""
+        return IMAGE_BY_QEMU if task == "restore" else "file written out, no fsync"
 
     def full(self) -> Cost:
         """Reads the whole disk into a new place."""
