@@ -53,6 +53,7 @@ def wait_for_loss(running: LiveJob, seconds: float = 15.0) -> None:
 
 def test_a_busy_guest_ends_the_run_before_scratch_is_full(guest: BootSectorGuest, host: Host) -> None:
     """The job is aborted with space left, by the block threshold's event: the guest never stops."""
+    events = host.connection.events.subscribe(guest.domain.UUIDString())
     with begin(host, guest.name) as running:
         written = 0
         for mebibyte in range(2, 14):
@@ -71,6 +72,8 @@ def test_a_busy_guest_ends_the_run_before_scratch_is_full(guest: BootSectorGuest
             wait_for_loss(running)
         with pytest.raises(ScratchFullError):
             running.seal()
+    events.put(None)
+    assert "io_error" not in {event.kind for event in iter(events.get, None)}, "the guest had been stopped"
     assert guest.domain.jobInfo()[0] == 0
     assert guest.domain.listAllCheckpoints(0) == []
     guest.write(20)
