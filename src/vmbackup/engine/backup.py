@@ -4,9 +4,9 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any, Self
 
+from vmbackup import __version__
 from vmbackup.engine.chain import SOURCE, anchor_of, committed_in, earlier_sizes
 from vmbackup.engine.identity import host_identity
 from vmbackup.engine.packing import VerifyUploads
@@ -167,7 +167,7 @@ class _Backup:
             "disks": [d.to_json() for d in disks],
             "duration_seconds": round(time.monotonic() - self._started, 3),
             "seal_seconds": round(job.seal_seconds, 3),
-            "versions": {"vmbackup": version("vmbackup"), **self._host.versions()},
+            "versions": {"vmbackup": __version__, **self._host.versions()},
             "warnings": self._warnings(run, job),
         }
         documents = [

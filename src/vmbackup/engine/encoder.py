@@ -14,7 +14,7 @@ from vmbackup.repository.nodes import KEEP, ZERO, Run
 from vmbackup.repository.packs import Header
 from vmbackup.repository.run import Run as WriterRun
 
-_NO_HEADER = Header([], b"", "", 0)
+_NO_HEADER = Header([], b"", "")
 
 
 @dataclass

@@ -68,6 +68,6 @@ class Scrubber:
             return
         keys = self._catalog.keys
         birth = header.birth_of(slot)
-        key = packs.pack_key(META, keys, header.key_number, b"", birth.session, slot.birth_pack)
-        opener = packs.SlotOpener(packs.aad_prefix(keys.realm, META), keys.chunk_id_key(header.key_number))
+        key = packs.pack_key(META, keys, birth, b"", slot.birth_pack)
+        opener = packs.SlotOpener(packs.aad_prefix(keys.realm, META), keys.chunk_id_key(birth.key_number))
         opener.open(slot, stored, AESGCM(key), header.name)

@@ -126,8 +126,8 @@ class Catalog:
             raise DamageError(f"{name}, slot {ref.slot} holds another map node than the map says", object_key=name)
         stored = fetch(self.store, name, slot.offset, slot.stored)
         birth = header.birth_of(slot)
-        key = packs.pack_key(META, self.keys, header.key_number, b"", birth.session, slot.birth_pack)
-        opener = packs.SlotOpener(packs.aad_prefix(self.keys.realm, META), self.keys.chunk_id_key(header.key_number))
+        key = packs.pack_key(META, self.keys, birth, b"", slot.birth_pack)
+        opener = packs.SlotOpener(packs.aad_prefix(self.keys.realm, META), self.keys.chunk_id_key(birth.key_number))
         return opener.open(slot, stored, AESGCM(key), name)
 
 

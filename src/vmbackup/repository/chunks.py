@@ -67,21 +67,20 @@ class ChunkReader:
 
     def open(self, header: Header, slot: Slot, stored: memoryview) -> bytes:
         """The plain bytes of a slot. Raises DamageError."""
-        opener = self._openers.get(header.key_number)
-        if opener is None:
-            id_key = self._catalog.keys.chunk_id_key(header.key_number)
-            opener = self._openers[header.key_number] = packs.SlotOpener(self._aad, id_key)
-        return opener.open(slot, stored, self._cipher(header, slot), header.name)
-
-    def _cipher(self, header: Header, slot: Slot) -> AESGCM:
         birth = header.birth_of(slot)
-        cipher = self._ciphers.get((birth.session, slot.birth_pack))
+        opener = self._openers.get(birth.key_number)
+        if opener is None:
+            id_key = self._catalog.keys.chunk_id_key(birth.key_number)
+            opener = self._openers[birth.key_number] = packs.SlotOpener(self._aad, id_key)
+        return opener.open(slot, stored, self._cipher(birth, slot.birth_pack, header.name), header.name)
+
+    def _cipher(self, birth: Birth, pack: int, name: str) -> AESGCM:
+        cipher = self._ciphers.get((birth.session, pack))
         if cipher is None:
-            secret = self._secrets.of(birth, header.name)
-            key = packs.pack_key(DATA, self._catalog.keys, header.key_number, secret, birth.session, slot.birth_pack)
+            key = packs.pack_key(DATA, self._catalog.keys, birth, self._secrets.of(birth, name), pack)
             if len(self._ciphers) >= _CIPHERS:
                 self._ciphers.clear()
-            cipher = self._ciphers[birth.session, slot.birth_pack] = AESGCM(key)
+            cipher = self._ciphers[birth.session, pack] = AESGCM(key)
         return cipher
 
     def _fetch(self, header: Header, offset: int, length: int) -> memoryview:

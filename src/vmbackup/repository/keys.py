@@ -44,6 +44,20 @@ class WriterKey:
 
 
 @dataclass(frozen=True)
+class Enrolment:
+    """A writer as the realm enrolled it."""
+
+    id: bytes
+    role: str
+    group: str
+    public: Ed25519PublicKey
+
+    def may_write(self, group: str) -> bool:
+        """Whether restore points of the group count that it signed."""
+        return self.role == "reader" or (self.role == "backup" and self.group == group)
+
+
+@dataclass(frozen=True)
 class ReaderKeys:
     """All that a reader has: the realm's signing key, the private key of each epoch, a writer's key of its own."""
 

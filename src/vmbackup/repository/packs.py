@@ -35,7 +35,7 @@ END = b"vmbkpend"
 KINDS = {DATA: 1, META: 2}
 
 _COUNTS = struct.Struct(">HHI")
-_BIRTH = struct.Struct(">16s16sIH")
+_BIRTH = struct.Struct(">16s16sIHH")
 _AAD_TAIL = struct.Struct(">IB")
 _SUITE = 1
 _PLAIN, _ZSTD = 0, 1
@@ -46,11 +46,15 @@ _HEADER_ROOM = 1 << 20
 
 
 class Birth(NamedTuple):
-    """Where slots were first encrypted: a session and the envelope of its secret (empty in meta packs)."""
+    """Where slots were first encrypted: a session, and the envelope of its secret (empty in meta packs).
+
+    `key_number`: the group's id key that their ids are made with, and map nodes sealed from.
+    """
 
     session: bytes
     lineage: bytes
     epoch: int
+    key_number: int
     envelope: bytes
 
 
@@ -74,11 +78,11 @@ def aad_prefix(realm: bytes, kind: str) -> bytes:
     return bytes((_SUITE,)) + realm + bytes((KINDS[kind],))
 
 
-def pack_key(kind: str, keys: GroupKeys, key_number: int, secret: bytes, session: bytes, number: int) -> bytes:
-    """The key of a pack's slots: from the session's secret for data, from the id key for map nodes."""
+def pack_key(kind: str, keys: GroupKeys, birth: Birth, secret: bytes, number: int) -> bytes:
+    """The key of the slots born in a pack: from the session's secret for data, from the id key for map nodes."""
     if kind == DATA:
-        return derive(secret, keys.realm, "data", session, number)
-    return keys.derive(key_number, "meta", session, number)
+        return derive(secret, keys.realm, "data", birth.session, number)
+    return keys.derive(birth.key_number, "meta", birth.session, number)
 
 
 def header_key(kind: str, keys: GroupKeys, key_number: int, session: bytes, number: int) -> bytes:
@@ -88,7 +92,7 @@ def header_key(kind: str, keys: GroupKeys, key_number: int, session: bytes, numb
 
 def encode_births(births: list[Birth]) -> bytes:
     """The births of a header or an index root."""
-    return b"".join(_BIRTH.pack(b.session, b.lineage, b.epoch, len(b.envelope)) + b.envelope for b in births)
+    return b"".join(_BIRTH.pack(*birth[:4], len(birth.envelope)) + birth.envelope for birth in births)
 
 
 def decode_births(data: bytes, at: int, count: int, name: str) -> tuple[list[Birth], int]:
@@ -97,11 +101,11 @@ def decode_births(data: bytes, at: int, count: int, name: str) -> tuple[list[Bir
     for _ in range(count):
         if at + _BIRTH.size > len(data):
             raise DamageError(f"{name} is malformed", object_key=name)
-        session, lineage, epoch, length = _BIRTH.unpack_from(data, at)
+        session, lineage, epoch, key_number, length = _BIRTH.unpack_from(data, at)
         at += _BIRTH.size
         if length not in (0, ENVELOPE_BYTES) or at + length > len(data):
             raise DamageError(f"{name} is malformed", object_key=name)
-        births.append(Birth(session, lineage, epoch, data[at : at + length]))
+        births.append(Birth(session, lineage, epoch, key_number, data[at : at + length]))
         at += length
     return births, at
 
@@ -113,7 +117,6 @@ class Header:
     births: list[Birth]
     records: bytes = field(repr=False)
     name: str
-    key_number: int
 
     def __len__(self) -> int:
         return len(self.records) // RECORD.size
@@ -162,7 +165,7 @@ def open_header(sealed: bytes, key: bytes, key_number: int, slots: int, name: st
     births, at = decode_births(data, _COUNTS.size, count, name)
     if not births or found != slots or len(data) - at != slots * RECORD.size:
         raise DamageError(f"{name} is malformed", object_key=name)
-    return Header(births, data[at:], name, key_number)
+    return Header(births, data[at:], name)
 
 
 def read_footer(tail: bytes, name: str) -> tuple[int, int]:
@@ -192,7 +195,7 @@ class PackBuilder:
         self.kind, self.number, self.birth = kind, number, birth
         self._key_number = keys.current
         self._header_key = header_key(kind, keys, keys.current, birth.session, number)
-        self._decrypt_key = pack_key(kind, keys, keys.current, secret, birth.session, number)
+        self._decrypt_key = pack_key(kind, keys, birth, secret, number)
         self._encrypt = AESGCM(self._decrypt_key).encrypt_into
         self._aad = aad_prefix(keys.realm, kind)
         self._id_key = keys.chunk_id_key()
@@ -239,7 +242,7 @@ class PackBuilder:
 
     def finish(self) -> tuple[memoryview, bytes]:
         """(the whole object, the sealed header). The object lies in the builder's own memory."""
-        header = Header([self.birth], b"".join(self._records), "", self._key_number)
+        header = Header([self.birth], b"".join(self._records), "")
         count = len(self._records)
         aad = frames.preamble(b"PACK", self._key_number) + count.to_bytes(4, "big")
         sealed = seal(self._header_key, aad, header.encode())

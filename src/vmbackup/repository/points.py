@@ -7,13 +7,12 @@ from typing import Any
 
 import zstandard
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from vmbackup.errors import DamageError, RepositoryError
 from vmbackup.repository import frames
 from vmbackup.repository.catalog import SessionRef
 from vmbackup.repository.crypto import GroupKeys, derive, digest, seal, unseal
-from vmbackup.repository.keys import WriterKey
+from vmbackup.repository.keys import Enrolment, WriterKey
 from vmbackup.repository.layout import Lineage, point_id
 from vmbackup.repository.nodes import Ref
 
@@ -170,9 +169,7 @@ def is_abort(data: bytes) -> bool:
     return data[8:12] == b"ABRT"
 
 
-def decode(
-    data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, writers: dict[bytes, Ed25519PublicKey]
-) -> Point:
+def decode(data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, writers: dict[bytes, Enrolment]) -> Point:
     """A point whose place and signature hold. Raises DamageError, RepositoryError (newer)."""
     name = lineage.point(session)
     number = frames.check_preamble(data, b"POIN", name)
@@ -183,10 +180,10 @@ def decode(
         raise DamageError(f"{name} does not belong where it lies", object_key=name)
     if kind not in (POINT, PARTIAL):
         raise RepositoryError(f"{name} is of a kind that only a newer vmbackup knows", "upgrade vmbackup on this host")
-    if writer not in writers:
-        raise DamageError(f"{name} was signed by a writer that this repository has not enrolled", object_key=name)
+    if writer not in writers or not writers[writer].may_write(lineage.group):
+        raise DamageError(f"{name} was signed by a writer that is not enrolled for its group", object_key=name)
     try:
-        writers[writer].verify(data[-_SIGNATURE:], _CONTEXT + keys.realm + data[:-_SIGNATURE])
+        writers[writer].public.verify(data[-_SIGNATURE:], _CONTEXT + keys.realm + data[:-_SIGNATURE])
     except InvalidSignature as error:
         raise DamageError(f"{name} is damaged: its signature does not hold", object_key=name) from error
     try:

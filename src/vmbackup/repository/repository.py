@@ -13,7 +13,7 @@ from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryE
 from vmbackup.repository import frames, keys, points
 from vmbackup.repository.catalog import Catalog, fetch
 from vmbackup.repository.crypto import GroupKeys, envelope_info
-from vmbackup.repository.keys import ReaderKeys, Secret, SlotInfo
+from vmbackup.repository.keys import Enrolment, ReaderKeys, Secret, SlotInfo
 from vmbackup.repository.layout import Lineage, check_group
 from vmbackup.repository.opening import RepositoryConfig, number_of, read_config, unlock
 from vmbackup.repository.points import PARTIAL, POINT, Point
@@ -44,7 +44,7 @@ class Repository:
         self._trust = trust
         self._slot = ""
         self._groups: dict[str, GroupKeys] = {}
-        self._writers: dict[bytes, Ed25519PublicKey] | None = None
+        self._writers: dict[bytes, Enrolment] | None = None
         self._catalogs: dict[str, Catalog] = {}
 
     # Making and opening
@@ -204,20 +204,20 @@ class Repository:
         """The names of all groups."""
         return sorted({entry.key.split("/")[1] for entry in self.store.list("groups/")})
 
-    def writers(self) -> dict[bytes, Ed25519PublicKey]:
-        """The enrolled writers' public keys, by id; this reader's own is known without the store."""
+    def writers(self) -> dict[bytes, Enrolment]:
+        """The enrolled writers, by id; this reader's own is known without the store."""
         if self._writers is None:
             own = self.reader.writer
-            found = {own.id: own.private.public_key()}
+            found = {own.id: Enrolment(own.id, own.role, own.group, own.private.public_key())}
             for entry in self.store.list("writers/"):
                 with contextlib.suppress(DamageError):  # verify tells of it; its points tell who signed them
-                    writer, key = self.read_writer(entry.key)
-                    found[writer] = key
+                    writer = self.read_writer(entry.key)
+                    found[writer.id] = writer
             self._writers = found
         return self._writers
 
-    def read_writer(self, key: str) -> tuple[bytes, Ed25519PublicKey]:
-        """An enrolment: the writer's id and public key. Raises DamageError, RepositoryError."""
+    def read_writer(self, key: str) -> Enrolment:
+        """An enrolment. Raises DamageError, RepositoryError."""
         if key.endswith(".revoked"):
             raise RepositoryError(
                 "the repository knows revoked writers, which only a newer vmbackup judges",
@@ -227,7 +227,7 @@ class Repository:
         if document["realm"] != self.config.realm.hex() or key != f"writers/{document['writer']}":
             raise DamageError(f"{key} does not belong where it lies", object_key=key)
         public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(document["public_key"]))
-        return bytes.fromhex(document["writer"]), public
+        return Enrolment(bytes.fromhex(document["writer"]), document["role"], document["group"], public)
 
     def lineage(self, kind: str, stable_id: str, group: str = DEFAULT_GROUP) -> Lineage:
         """Where the history of a guest lies."""

@@ -25,7 +25,7 @@ def salvage(repository: Repository, lineage: Lineage, session: bytes, host: str)
     if repository.read_point(lineage, session) is not None:
         store.delete(lineage.pin(session))  # it was killed between commit and clean-up
         return False
-    own = Birth(session, lineage.id, pin["epoch"], bytes.fromhex(pin["envelope"]))
+    own = Birth(session, lineage.id, pin["epoch"], pin["id_key"], bytes.fromhex(pin["envelope"]))
     first = 1 + max((_number(e.key) for e in store.list(lineage.prefix("index", session))), default=-1)
     index = IndexWriter(
         repository.group(lineage.group), own, lambda n, data: store.put(lineage.index(session, n), data), first

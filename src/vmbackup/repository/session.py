@@ -39,8 +39,8 @@ class Session:
         self._numbers = {DATA: 0, META: 0}
         self._lock = threading.Lock()
         self._births = {
-            DATA: Birth(self.id, lineage.id, self.epoch, self.envelope),
-            META: Birth(self.id, lineage.id, 0, b""),
+            DATA: Birth(self.id, lineage.id, self.epoch, self.keys.current, self.envelope),
+            META: Birth(self.id, lineage.id, 0, self.keys.current, b""),
         }
         self._index: IndexWriter | None = IndexWriter(self.keys, self._births[DATA], self._put_index)
         self.index_ref: SessionRef | None = None
@@ -53,6 +53,7 @@ class Session:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "envelope": self.envelope.hex(),
             "epoch": self.epoch,
+            "id_key": self.keys.current,
         }
         key = self.keys.derive(self.keys.current, "pin", self.id)
         self.repository.store.put(self.lineage.pin(self.id), head + seal(key, head, frames.canonical(body)))

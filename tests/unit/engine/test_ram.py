@@ -372,3 +372,18 @@ def test_two_inits_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     first.reopen()
     first.backup()
     first.check_all()
+
+
+def test_a_second_id_key(make_kit: Callable[..., RamKit]) -> None:
+    """What was written under an older id key of the group is read beside what a newer one made."""
+    kit = make_kit()
+    kit.disk().write(0, patterned(MIB, 17))
+    kit.backup()
+    group = kit.repository.group()
+    kit.repository._groups["default"] = replace(group, id_keys={**group.id_keys, 2: bytes(32)})
+    kit.repository._catalogs.clear()
+    kit.disk().write(2 * MIB, patterned(MIB, 18))
+    assert kit.backup().disks[0].mode == "incremental"
+    kit.disk().tracked = False
+    kit.backup()
+    kit.check_all()

@@ -29,19 +29,20 @@ KEYS = GroupKeys(REALM, "default", {1: ID_KEY}, LINEAGE_KEY)
 def computed() -> dict[str, str]:
     chunk_id = blake3(CHUNK, key=KEYS.chunk_id_key()).digest()
     aad = packs.aad_prefix(REALM, DATA) + chunk_id + (4096).to_bytes(4, "big") + b"\0"
-    key = packs.pack_key(DATA, KEYS, 1, SECRET, SESSION, 7)
+    birth = packs.Birth(SESSION, bytes(16), 1, 1, b"")
+    key = packs.pack_key(DATA, KEYS, birth, SECRET, 7)
     slot = AESGCM(key).encrypt(nonce(3), CHUNK, aad)
     leaf = Node.leaf(4096, 0, [Run(2, 0, 0, 0), Run(3, 9, 7, 3)]).encode()
     return {
         "chunk id key": KEYS.chunk_id_key().hex(),
         "chunk id": chunk_id.hex(),
         "key of data pack 7": key.hex(),
-        "key of meta pack 7": packs.pack_key(META, KEYS, 1, b"", SESSION, 7).hex(),
+        "key of meta pack 7": packs.pack_key(META, KEYS, birth, b"", 7).hex(),
         "key of the header of data pack 7": packs.header_key(DATA, KEYS, 1, SESSION, 7).hex(),
         "key of the pin": KEYS.derive(1, "pin", SESSION).hex(),
         "key of the private part": derive(SECRET, REALM, "private", SESSION).hex(),
         "associated data of slot 3": aad.hex(),
-        "H of slot 3, plain": digest(slot).hex(),
+        "H of the sealed slot 3 (ciphertext and tag)": digest(slot).hex(),
         "tag of slot 3": slot[-16:].hex(),
         "lineage": KEYS.lineage("libvirt", "f707ff3b-b71b-4e4e-8f78-acacb883c7e3").hex(),
         "envelope info, epoch 1": envelope_info(REALM, 1, "default", SESSION).hex(),
