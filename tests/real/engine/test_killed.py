@@ -87,19 +87,19 @@ def test_incremental_killed_at_many_moments(make_domain: Callable[..., Workhorse
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("share", [0.35, 0.65])
 def test_full_killed_is_found_again(make_domain: Callable[..., Workhorse], work_dir: Path, share: float) -> None:
     """What a killed full stored is not stored again."""
-    size = 640 * MIB
+    size = 512 * MIB
     horse = make_domain(Disk("vda", size=size))
     cli = Cli(work_dir)
     cli.run("init")
     chance = random.Random(2)
     for at in range(0, size, 64 * MIB):
         horse.write_data("vda", at, chance.randbytes(64 * MIB))
-    began = time.monotonic()
     probe = Cli(_folder(work_dir / "probe"))
     probe.run("init")
+    began = time.monotonic()
     probe.run("backup", horse.name)
     whole = time.monotonic() - began
     assert killed(cli, horse.name, whole * share)
