@@ -22,7 +22,9 @@ ROUNDS = 52
 SAMPLE = 30
 
 
-def evolve(kit: Kit, make_domain: Callable[..., Workhorse], *, seed: int, rounds: int, clusters: tuple[int, ...]) -> None:
+def evolve(
+    kit: Kit, make_domain: Callable[..., Workhorse], *, seed: int, rounds: int, clusters: tuple[int, ...]
+) -> None:
     """A guest a cluster size, side by side in one repository; a seed for each."""
     guests = [Evolution.make(kit, make_domain, cluster, seed + n) for n, cluster in enumerate(clusters)]
 
