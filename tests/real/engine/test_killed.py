@@ -1,120 +1,166 @@
-"""kill -9 of vmbackup at any moment of a run: the next run is right, and nothing of the dead one is left."""
+"""kill -9 of `vmbackup backup` at many moments: the next run is right, finds what was stored, and leaves nothing."""
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.lab.cli import Cli
-from tests.lab.disk import Disk
+from tests.lab.disk import Disk, MiB
 from tests.lab.domain import Workhorse
+from tests.real.engine.evolution import SEED_VARIABLE, seed_of
 
-MIB = 1 << 20
-MOMENTS = 24
 pytestmark = pytest.mark.real
+SEED = 9
+FULLS, INCREMENTALS = 8, 14
+SIZE = 128 * MiB
+RANDOM = 96 * MiB  # of the disk: three packs, which no compression makes smaller
+BLOCK = 65536
+BEGIN_TIMEOUT = 60.0  # seconds
 
 
-def killed(cli: Cli, domain: str, after: float) -> bool:
-    """Runs a backup and kills it after so many seconds; tells whether it was still running."""
-    program = Path(sys.executable).with_name("vmbackup")
-    with subprocess.Popen(
-        [program, "--config", cli.config, "-q", "backup", domain], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            process.wait(after)
-        except subprocess.TimeoutExpired:
+@dataclass
+class Host:
+    """`vmbackup` as an operator has it, with a repository, state and scratch of its own."""
+
+    folder: Path
+    scratch: Path
+
+    def __post_init__(self) -> None:
+        self.config = self.folder / "config.toml"
+        self.config.write_text(
+            f'[libvirt]\nscratch_dir = "{self.scratch}"\n'
+            f'[repositories.local]\nurl = "file://{self.folder}/repository"\n'
+            f'passphrase_file = "{self.folder}/passphrase"\n'
+            f'[host]\ncache_dir = "{self.folder}/cache"\n[daemon]\nstate_dir = "{self.folder}/state"\n'
+        )
+        self.config.chmod(0o600)
+        self("init")
+
+    def command(self, *args: str) -> list[str]:
+        return [sys.executable, "-m", "vmbackup.cli", "--config", str(self.config), "--json", *args]
+
+    def __call__(self, *args: str) -> dict[str, Any]:
+        done = subprocess.run(self.command(*args), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return json.loads(done.stdout)
+
+    def backup(self, horse: Workhorse) -> dict[str, Any]:
+        return self("backup", horse.name)["points"][0]
+
+    def kill(self, horse: Workhorse, until: Callable[[], bool], then: float) -> bool:
+        """A backup that dies `then` seconds after `until` is true. True if it had ended before."""
+        with subprocess.Popen(self.command("backup", horse.name), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              text=True) as process:  # fmt: skip
+            deadline = time.monotonic() + BEGIN_TIMEOUT
+            while not until() and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            time.sleep(then)
+            ended = process.poll() is not None
             process.kill()
-            return True
-        return False
+            _, errors = process.communicate()
+        assert "Traceback" not in errors, errors
+        return ended
 
+    def packs(self) -> list[Path]:
+        """All data packs."""
+        return [p for p in (self.folder / "repository" / "data").rglob("*-*") if not p.name.startswith(".")]
 
-def files(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.rglob("*") if p.is_file())
+    def stored(self) -> int:
+        """Bytes of all data packs."""
+        return sum(p.stat().st_size for p in self.packs())
 
+    def assert_nothing_left(self, horse: Workhorse, point: dict[str, Any], state: list[int]) -> None:
+        """Only the newest point's checkpoint; no job, scratch file, socket, intent or pin; the guest as it was."""
+        assert [name.rsplit("-", 1)[1][:8] for name in horse.checkpoints()] == [point["id"].rsplit("-", 1)[1]]
+        assert horse.domain.jobInfo()[0] == 0
+        assert horse.domain.state() == state
+        sockets = Path("/var/lib/libvirt/qemu").glob(f"domain-{horse.domain.ID()}-*/vmbackup-*")
+        assert list(sockets) == []
+        assert list(self.scratch.iterdir()) == []
+        for place in (self.folder / "state" / "intents", self.folder / "repository" / "sessions"):
+            assert [p for p in place.rglob("*") if p.is_file()] == []
 
-def assert_clean(cli: Cli, horse: Workhorse) -> None:
-    """One checkpoint, no job, no scratch, no socket, no intent, no pin."""
-    assert len(horse.checkpoints()) == 1
-    assert horse.domain.jobInfo()[0] == 0
-    assert files(cli.folder / "scratch") == []
-    assert files(cli.folder / "state" / "intents") == []
-    assert files(cli.repository / "sessions") == []
-    folder = next(Path("/var/lib/libvirt/qemu").glob(f"domain-{horse.domain.ID()}-*"))
-    assert [p for p in folder.iterdir() if p.name.startswith("vmbackup")] == []
-
-
-def stored(cli: Cli) -> int:
-    packs = (cli.repository / "data").rglob("[0-9a-f]*")
-    return sum(p.stat().st_size for p in packs if p.is_file())
-
-
-def restore_and_compare(cli: Cli, horse: Workhorse, point: str) -> None:
-    made = cli.run("restore", point, "--output", str(cli.folder / f"out-{point}"), "--format", "raw")
-    for file in made["files"]:
-        horse.compare(file["target"], Path(file["path"]))
+    def check(self, horse: Workhorse, point: dict[str, Any]) -> None:
+        """A restore of it is the disk as it is."""
+        output = self.folder / f"restored-{point['id']}"
+        (file,) = self("restore", point["id"], "--output", str(output))["files"]
+        horse.compare("vda", Path(file["path"]))
         Path(file["path"]).unlink()
 
 
 @pytest.mark.timeout(600)
-def test_incremental_killed_at_many_moments(make_domain: Callable[..., Workhorse], work_dir: Path) -> None:
-    """Whenever it dies, the next run is incremental, equals the disk, and has put all right."""
-    horse = make_domain(Disk("vda", size=256 * MIB))
-    cli = Cli(work_dir)
-    cli.run("init")
-    horse.write_data("vda", 0, random.Random(1).randbytes(8 * MIB))
-    cli.run("backup", horse.name)
-    began = time.monotonic()
-    cli.run("backup", horse.name)
-    whole = time.monotonic() - began
-    alive = 0
-    for moment in range(MOMENTS):
-        horse.write("vda", moment * MIB, MIB, moment + 1)
-        horse.zero("vda", 100 * MIB + moment * 65536, 65536)
-        alive += killed(cli, horse.name, whole * (moment + 0.5) / MOMENTS)
-        if moment % 3 == 2:  # two or three may die one after the other
-            point = cli.run("backup", horse.name)["points"][0]
-            assert point["disks"][0]["mode"] == "incremental"
-            assert_clean(cli, horse)
-            restore_and_compare(cli, horse, point["id"])
-    assert alive >= MOMENTS * 3 // 4
-    assert cli.run("verify", "--read-data")["damaged"] == []
+def test_killed_incrementals(make_domain: Callable[..., Workhorse], work_dir: Path, scratch_dir: Path) -> None:
+    """At fourteen moments from the start to after the commit: the next run is incremental and right."""
+    seed = seed_of(SEED)
+    chance = random.Random(seed)
+    host = Host(work_dir, scratch_dir)
+    horse = make_domain(Disk("vda", size=16 * MiB))
+    horse.write("vda", 0, 16 * MiB, 0x11)
+    point = host.backup(horse)
+    state = horse.domain.state()
+    ended = 0
+    for number in range(INCREMENTALS):
+        for _ in range(20):
+            where = chance.randrange(16 * MiB // BLOCK) * BLOCK
+            if chance.random() < 0.6:
+                horse.write("vda", where, BLOCK, chance.randrange(1, 256))
+            else:
+                chance.choice((horse.zero, horse.discard))("vda", where, BLOCK)
+        known = set(horse.checkpoints())
+        if number % 4 == 0:  # before the begin, and about it
+            ended += host.kill(horse, lambda: True, chance.uniform(0.1, 1.5))
+        else:
+            begun = _begun(horse, known)
+            ended += host.kill(horse, begun, chance.uniform(0, 1.6))
+        horse.write("vda", chance.randrange(16 * MiB // BLOCK) * BLOCK, BLOCK, 0x77)
+        place = f"moment {number}, {SEED_VARIABLE}={seed}"
+        point = host.backup(horse)
+        assert point["disks"][0]["mode"] == "incremental", f"{place}: {point['disks'][0]['reason']}"
+        host.check(horse, point)
+        host.assert_nothing_left(horse, point, state)
+    assert ended < INCREMENTALS // 2
+    assert host("verify", "--read-data")["damaged"] == []
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("share", [0.35, 0.65])
-def test_full_killed_is_found_again(make_domain: Callable[..., Workhorse], work_dir: Path, share: float) -> None:
-    """What a killed full stored is not stored again."""
-    size = 512 * MIB
-    horse = make_domain(Disk("vda", size=size))
-    cli = Cli(work_dir)
-    cli.run("init")
-    chance = random.Random(2)
-    for at in range(0, size, 64 * MIB):
-        horse.write_data("vda", at, chance.randbytes(64 * MIB))
-    probe = Cli(_folder(work_dir / "probe"))
-    probe.run("init")
-    began = time.monotonic()
-    probe.run("backup", horse.name)
-    whole = time.monotonic() - began
-    assert killed(cli, horse.name, whole * share)
-    before = stored(cli)
-    point = cli.run("backup", horse.name)["points"][0]
-    added = point["disks"][0]["stored_bytes"]
-    assert added <= size * 1.03 - before  # of a pack, what stands before its first hook may be stored again
-    restore_and_compare(cli, horse, point["id"])
-    assert files(cli.repository / "sessions") == []
-    horse.write("vda", 0, MIB, 0x7)
-    again = cli.run("backup", horse.name)["points"][0]
-    assert again["disks"][0]["mode"] == "incremental"
-    restore_and_compare(cli, horse, again["id"])
+def test_killed_fulls(make_domain: Callable[..., Workhorse], work_dir: Path, scratch_dir: Path) -> None:
+    """At eight moments of a first full: the next run stores only what the killed one had not."""
+    seed = seed_of(SEED)
+    chance = random.Random(seed)
+    host = Host(work_dir, scratch_dir)
+    saved = 0
+    for number in range(FULLS):
+        place = f"moment {number}, {SEED_VARIABLE}={seed}"
+        horse = make_domain(Disk("vda", size=SIZE))
+        for start in range(0, RANDOM, 32 * MiB):
+            horse.write_data("vda", start, chance.randbytes(32 * MiB))
+        state = horse.domain.state()
+        before, packs = host.stored(), len(host.packs())
+        wanted = packs + number % 3
+        host.kill(horse, lambda wanted=wanted: len(host.packs()) >= wanted, chance.uniform(0, 0.6))
+        kept = host.stored() - before
+        point = host.backup(horse)
+        added = host.stored() - before - kept
+        assert kept + added < RANDOM + 2 * MiB, f"{place}: {kept} kept, {added} stored again"
+        assert point["disks"][0]["mode"] == "full" or kept > RANDOM, place
+        saved += kept
+        host.check(horse, point)
+        host.assert_nothing_left(horse, point, state)
+        horse.remove()
+    assert saved > RANDOM, "no run was killed late enough"
+    assert host("verify", "--read-data")["damaged"] == []
 
 
-def _folder(path: Path) -> Path:
-    path.mkdir()
-    return path
+def _begun(horse: Workhorse, known: set[str]) -> Callable[[], bool]:
+    return lambda: bool(set(horse.checkpoints()) - known)
+
