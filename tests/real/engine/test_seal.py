@@ -32,7 +32,7 @@ class Scene:
         self._generation = 0
 
     def change(self) -> Path:
-        """New content that the guest itself never writes; gives a copy of the disk, which holds still until the begin."""
+        """New content that the guest itself never writes; gives a copy of the disk, still until the begin."""
         self.guest.settle()
         self._generation += 1
         for mebibyte in self.random.sample(range(FIRST, LAST + 1), CHANGED):
@@ -46,8 +46,9 @@ class Scene:
         points, checkpoints = {p.id for p in self.kit.points()}, self.guest.checkpoints()
         try:
             point = self.meddler.run(moment)
-        except HypervisorError as error:
-            assert not isinstance(error, JobConflictError), error
+        except JobConflictError:
+            raise
+        except HypervisorError:
             assert {p.id for p in self.kit.points()} == points
             assert self.guest.checkpoints() == checkpoints
             different = None
@@ -126,6 +127,7 @@ def seal_of_nothing(job: LiveJob) -> None:
     job._sealed = True
 
 
+@pytest.mark.torture  # a race that is won often, not always
 @pytest.mark.timeout(300)
 def test_without_the_seal_live_bytes_are_committed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """The danger is real, and the test above would notice: with a seal of nothing it finds live bytes soon."""
