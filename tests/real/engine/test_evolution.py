@@ -17,8 +17,8 @@ from vmbackup.repository import Repository
 
 pytestmark = pytest.mark.real
 SEED = 20240
-CLUSTERS = (4096, 65536, 4096, 65536)
-ROUNDS = 52
+CLUSTERS = (4096, 65536) * 3
+ROUNDS = 35
 SAMPLE = 30
 
 
@@ -60,7 +60,7 @@ def evolve(
 
 @pytest.mark.timeout(900)
 def test_a_disk_that_changes_at_random_is_followed(make_domain: Callable[..., Workhorse], kit: Kit) -> None:
-    """Each of 208 restore points restores as the disk was at that instant, now and later, in any order."""
+    """Each of 210 restore points restores as the disk was at that instant, now and later, in any order."""
     seed = seed_of(SEED)
     print(f"seed {seed}")
     evolve(kit, make_domain, seed=seed, rounds=ROUNDS, clusters=CLUSTERS)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import pytest
 from tests.lab.disk import Disk, MiB
 from tests.lab.domain import Workhorse
 from tests.real.engine.evolution import SEED_VARIABLE, seed_of
+from tests.real.engine.program import Program
 
 pytestmark = pytest.mark.real
 SEED = 9
@@ -27,38 +25,16 @@ BLOCK = 65536
 BEGIN_TIMEOUT = 60.0  # seconds
 
 
-@dataclass
-class Host:
-    """`vmbackup` as an operator has it, with a repository, state and scratch of its own."""
-
-    folder: Path
-    scratch: Path
-
-    def __post_init__(self) -> None:
-        self.config = self.folder / "config.toml"
-        self.config.write_text(
-            f'[libvirt]\nscratch_dir = "{self.scratch}"\n'
-            f'[repositories.local]\nurl = "file://{self.folder}/repository"\n'
-            f'passphrase_file = "{self.folder}/passphrase"\n'
-            f'[host]\ncache_dir = "{self.folder}/cache"\n[daemon]\nstate_dir = "{self.folder}/state"\n'
-        )
-        self.config.chmod(0o600)
-        self("init")
-
-    def command(self, *args: str) -> list[str]:
-        return [sys.executable, "-m", "vmbackup.cli", "--config", str(self.config), "--json", *args]
-
-    def __call__(self, *args: str) -> dict[str, Any]:
-        done = subprocess.run(self.command(*args), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return json.loads(done.stdout)
+class Host(Program):
+    """Runs that are killed, and what they leave."""
 
     def backup(self, horse: Workhorse) -> dict[str, Any]:
-        return self("backup", horse.name)["points"][0]
+        return self.json("backup", horse.name)["points"][0]
 
     def kill(self, horse: Workhorse, until: Callable[[], bool], then: float) -> bool:
         """A backup that dies `then` seconds after `until` is true. True if it had ended before."""
-        with subprocess.Popen(self.command("backup", horse.name), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        command = self.command("--json", "backup", horse.name)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               text=True) as process:  # fmt: skip
             deadline = time.monotonic() + BEGIN_TIMEOUT
             while not until() and process.poll() is None:
@@ -93,7 +69,7 @@ class Host:
     def check(self, horse: Workhorse, point: dict[str, Any]) -> None:
         """A restore of it is the disk as it is."""
         output = self.folder / f"restored-{point['id']}"
-        (file,) = self("restore", point["id"], "--output", str(output))["files"]
+        (file,) = self.json("restore", point["id"], "--output", str(output))["files"]
         horse.compare("vda", Path(file["path"]))
         Path(file["path"]).unlink()
 
@@ -103,7 +79,7 @@ def test_killed_incrementals(make_domain: Callable[..., Workhorse], work_dir: Pa
     """At fourteen moments from the start to after the commit: the next run is incremental and right."""
     seed = seed_of(SEED)
     chance = random.Random(seed)
-    host = Host(work_dir, scratch_dir)
+    host = Host.make(work_dir, scratch_dir)
     horse = make_domain(Disk("vda", size=16 * MiB))
     horse.write("vda", 0, 16 * MiB, 0x11)
     point = host.backup(horse)
@@ -129,7 +105,7 @@ def test_killed_incrementals(make_domain: Callable[..., Workhorse], work_dir: Pa
         host.check(horse, point)
         host.assert_nothing_left(horse, point, state)
     assert ended < INCREMENTALS // 2
-    assert host("verify", "--read-data")["damaged"] == []
+    assert host.json("verify", "--read-data")["damaged"] == []
 
 
 @pytest.mark.timeout(600)
@@ -137,7 +113,7 @@ def test_killed_fulls(make_domain: Callable[..., Workhorse], work_dir: Path, scr
     """At eight moments of a first full: the next run stores only what the killed one had not."""
     seed = seed_of(SEED)
     chance = random.Random(seed)
-    host = Host(work_dir, scratch_dir)
+    host = Host.make(work_dir, scratch_dir)
     saved = 0
     for number in range(FULLS):
         place = f"moment {number}, {SEED_VARIABLE}={seed}"
@@ -158,9 +134,8 @@ def test_killed_fulls(make_domain: Callable[..., Workhorse], work_dir: Path, scr
         host.assert_nothing_left(horse, point, state)
         horse.remove()
     assert saved > RANDOM, "no run was killed late enough"
-    assert host("verify", "--read-data")["damaged"] == []
+    assert host.json("verify", "--read-data")["damaged"] == []
 
 
 def _begun(horse: Workhorse, known: set[str]) -> Callable[[], bool]:
     return lambda: bool(set(horse.checkpoints()) - known)
-
