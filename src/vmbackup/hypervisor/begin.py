@@ -76,8 +76,9 @@ class Beginner:
             info.name,
         )
         if not plan.included:
+            why = [f"disk {disk.target} is left out: {disk.reason}" for disk in plan.disks]
             raise HypervisorError(
-                f"domain {info.name} has no disk that can be backed up", "; ".join(plan.notes) or "it has no disks"
+                f"domain {info.name} has no disk that can be backed up", "; ".join(why) or "it has no disks"
             )
         return self._start(info, plan, lock, recovered)
 

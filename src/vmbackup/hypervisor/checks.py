@@ -24,8 +24,6 @@ LEAST_LIBVIRT, LEAST_QEMU = 7_006_000, 6_001_000
 # Bytes free in the scratch folder below which a warning is due: a run may want up to 10 GiB.
 _LITTLE_SCRATCH = scratch.NEED_MOST
 _NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "9p")
-# Left out because there is nothing of the guest's own on them.
-_HARMLESS = ("it is a cdrom", "it is a floppy", "it is read-only", "it has no medium")
 
 
 @dataclass(frozen=True)
@@ -113,12 +111,10 @@ def _job(domain: Any, info: DomainInfo) -> Check:
 def _disk(info: DomainInfo, disk: DomainDisk) -> Check:
     subject = f"{info.name}/{disk.target}"
     if disk.left_out:
-        harmless = disk.left_out in _HARMLESS
-        return Check("disk", subject, "ok" if harmless else "warn", f"left out: {disk.left_out}")
+        return Check("disk", subject, "ok" if disk.left_out_for_good else "warn", f"left out: {disk.left_out}")
     if disk.untracked:
-        old = disk.info.format == "qcow2"
-        fix = f"qemu-img amend -f qcow2 -o compat=1.1 {disk.info.path}   # with the domain off" if old else ""
-        return Check("disk", subject, "warn" if old else "ok", f"read whole each time: {disk.untracked}", fix)
+        fix = f"{disk.cure}   # with the domain off" if disk.cure else ""
+        return Check("disk", subject, "warn" if fix else "ok", f"read whole each time: {disk.untracked}", fix)
     if "encryption" in disk.info.attributes:
         message = "the image is encrypted; restored images are not"
         return Check("disk", subject, "warn", message)

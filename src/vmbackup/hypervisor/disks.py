@@ -9,24 +9,32 @@ from vmbackup.hypervisor.images import ImageInfo, image_info
 from vmbackup.hypervisor.source import DiskInfo
 from vmbackup.hypervisor.xmltree import Element, parse
 
+_NOTHING_OF_THE_GUEST = ("it is a cdrom", "it is a floppy", "it is read-only", "it has no medium")
+
 
 @dataclass(frozen=True)
 class DomainDisk:
     """A disk that the guest has. `left_out` is the reason why it is not in the backup; None for those that are.
 
-    `untracked` is the reason why it cannot have a bitmap (raw, qcow2 v2): read whole each time; `note` is the
-    cure, where there is one.
+    `untracked` is the reason why it cannot have a bitmap (raw, qcow2 v2): read whole each time; `cure` the command
+    that changes that, where there is one; `note` what the operator should know of it.
     """
 
     info: DiskInfo
     left_out: str | None = None
     untracked: str | None = None
+    cure: str | None = None
     note: str | None = None
 
     @property
     def target(self) -> str:
         """The name libvirt and the guest's XML use: vda."""
         return self.info.target
+
+    @property
+    def left_out_for_good(self) -> bool:
+        """True where it is left out and nothing of the guest's own is lost by that."""
+        return self.left_out in _NOTHING_OF_THE_GUEST
 
 
 def read_disks(raw: Any, domain: Any) -> list[DomainDisk]:
@@ -69,8 +77,8 @@ def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
         bus=_attribute(entry, "target", "bus"),
         attributes=attributes,
     )
-    untracked, note = _untracked(info, image)
-    return DomainDisk(info, left_out=left_out, untracked=untracked, note=note or trouble)
+    untracked, cure = _untracked(info, image)
+    return DomainDisk(info, left_out=left_out, untracked=untracked, cure=cure, note=trouble)
 
 
 def _left_out(entry: Element, path: str) -> str | None:
@@ -98,11 +106,7 @@ def _untracked(info: DiskInfo, image: ImageInfo | None) -> tuple[str | None, str
     if info.format != "qcow2":
         return f"a {info.format} image has no dirty bitmap", None
     if image and not image.holds_bitmaps:
-        cure = f"qemu-img amend -f qcow2 -o compat=1.1 {info.path}"
-        return (
-            "qcow2 v2 (compat 0.10) has no dirty bitmap",
-            f"disk {info.target} is qcow2 v2 and is read whole each time; with the domain off: {cure}",
-        )
+        return "qcow2 v2 (compat 0.10) has no dirty bitmap", f"qemu-img amend -f qcow2 -o compat=1.1 {info.path}"
     return None, None
 
 

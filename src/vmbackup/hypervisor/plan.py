@@ -191,7 +191,7 @@ def _why_reread(disk: DomainDisk, request: Request, chain: _Chain) -> str | None
     """Why a disk that an earlier point has is read whole; None where its bitmap is good."""
     earlier = request.earlier_sizes()[disk.target]
     if disk.untracked:
-        return disk.untracked
+        return f"{disk.untracked}; with the domain off: {disk.cure}" if disk.cure else disk.untracked
     if chain.why_not:
         return chain.why_not
     if disk.info.virtual_size < earlier:
@@ -210,7 +210,8 @@ def broken_reason(checkpoint: str) -> str:
 
 
 def _notes(disks: list[DomainDisk], evidence: list[CheckpointName], newer: list[CheckpointName]) -> list[str]:
-    notes = [f"disk {disk.target} is left out: {disk.left_out}" for disk in disks if disk.left_out]
+    lost = [disk for disk in disks if disk.left_out and not disk.left_out_for_good]
+    notes = [f"disk {disk.target} is left out: {disk.left_out}" for disk in lost]
     notes += [disk.note for disk in disks if disk.note]
     notes += [
         f"disk {disk.target} is encrypted: the restore point holds what the guest sees (encrypted by the repository's"

@@ -90,11 +90,11 @@ def test_the_format_decides_not_the_kind_of_storage(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_old_format_has_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """qcow2 v2 is read whole, and the note names the command."""
+    """qcow2 v2 is read whole, and the cure is a command."""
     old = ImageInfo("/a.qcow2", "qcow2", 1 << 20, {"compat": "0.10"})
     disk = read(f"<disk type='file' device='disk'>{GOOD}</disk>", monkeypatch, old)
     assert disk.untracked
-    assert "qemu-img amend -f qcow2 -o compat=1.1 /a.qcow2" in (disk.note or "")
+    assert disk.cure == "qemu-img amend -f qcow2 -o compat=1.1 /a.qcow2"
 
 
 def test_network_and_volume_disks(monkeypatch: pytest.MonkeyPatch) -> None:
