@@ -69,10 +69,14 @@ class Connections:
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """Turns an NbdError from inside into ours: the job's own cause where it is known."""
+        """Turns an NbdError from inside into ours: the job's own cause where it is known.
+
+        All connections are cut first: QEMU stands still, and libvirt with it, while replies of it are not taken.
+        """
         try:
             yield
         except NbdError as error:
+            self.abort()
             self._explain()
             raise HypervisorError(f"the disk could not be read from QEMU: {error.message}", error.hint) from error
 

@@ -50,7 +50,10 @@ class Scene:
             raise
         except HypervisorError:
             assert {p.id for p in self.kit.points()} == points
-            assert self.guest.checkpoints() == checkpoints
+            if self.kit.host.intents():  # QEMU stood still too long for libvirt to tidy up: the next run does it
+                self.kit.backup(self.guest)
+            else:
+                assert self.guest.checkpoints() == checkpoints
             different = None
         else:
             assert len(self.guest.checkpoints()) == 1
