@@ -32,6 +32,8 @@ _PAUSE = 0.1  # seconds between two writes of the guest: not all of the disk is 
 class BusyGuest(BootSectorGuest):
     """Writes mebibytes of the value N at N MiB, as its device does: past libvirt and its locks."""
 
+    size = SIZE
+
     def __init__(self, lab: Lab) -> None:
         super().__init__(lab)
         self._asked = 0
