@@ -21,6 +21,7 @@ class RamDisk:
     data: bytearray
     dirty: set[int] = field(default_factory=set)
     tracked: bool = False
+    path: str = "/ram/disk"
 
     def write(self, offset: int, data: bytes) -> None:
         assert offset + len(data) <= len(self.data)
@@ -28,9 +29,9 @@ class RamDisk:
         self.dirty |= set(range(offset // BLOCK, -(-(offset + len(data)) // BLOCK)))
 
     def resize(self, size: int) -> None:
-        if size < len(self.data):
-            del self.data[size:]
-            self.tracked = False
+        """As QEMU's bitmaps do: what is cut is forgotten, what is added is clean."""
+        del self.data[size:]
+        self.dirty -= set(range(-(-size // BLOCK), max(self.dirty, default=0) + 1))
         self.data.extend(bytes(size - len(self.data)))
 
 
@@ -77,20 +78,22 @@ class RamSource:
         self._earlier = earlier
         self._on_read = on_read
         self.size = len(self._frozen)
-        self.info = DiskInfo(target, "qcow2", self.size, f"/ram/{target}", None, "virtio", {})
+        self.info = DiskInfo(target, "qcow2", self.size, disk.path, None, "virtio", {})
         self.mode, self.reason = mode, reason
 
-    def extents(self) -> Iterator[Extent]:
+    def extents(self, start: int = 0, end: int | None = None) -> Iterator[Extent]:
         zeros = bytes(BLOCK)
-        for block in range(-(-self.size // BLOCK)):
-            start = block * BLOCK
-            data = self._frozen[start : start + BLOCK]
-            known = start + len(data) <= self._earlier
-            if self.mode == "incremental" and known and block not in self._dirty:
+        for at in range(start, self.size if end is None else end, BLOCK):
+            data = self._frozen[at : at + BLOCK]
+            known = at + len(data) <= self._earlier
+            if self.mode == "incremental" and known and at // BLOCK not in self._dirty:
                 kind = Kind.UNCHANGED
             else:
                 kind = Kind.ZERO if data == zeros[: len(data)] else Kind.DATA
-            yield Extent(start, len(data), kind)
+            yield Extent(at, len(data), kind)
+
+    def distrust(self, reason: str) -> None:
+        self.mode, self.reason = "reread", reason
 
     def open_reader(self) -> _Reader:
         return _Reader(self._frozen, self._on_read)
@@ -111,7 +114,7 @@ class RamJob:
         guest: RamGuest,
         parent: Anchor | None,
         full: bool,
-        earlier: Mapping[str, int],
+        earlier: Mapping[str, DiskInfo],
         reread: str | None,
     ) -> None:
         self._host, self._guest = host, guest
@@ -123,7 +126,7 @@ class RamJob:
             RamSource(
                 target,
                 disk,
-                earlier.get(target, 0),
+                earlier[target].virtual_size if target in earlier else 0,
                 *self._mode(target, disk, parent, full, earlier, reread),
                 host.on_read,
             )
@@ -133,11 +136,17 @@ class RamJob:
 
     @staticmethod
     def _mode(
-        target: str, disk: RamDisk, parent: Anchor | None, full: bool, earlier: Mapping[str, int], reread: str | None
+        target: str,
+        disk: RamDisk,
+        parent: Anchor | None,
+        full: bool,
+        earlier: Mapping[str, DiskInfo],
+        reread: str | None,
     ) -> tuple[Mode, str | None]:
         if full or target not in earlier:
             return "full", None
-        if reread or parent is None or not disk.tracked or len(disk.data) < earlier[target]:
+        old = earlier[target]
+        if reread or parent is None or not disk.tracked or len(disk.data) < old.virtual_size or disk.path != old.path:
             return "reread", reread or "no bitmap"
         return "incremental", None
 
@@ -182,6 +191,9 @@ class RamHost:
         self.on_seal: Callable[[], None] = _nothing
         self.jobs: list[RamJob] = []
 
+    def add(self, guest: RamGuest) -> None:
+        self._guests[guest.name] = guest
+
     def domain(self, name: str) -> DomainInfo:
         guest = self._guests[name]
         return DomainInfo(guest.name, guest.uuid, 1, "running")
@@ -202,7 +214,7 @@ class RamHost:
         parent: Anchor | None,
         full: bool,
         quiesce: str,
-        earlier: Mapping[str, int],
+        earlier: Mapping[str, DiskInfo],
         reread: str | None,
         committed: object,
     ) -> RamJob:

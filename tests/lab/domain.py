@@ -161,6 +161,16 @@ class Workhorse:
             flags |= libvirt.VIR_DOMAIN_AFFECT_LIVE
         self.domain.attachDeviceFlags(self._make(disk), flags)
 
+    def swap(self, one: str, other: str) -> None:
+        """Exchanges the images of two disks in the definition of the stopped domain."""
+        import libvirt
+
+        xml = self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+        a, b = str(self._paths[one]), str(self._paths[other])
+        xml = xml.replace(a, "\0").replace(b, a).replace("\0", b)
+        self.domain = self._connection.defineXML(xml)
+        self._paths[one], self._paths[other] = self._paths[other], self._paths[one]
+
     def fragment(self, target: str, pieces: int, *, piece: int = 4096, offset: int = 0) -> None:
         """Writes `pieces` pieces with an equal gap after each: 2 * pieces extents, dirty and clean in turn.
 

@@ -7,15 +7,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from vmbackup import __version__
-from vmbackup.engine.chain import SOURCE, anchor_of, committed_in, earlier_sizes
+from vmbackup.engine.chain import SOURCE, anchor_of, committed_in, earlier_disks, record_of
 from vmbackup.engine.identity import host_identity
+from vmbackup.engine.lost import lost_parts
 from vmbackup.engine.packing import VerifyUploads
 from vmbackup.engine.pipeline import DiskResult, Pipeline, default_workers
+from vmbackup.engine.spotcheck import missed_change
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.hypervisor import Host
 from vmbackup.hypervisor.source import DiskSource, DomainInfo, GuestJob, QuiescePolicy
 from vmbackup.progress import Progress
 from vmbackup.repository.maps import MapUpdater
+from vmbackup.repository.nodes import Ref
 from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.repository import Repository
 from vmbackup.repository.run import PARTIAL_BYTES, Run
@@ -47,7 +50,7 @@ def backup(
     try:
         return _Backup(host, repository, domain, options, progress).run()
     except DamageError as error:
-        if error.object_key is None or options.full:
+        if error.object_key is None:
             raise
         progress.note(f"{error.message}; the guest is read whole again, without what is damaged")
         return _Backup(host, repository, domain, options, progress, distrust=error).run()
@@ -86,7 +89,7 @@ class _Backup:
                 parent=anchor_of(run.parent),
                 full=self._options.full,
                 quiesce=self._options.quiesce,
-                earlier=earlier_sizes(run.parent),
+                earlier=earlier_disks(run.parent, run.host),
                 reread=self._why_reread(run),
                 committed=committed_in(self._repository, run.points),
             )
@@ -143,11 +146,26 @@ class _Backup:
         if old is not None and old.chunk_size != chunk_size:
             self._drop(run, old)
             old = None
-        base = old.root if old else None
-        if old and old.virtual_size > source.size:  # shrunk: its map cannot be kept, its chunks are found by place
+        if old is None:
+            return pipeline.read_disk(source, None, None)
+        lost = lost_parts(run, old)
+        if source.mode == "incremental":
+            self._spot_check(run, source, old)
+        base: Ref | None = old.root
+        if old.virtual_size > source.size:  # shrunk: its map cannot be kept, its chunks are found by place
             self._drop(run, old)
             base = None
-        return pipeline.read_disk(source, base, old.root if old else None)
+        return pipeline.read_disk(source, base, old.root, lost)
+
+    def _spot_check(self, run: Run, source: DiskSource, old: DiskRecord) -> None:
+        offset = missed_change(run, source, old)
+        if offset is not None:
+            reason = f"its bitmap missed a change (at byte {offset}, which it calls unchanged)"
+            source.distrust(reason)
+            run.warnings.append(
+                f"disk {old.target} was read whole: {reason}. Restore points since its last whole reading may hold old "
+                "data: find out what wrote to the image without QEMU's bitmap"
+            )
 
     def _drop(self, run: Run, disk: DiskRecord) -> None:
         """A disk that is gone, or whose map starts anew: its nodes no longer count."""
@@ -182,9 +200,6 @@ class _Backup:
 
 def _record(source: DiskSource, result: DiskResult, chunk_size: int) -> DiskRecord:
     info = source.info
-    attributes = {**info.attributes, "bus": info.bus, "path": info.path}
-    if info.serial:
-        attributes["serial"] = info.serial
     return DiskRecord(
         name=info.target,
         target=info.target,
@@ -197,7 +212,7 @@ def _record(source: DiskSource, result: DiskResult, chunk_size: int) -> DiskReco
         read_bytes=result.counts.read,
         changed_bytes=result.counts.changed,
         stored_bytes=result.counts.stored,
-        attributes=attributes,
+        attributes=record_of(info),
     )
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from vmbackup.hypervisor.names import CheckpointName
 from vmbackup.hypervisor.plan import Committed
-from vmbackup.hypervisor.source import Anchor
+from vmbackup.hypervisor.source import Anchor, DiskInfo
 from vmbackup.repository.layout import short_id
-from vmbackup.repository.points import Point
+from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.repository import Repository
 
 SOURCE = "libvirt"
@@ -18,9 +18,30 @@ def anchor_of(parent: Point | None) -> Anchor | None:
     return Anchor(**anchor) if anchor and anchor["kind"] == SOURCE else None
 
 
-def earlier_sizes(parent: Point | None) -> dict[str, int]:
-    """Bytes of the disks of `parent`, by target."""
-    return {disk.target: disk.virtual_size for disk in parent.disks} if parent else {}
+def earlier_disks(parent: Point | None, host: str) -> dict[str, DiskInfo]:
+    """The disks of `parent` by target; their inodes only where this host made it: another one may hold a copy."""
+    if parent is None:
+        return {}
+    same_host = parent.public["host"] == host
+    return {disk.target: _info(disk, same_host=same_host) for disk in parent.disks}
+
+
+def _info(disk: DiskRecord, *, same_host: bool) -> DiskInfo:
+    attributes = dict(disk.attributes)
+    path, serial, bus = attributes.pop("path"), attributes.pop("serial", None), attributes.pop("bus")
+    inode = attributes.pop("inode", None)
+    known = int(inode) if inode and same_host else None
+    return DiskInfo(disk.target, disk.format, disk.virtual_size, path, serial, bus, attributes, known)
+
+
+def record_of(info: DiskInfo) -> dict[str, str]:
+    """The attributes of a disk's record: what `earlier_disks` makes the DiskInfo of again."""
+    attributes = {**info.attributes, "bus": info.bus, "path": info.path}
+    if info.serial:
+        attributes["serial"] = info.serial
+    if info.inode is not None:
+        attributes["inode"] = str(info.inode)
+    return attributes
 
 
 def committed_in(repository: Repository, points: Sequence[Point]) -> Committed:

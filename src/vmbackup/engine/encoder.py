@@ -124,6 +124,8 @@ class Encoder:
         return (old.session, old.pack, slot) if header.id(slot) == chunk_id else None
 
     def _header(self, old: Extent) -> Header:
+        if self._run.lost.problem(old.session, DATA, old.pack):
+            return _NO_HEADER  # engine.lost has told of it
         try:
             return self._run.catalog.header(self._run.ref(old.session), DATA, old.pack)
         except DamageError as error:

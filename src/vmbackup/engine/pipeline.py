@@ -3,12 +3,13 @@
 import os
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Self
 
 from vmbackup.engine.encoder import Counts, Encoder
+from vmbackup.engine.lost import Part, uncovered
 from vmbackup.engine.packing import PackWriter, VerifyUploads
 from vmbackup.engine.units import OldMap, Unit, units
 from vmbackup.engine.worker import Worker
@@ -63,11 +64,14 @@ class Pipeline:
         if kind is not None:
             self._packs.stop()
 
-    def read_disk(self, source: DiskSource, old: Ref | None, previous: Ref | None) -> DiskResult:
+    def read_disk(
+        self, source: DiskSource, old: Ref | None, previous: Ref | None, lost: Sequence[Part] = ()
+    ) -> DiskResult:
         """Reads a disk to its end, and makes its map.
 
         `old` is the parent's map that the new one is made from (its nodes are kept where nothing changed); `previous`
-        the map whose chunks are looked at place by place. `old` must not be larger than the disk.
+        the map whose chunks are looked at place by place. `old` must not be larger than the disk. `lost` is read
+        although it is clean.
         """
         self._free = queue.SimpleQueue()
         for worker in self._workers:
@@ -77,7 +81,7 @@ class Pipeline:
         load = self._run.load_node(self._chunk_size)
         chunks = -(-source.size // self._chunk_size)
         old_map = OldMap(extents(previous, load)) if previous else None
-        runs = align(source.extents(), self._chunk_size, source.size)
+        runs = uncovered(align(source.extents(), self._chunk_size, source.size), lost, self._chunk_size)
         done = self._ordered(units(runs, self._chunk_size, old_map), result.counts)
         updater = MapUpdater(self._chunk_size, load, self._run.store_node, self._run.uses)
         result.root = updater.update(old, done, chunks)

@@ -1,7 +1,8 @@
 """What a backup run would do, with nothing begun, pinned or frozen."""
 
 from vmbackup.engine.backup import BackupOptions
-from vmbackup.engine.chain import SOURCE, anchor_of, committed_in, earlier_sizes
+from vmbackup.engine.chain import SOURCE, anchor_of, committed_in, earlier_disks
+from vmbackup.engine.identity import host_identity
 from vmbackup.hypervisor import Host
 from vmbackup.hypervisor.plan import Plan
 from vmbackup.repository.repository import Repository, newest
@@ -17,6 +18,6 @@ def plan(host: Host, repository: Repository, domain_name: str, options: BackupOp
         repository.id,
         anchor_of(parent),
         full=options.full,
-        earlier=earlier_sizes(parent),
+        earlier=earlier_disks(parent, host_identity()),
         committed=committed_in(repository, found),
     )

@@ -1,5 +1,7 @@
 """The disks of a domain as its XML tells them, each with the reason when it is left out."""
 
+import os
+import stat
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,9 +78,19 @@ def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
         serial=(entry.findtext("serial") or "").strip() or None,
         bus=_attribute(entry, "target", "bus"),
         attributes=attributes,
+        inode=_inode(path),
     )
     untracked, cure = _untracked(info, image)
     return DomainDisk(info, left_out=left_out, untracked=untracked, cure=cure, note=trouble)
+
+
+def _inode(path: str) -> int | None:
+    """That of a plain file; a device's node is made anew at each start of the host."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino if stat.S_ISREG(found.st_mode) else None
 
 
 def _left_out(entry: Element, path: str) -> str | None:

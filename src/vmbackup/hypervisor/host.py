@@ -17,7 +17,7 @@ from vmbackup.hypervisor.names import CheckpointName, session_tag
 from vmbackup.hypervisor.plan import Committed, Plan, Request, make_plan
 from vmbackup.hypervisor.purge import PurgeReport, purge_domain
 from vmbackup.hypervisor.recovery import Leftover, recover_domain
-from vmbackup.hypervisor.source import Anchor, DomainInfo, QuiescePolicy
+from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, QuiescePolicy
 
 
 class Host:
@@ -72,7 +72,7 @@ class Host:
         parent: Anchor | None,
         *,
         full: bool = False,
-        earlier: Mapping[str, int] | None = None,
+        earlier: Mapping[str, DiskInfo] | None = None,
         reread: str | None = None,
         committed: Committed | None = None,
     ) -> Plan:
@@ -80,7 +80,7 @@ class Host:
 
         Raises JobConflictError while a run works on the domain: its checkpoints must not be looked at meanwhile.
         """
-        request = Request(repository_id, parent, full, earlier, reread, committed)
+        request = Request(repository_id, parent, full, earlier or {}, reread, committed)
         info = self.connection.call("look at the domain", lambda raw: describe(handle(raw, domain)), domain.name)
         require_running(info)
         lock = self.reserve(info)
@@ -110,14 +110,14 @@ class Host:
         parent: Anchor | None,
         full: bool = False,
         quiesce: QuiescePolicy = "auto",
-        earlier: Mapping[str, int] | None = None,
+        earlier: Mapping[str, DiskInfo] | None = None,
         reread: str | None = None,
         committed: Committed | None = None,
     ) -> LiveJob:
         """Fixes a point in time of a running domain. Dead runs on it are put right first (`job.recovered`).
 
         `session` is the run's id, 32 hex digits, used for no other begin. `parent` is the anchor of the newest
-        restore point, `earlier` the sizes of all that point's disks (also raw ones). `reread` is a reason to
+        restore point, `earlier` all that point's disks by target (also raw ones). `reread` is a reason to
         read every disk whole. `committed` tells of a checkpoint's name whether the repository holds, or held
         and forgot, the restore point that its session wrote: True, False, or None for another repository's.
         It decides three things: an unfinished run's checkpoint is kept or deleted; ours that are superseded
@@ -129,7 +129,7 @@ class Host:
         foreign job), ScratchFullError, QuiesceError, HypervisorError; then nothing is left behind.
         """
         session_tag(session)
-        request = Request(repository_id, parent, full, earlier, reread, committed)
+        request = Request(repository_id, parent, full, earlier or {}, reread, committed)
         lock = lock or self.reserve(domain)
         try:
             recovered = self._recover_locked(domain.uuid, committed or _only(parent, repository_id))

@@ -23,22 +23,16 @@ Committed = Callable[[CheckpointName], bool | None]
 class Request:
     """What the caller knows.
 
-    `earlier`: target -> size of the disks in the newest restore point, also of those without a bitmap;
+    `earlier`: target -> the disks as the newest restore point has them, also those without a bitmap;
     `reread`: a reason to read every disk whole although it could be incremental ("scheduled").
     """
 
     repository_id: str
     parent: Anchor | None = None
     full: bool = False
-    earlier: Mapping[str, int] | None = None
+    earlier: Mapping[str, DiskInfo] = field(default_factory=dict)
     reread: str | None = None
     committed: Committed | None = None
-
-    def earlier_sizes(self) -> Mapping[str, int]:
-        """The disks of the newest restore point; those of its checkpoint where the caller told none."""
-        if self.earlier is not None:
-            return self.earlier
-        return self.parent.disks if self.parent else {}
 
 
 @dataclass(frozen=True)
@@ -178,24 +172,28 @@ def _plan_disk(disk: DomainDisk, request: Request, chain: _Chain) -> DiskPlan:
     if disk.left_out:
         return DiskPlan(disk.info, None, disk.left_out)
     tracked = disk.untracked is None
-    if request.full or disk.target not in request.earlier_sizes():
+    if request.full or disk.target not in request.earlier:
         return DiskPlan(disk.info, "full", None, tracked=tracked)
     reason = _why_reread(disk, request, chain)
     if reason is not None:
         return DiskPlan(disk.info, "reread", reason, tracked=tracked)
-    dirty, earlier = chain.sizes.get(disk.target), request.earlier_sizes()[disk.target]
+    dirty, earlier = chain.sizes.get(disk.target), request.earlier[disk.target].virtual_size
     return DiskPlan(disk.info, "incremental", None, dirty_bytes=dirty, tracked=tracked, earlier_size=earlier)
 
 
 def _why_reread(disk: DomainDisk, request: Request, chain: _Chain) -> str | None:
     """Why a disk that an earlier point has is read whole; None where its bitmap is good."""
-    earlier = request.earlier_sizes()[disk.target]
+    earlier = request.earlier[disk.target]
     if disk.untracked:
         return f"{disk.untracked}; with the domain off: {disk.cure}" if disk.cure else disk.untracked
     if chain.why_not:
         return chain.why_not
-    if disk.info.virtual_size < earlier:
-        return f"the disk shrank from {earlier} to {disk.info.virtual_size} bytes"
+    if disk.info.virtual_size < earlier.virtual_size:
+        return f"the disk shrank from {earlier.virtual_size} to {disk.info.virtual_size} bytes"
+    if disk.info.path != earlier.path:
+        return f"it is another image than in the newest restore point, which has {earlier.path}"
+    if earlier.inode is not None and disk.info.inode != earlier.inode:
+        return f"{earlier.path} is another file than in the newest restore point"
     if disk.target not in chain.sizes:
         return "the checkpoint of the newest restore point does not cover the disk"
     if chain.sizes[disk.target] is None and not chain.to_redefine:

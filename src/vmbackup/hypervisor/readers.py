@@ -138,25 +138,29 @@ class LiveDisk:
         self.size = info.virtual_size
         self._compared = min(self.size, self.size if earlier_size is None else earlier_size)
 
-    def extents(self) -> Iterator[Extent]:
+    def extents(self, start: int = 0, end: int | None = None) -> Iterator[Extent]:
         """See DiskSource."""
         # Two connections: with both contexts on one QEMU would look up the allocation of clean areas too.
-        incremental = self.mode == "incremental"
+        end = self.size if end is None else end
         opened: list[NbdClient] = []
         try:
             opened.append(self._connect((_ALLOCATION_CONTEXT,)))
             allocation = opened[0]
-            start = 0
             with self._connections.failures():
-                if incremental:
+                if self.mode == "incremental" and start < self._compared:
                     opened.append(self._connect((BITMAP_CONTEXT,)))
-                    yield from extents(allocation, opened[1], 0, self._compared, BITMAP_CONTEXT)
-                    start = self._compared
-                if start < self.size:
-                    yield from extents(allocation, None, start, self.size, None)
+                    clean_end = min(end, self._compared)
+                    yield from extents(allocation, opened[1], start, clean_end, BITMAP_CONTEXT)
+                    start = clean_end
+                if start < end:
+                    yield from extents(allocation, None, start, end, None)
         finally:
             for client in opened:
                 self._connections.disconnect(client)
+
+    def distrust(self, reason: str) -> None:
+        """See DiskSource."""
+        self.mode, self.reason = "reread", reason
 
     def open_reader(self) -> LiveReader:
         """See DiskSource."""

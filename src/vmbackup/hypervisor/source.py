@@ -38,6 +38,7 @@ class DiskInfo:
 
     `attributes` of its image are what a restore makes the new image with: cluster_size, compat,
     lazy_refcounts, compression_type, extended_l2, data_file, encryption; numbers and booleans as text.
+    `inode` is that of its file, None where it is no file of this host.
     """
 
     target: str
@@ -47,6 +48,7 @@ class DiskInfo:
     serial: str | None
     bus: str
     attributes: dict[str, str] = field(default_factory=dict)
+    inode: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,14 @@ class DiskSource(Protocol):
     def reason(self) -> str | None:
         """Why a `reread` is one."""
 
-    def extents(self) -> Iterator[Extent]:
-        """Runs in order from 0, adding up to `size`.
+    def extents(self, start: int = 0, end: int | None = None) -> Iterator[Extent]:
+        """Runs in order from `start`, adding up to `end` (None: the disk's).
 
         UNCHANGED (since the parent) only when incremental, and only where the disk was as large at the parent's time.
         """
+
+    def distrust(self, reason: str) -> None:
+        """The bitmap is not to be believed: from here on the disk is a `reread`, and nothing is UNCHANGED."""
 
     def open_reader(self) -> DiskReader:
         """A connection of its own; several may be open at once, one a thread."""

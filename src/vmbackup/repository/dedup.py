@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Container
 
 from vmbackup.repository.catalog import Catalog, SessionRef
 from vmbackup.repository.crypto import DATA
@@ -43,11 +44,11 @@ class SparseIndex:
         self._loaded: OrderedDict[tuple[int, int], dict[bytes, Place]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, ref: SessionRef) -> None:
-        """All data packs of a session. Raises DamageError."""
+    def add(self, ref: SessionRef, lost: Container[tuple[str, int]]) -> None:
+        """All data packs of a session but those that are lost. Raises DamageError."""
         self._sessions[ref.number] = ref
         for kind, pack in self._catalog.root(ref).packs:
-            if kind == DATA:
+            if kind == DATA and (kind, pack) not in lost:
                 header = self._catalog.header(ref, DATA, pack)
                 for slot, chunk_id in enumerate(header.ids()):
                     if slot == 0 or chunk_id[0] < _HOOK:

@@ -52,15 +52,31 @@ def _extents(ref: Ref, first: int, load: Load, start: int, end: int) -> Iterator
         first += entry.chunks
 
 
-def nodes(root: Ref, load: Load, seen: set[bytes] | None = None) -> Iterator[tuple[Ref, Node]]:
-    """All nodes below and at `root`, parents first; those whose ids are in `seen` (which grows) are left out."""
+def backwards(root: Ref, load: Load) -> Iterator[Extent]:
+    """The runs of a map that have storage, from the disk's end to its beginning. Streamed."""
+    yield from _backwards(root, 0, load)
+
+
+def _backwards(ref: Ref, first: int, load: Load) -> Iterator[Extent]:
+    if ref.session == ZERO:
+        return
+    at = first + ref.chunks
+    entries: list[Run | Ref] = list(load(ref, first).entries)
+    for entry in reversed(entries):
+        at -= entry.chunks
+        if isinstance(entry, Ref):
+            yield from _backwards(entry, at, load)
+        elif entry.session != ZERO:
+            yield Extent(at, *entry)
+
+
+def nodes(root: Ref, load: Load) -> Iterator[tuple[Ref, Node]]:
+    """All nodes below and at `root`, parents first."""
     stack = [(root, 0)]
     while stack:
         ref, first = stack.pop()
-        if ref.session == ZERO or (seen is not None and ref.id in seen):
+        if ref.session == ZERO:
             continue
-        if seen is not None:
-            seen.add(ref.id)
         node = load(ref, first)
         yield ref, node
         for entry in node.entries:

@@ -20,6 +20,7 @@ from vmbackup.repository.points import Point, encode_table
 from vmbackup.repository.repository import PointList, Repository, newest
 from vmbackup.repository.salvage import salvage
 from vmbackup.repository.session import Session
+from vmbackup.repository.stock import Lost, Stock
 from vmbackup.storage_backends import ObjectMissing
 
 # A killed run loses no more than this of its stored chunks where its host cannot salvage them.
@@ -35,8 +36,8 @@ class Run:
     `open` keeps the protocol's order; then the engine stores packs through `begin_pack` and the session's `put_pack`
     (any thread), nodes through `store_node`, and commits (one thread).
 
-    `points` are the guest's restore points, `parent` the newest or None; `number` of a session is its place in the
-    session table.
+    `points` are the guest's restore points, `parent` the newest or None, `lost` the packs of the parent that are gone;
+    `number` of a session is its place in the session table.
     """
 
     def __init__(self, repository: Repository, lineage: Lineage, host: str) -> None:
@@ -49,6 +50,7 @@ class Run:
         self.partial_bytes = PARTIAL_BYTES
         self.uses: Counter[int] = Counter()
         self.sparse = SparseIndex(self.catalog)
+        self.lost = Lost(self.catalog, ())
         self._table: dict[int, SessionRef] = {}
         self._next = 1
         self._lock = threading.Lock()
@@ -130,6 +132,7 @@ class Run:
         self.parent = parent = newest(found.points)
         if parent:
             self._table = dict(parent.table)
+            self.lost = Lost(self.catalog, self._table.values())
             self.uses = Counter(parent.uses)
             self._next = parent.public["next_session_number"]
         self._session.number = self._take_number()
@@ -141,7 +144,7 @@ class Run:
     def _adopt_partial(self, partial: Point) -> None:
         ref = partial.own_ref(self._take_number())
         try:
-            self.sparse.add(ref)
+            self.sparse.add(ref, Stock(self.catalog).lost(ref))
         except DamageError as error:
             self.warnings.append(f"a killed run's chunks cannot be found again: {error.message}")
             return

@@ -28,11 +28,14 @@ class DiskUsage:
 
 
 class Usage:
-    """The packs of disks. One for all points of a group: a node that was walked is not walked again."""
+    """The packs of disks. One for all points of a group: a node that was walked is not walked again.
+
+    Nodes are known by their place: equal ones of two histories name different sessions by the same numbers.
+    """
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._known: dict[bytes, DiskUsage] = {}
+        self._known: dict[tuple[bytes, int, int], DiskUsage] = {}
         self.sessions: dict[bytes, SessionRef] = {}
 
     def of(self, point: Point, disk: DiskRecord) -> DiskUsage:
@@ -44,9 +47,13 @@ class Usage:
     def _walk(self, point: Point, disk: DiskRecord, ref: Ref, first: int) -> DiskUsage:
         if ref.session == ZERO:
             return DiskUsage()
-        known = self._known.get(ref.id)
+        try:
+            place = session_of(point, ref.session).session, ref.pack, ref.slot
+        except DamageError as error:
+            return DiskUsage(errors=[error])
+        known = self._known.get(place)
         if known is None:
-            known = self._known[ref.id] = self._read(point, disk, ref, first)
+            known = self._known[place] = self._read(point, disk, ref, first)
         return known
 
     def _read(self, point: Point, disk: DiskRecord, ref: Ref, first: int) -> DiskUsage:

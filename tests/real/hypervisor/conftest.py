@@ -13,7 +13,7 @@ from tests.lab.domain import Workhorse
 from tests.lab.session import Lab
 from vmbackup.hypervisor import Anchor, Host, job
 from vmbackup.hypervisor.job import LiveJob
-from vmbackup.hypervisor.source import DiskSource
+from vmbackup.hypervisor.source import DiskInfo, DiskSource
 from vmbackup.nbd import Extent, Kind
 
 URI = "qemu:///system"
@@ -52,7 +52,7 @@ class Shadow:
     def __init__(self, host: Host, horse: Workhorse, repository_id: str = REPOSITORY) -> None:
         self.host, self.horse, self.repository_id = host, horse, repository_id
         self.anchor: Anchor | None = None
-        self.sizes: dict[str, int] | None = None
+        self.earlier: dict[str, DiskInfo] = {}
         self.images: dict[str, bytearray] = {}
         self.committed: set[str] = set()
         self.runs: dict[str, list[Extent]] = {}
@@ -66,7 +66,7 @@ class Shadow:
             "repository_id": self.repository_id,
             "session": new_session(),
             "parent": self.anchor,
-            "earlier": self.sizes,
+            "earlier": self.earlier,
             "committed": lambda name: str(name) in self.committed if name.repository_id == self.repository_id else None,
         } | options
         return self.host.begin(self.host.domain(self.horse.name), **arguments)  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ class Shadow:
     def commit(self, running: LiveJob, images: dict[str, bytearray]) -> None:
         """What the repository's commit does, then the end of the run."""
         self.images, self.anchor = images, running.anchor
-        self.sizes = {target: len(image) for target, image in images.items()}
+        self.earlier = {disk.info.target: disk.info for disk in running.disks}
         if running.anchor:
             self.committed.add(running.anchor.checkpoint)
         running.finish(committed=True)

@@ -112,7 +112,7 @@ def test_lost_metadata_is_defined_again(make_domain: MakeDomain, make_shadow: Ma
     horse.write("vda", MiB, K64, 0x66)
     assert shadow.anchor
     horse.domain.checkpointLookupByName(shadow.anchor.checkpoint).delete(_METADATA_ONLY)
-    plan = shadow.host.plan(shadow.host.domain(horse.name), REPOSITORY, shadow.anchor)
+    plan = shadow.host.plan(shadow.host.domain(horse.name), REPOSITORY, shadow.anchor, earlier=shadow.earlier)
     assert [disk.mode for disk in plan.disks] == ["incremental"]
     assert horse.checkpoints() == [], "a plan changed something"
     shadow.run()
@@ -273,7 +273,7 @@ def test_a_disk_that_is_smaller_than_before_is_reread(make_domain: MakeDomain, m
     """A size below the parent's could hide old data behind a clean bitmap."""
     shadow = make_shadow(make_domain(Disk(size=4 * MiB)))
     shadow.run()
-    shadow.sizes = {"vda": 8 * MiB}
+    shadow.earlier = {"vda": replace(shadow.earlier["vda"], virtual_size=8 * MiB)}
     shadow.run()
     assert shadow.modes == {"vda": "reread"}
     assert "shrank" in (shadow.reasons["vda"] or "")
@@ -294,7 +294,7 @@ def test_a_repository_older_than_the_host(make_domain: MakeDomain, make_shadow: 
     horse = make_domain(Disk(size=4 * MiB))
     shadow = make_shadow(horse)
     shadow.run()
-    old, sizes, images = shadow.anchor, shadow.sizes, shadow.images
+    old, earlier, images = shadow.anchor, shadow.earlier, shadow.images
     later = CheckpointName.make(REPOSITORY, new_session(), datetime.now(UTC) + timedelta(seconds=5))
     horse.domain.checkpointCreateXML(f"<domaincheckpoint><name>{later}</name></domaincheckpoint>", 0)
     shadow.run()
@@ -303,7 +303,7 @@ def test_a_repository_older_than_the_host(make_domain: MakeDomain, make_shadow: 
     assert any("restored from a copy" in note for note in shadow.notes)
     assert str(later) in horse.checkpoints()
     # The same with a caller that cannot tell what is committed.
-    shadow.anchor, shadow.sizes, shadow.images = old, sizes, images
+    shadow.anchor, shadow.earlier, shadow.images = old, earlier, images
     shadow.run(committed=None)
     assert shadow.modes == {"vda": "reread"}
     assert str(later) in horse.checkpoints()
@@ -314,7 +314,7 @@ def test_an_anchor_of_another_repository_is_not_ours(make_domain: MakeDomain, ma
     horse = make_domain(Disk(size=MiB))
     original, replica = make_shadow(horse), make_shadow(horse, OTHER_REPOSITORY)
     original.run()
-    replica.anchor, replica.sizes, replica.images = original.anchor, original.sizes, original.images
+    replica.anchor, replica.earlier, replica.images = original.anchor, original.earlier, original.images
     replica.run()
     assert replica.modes == {"vda": "reread"}
     assert "another repository" in (replica.reasons["vda"] or "")

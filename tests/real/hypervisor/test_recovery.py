@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import subprocess
@@ -17,8 +16,10 @@ import pytest
 from tests.lab.disk import Disk, MiB
 from tests.lab.domain import Workhorse
 from tests.real.hypervisor.conftest import OTHER_REPOSITORY, REPOSITORY, Shadow, new_session
+from tests.real.hypervisor.victim import read_point
 from vmbackup.errors import JobConflictError
 from vmbackup.hypervisor import Anchor, CheckpointName, Host
+from vmbackup.hypervisor.source import DiskInfo
 
 pytestmark = pytest.mark.real
 MakeDomain = Callable[..., Workhorse]
@@ -58,8 +59,12 @@ class Victim:
     @property
     def anchor(self) -> Anchor | None:
         """What the last committed run left in its repository."""
-        path = self.folder / "anchor.json"
-        return Anchor(**json.loads(path.read_text())) if path.exists() else None
+        return read_point(self.folder / "point.json")[0]
+
+    @property
+    def earlier(self) -> dict[str, DiskInfo]:
+        """The disks of the last committed run."""
+        return read_point(self.folder / "point.json")[1]
 
     def committed(self, name: CheckpointName) -> bool:
         """The repository's word."""
@@ -102,7 +107,7 @@ def test_a_run_killed_before_its_commit_leaves_nothing(victim: Victim, where: st
     assert victim.anchor == parent
     assert victim.leftovers() == []
     shadow = Shadow(victim.host, victim.horse)
-    with shadow.begin(parent=parent, earlier=None, committed=victim.committed) as running:
+    with shadow.begin(parent=parent, earlier=victim.earlier, committed=victim.committed) as running:
         assert {disk.info.target: disk.mode for disk in running.disks} == {"vda": "incremental", "vdb": "incremental"}
 
 
@@ -126,7 +131,7 @@ def test_the_next_run_recovers_by_itself(victim: Victim) -> None:
     victim.kill_at("committed")
     parent = victim.anchor
     victim.kill_at("read")
-    with Shadow(victim.host, victim.horse).begin(parent=parent, earlier=None, committed=None) as running:
+    with Shadow(victim.host, victim.horse).begin(parent=parent, earlier=victim.earlier, committed=None) as running:
         assert [left.committed for left in running.recovered] == [False]
         assert {disk.mode for disk in running.disks} == {"incremental"}
     assert victim.leftovers() == []
@@ -172,7 +177,7 @@ def test_a_dead_run_of_a_domain_that_was_stopped(victim: Victim) -> None:
     assert left.trouble == ()
     victim.horse.start()
     shadow = Shadow(victim.host, victim.horse)
-    with shadow.begin(parent=parent, earlier=None, committed=victim.committed) as running:
+    with shadow.begin(parent=parent, earlier=victim.earlier, committed=victim.committed) as running:
         assert {disk.mode for disk in running.disks} == {"incremental"}
     assert victim.leftovers() == []
 
@@ -227,5 +232,5 @@ def test_purge_ends_a_dead_run(victim: Victim) -> None:
     report = victim.host.purge(victim.host.domain(victim.horse.name))
     assert report.trouble == ()
     assert victim.horse.checkpoints() == []
-    (victim.folder / "anchor.json").unlink()
+    (victim.folder / "point.json").unlink()
     assert victim.leftovers() == []

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.ram import RamDisk, RamGuest, RamHost
 from vmbackup.engine.backup import BackupOptions, backup
 from vmbackup.engine.restore import RestoreOptions, restore
 from vmbackup.engine.verify import VerifySummary, verify
+from vmbackup.errors import DamageError
 from vmbackup.progress import Silent
 from vmbackup.repository import PointSummary, Repository
 from vmbackup.repository.keys import Secret
@@ -44,6 +48,13 @@ class RamKit:
         self.kept[point.id] = {t: bytes(d.data) for t, d in self.guest.disks.items()}
         return point
 
+    def add_guest(self, guest: RamGuest) -> None:
+        self.host.add(guest)
+
+    def backup_guest(self, name: str) -> PointSummary:
+        host: Any = self.host
+        return backup(host, self.repository, name, self.options, Silent())
+
     def reopen(self) -> None:
         self.repository = Repository.open(self.store, SECRET, self.trust)
 
@@ -67,6 +78,18 @@ class RamKit:
             found = self.restored(points[point_id])
             assert {t: sha(d) for t, d in found.items()} == {t: sha(d) for t, d in disks.items()}, point_id
         assert self.verify().damaged == ()
+
+    def check_all_but_damaged(self, damaged: Iterable[str]) -> None:
+        """Every kept point restores as it was, but those: they fail, and verify names just them."""
+        broken = set(damaged)
+        for point in self.points():
+            if point.id in broken:
+                with pytest.raises(DamageError):
+                    self.restored(point)
+            else:
+                assert self.restored(point) == self.kept[point.id]
+        self.reopen()
+        assert {p for damage in self.verify().damaged for p in damage.points} == broken
 
     def verify(self, read_data: float | None = 1.0) -> VerifySummary:
         return verify(self.repository, None, read_data, Silent())

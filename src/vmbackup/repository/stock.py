@@ -1,0 +1,59 @@
+"""Which packs are in the store, and whole, as far as names and sizes tell: one listing a history."""
+
+from collections.abc import Iterable
+
+from vmbackup.errors import DamageError
+from vmbackup.repository.catalog import Catalog, SessionRef
+from vmbackup.repository.index import PackEntry
+
+
+class Stock:
+    """The packs of a group, listed a history at a time, when one is first asked for. One thread."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._listed: dict[str, dict[str, int]] = {}
+
+    def size(self, ref: SessionRef, kind: str, number: int) -> int | None:
+        """Bytes of a pack in the store; None where it is missing."""
+        lineage = self._catalog.lineage(ref)
+        prefix = lineage.prefix(kind)
+        if prefix not in self._listed:
+            self._listed[prefix] = {entry.key: entry.size for entry in self._catalog.store.list(prefix)}
+        return self._listed[prefix].get(lineage.pack(kind, ref.session, number))
+
+    def problem(self, ref: SessionRef, entry: PackEntry) -> str:
+        """What is wrong with a pack ("is missing"); empty where nothing is."""
+        size = self.size(ref, entry.kind, entry.number)
+        if size is None:
+            return "is missing"
+        return "" if size == entry.size else f"has {size} bytes instead of {entry.size}"
+
+    def lost(self, ref: SessionRef) -> dict[tuple[str, int], str]:
+        """The packs of a session that are missing or cut, with what is wrong. Raises DamageError (its index)."""
+        problems = {name: self.problem(ref, entry) for name, entry in self._catalog.root(ref).packs.items()}
+        return {name: problem for name, problem in problems.items() if problem}
+
+
+class Lost:
+    """Packs of sessions, by their number in a table, that nothing may be built on. Read by any thread."""
+
+    def __init__(self, catalog: Catalog, sessions: Iterable[SessionRef]) -> None:
+        """Compares the index of each session with the store."""
+        self._packs: dict[tuple[int, str, int], DamageError] = {}
+        self._sessions: dict[int, DamageError] = {}
+        stock = Stock(catalog)
+        for ref in sessions:
+            try:
+                for (kind, number), problem in stock.lost(ref).items():
+                    key = catalog.lineage(ref).pack(kind, ref.session, number)
+                    self._packs[ref.number, kind, number] = DamageError(f"{key} {problem}", object_key=key)
+            except DamageError as error:
+                self._sessions[ref.number] = error
+
+    def __bool__(self) -> bool:
+        return bool(self._packs or self._sessions)
+
+    def problem(self, session: int, kind: str, number: int) -> DamageError | None:
+        """What is wrong with a pack; None where it is there, and whole by its size."""
+        return self._sessions.get(session) or self._packs.get((session, kind, number))
