@@ -21,7 +21,7 @@ def command(state: State, domain: str | None) -> int:
 
     config = access.load_config(state)
     with access.opened_repository(config, state.repository) as repository:
-        found = repository.read_points()
+        found = repository.survey()
     points = summaries(found)
     if domain is not None:
         names = sorted({point.domain for point in points})

@@ -48,7 +48,7 @@ def command(
     config = access.load_config(state)
     with access.opened_repository(config, state.repository) as repository:
         name = f"{point}@{at}" if at is not None else point
-        found = resolve(repository.read_points(), name, domains=True)
+        found = resolve(repository.survey(), name, domains=True)
         with access.progress(state) as progress:
             done = restore(repository, found, options, progress)
     if state.json:

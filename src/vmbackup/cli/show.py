@@ -23,7 +23,7 @@ def command(state: State, point: str) -> None:
 
     config = access.load_config(state)
     with access.opened_repository(config, state.repository) as repository:
-        points = repository.read_points()
+        points = repository.survey()
         chosen = resolve(points, point)
         freed = _freed(repository, chosen, points.points)
     found = described(points, chosen)

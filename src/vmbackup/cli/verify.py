@@ -34,7 +34,7 @@ def command(state: State, point: str | None, read_data: str | None) -> int:
 
     config = access.load_config(state)
     with access.opened_repository(config, state.repository) as repository:
-        points = None if point is None else [resolve(repository.read_points(), point)]
+        points = None if point is None else [resolve(repository.survey(), point)]
         with access.progress(state) as progress:
             found = verify(repository, points, share, progress)
     if state.json:

@@ -58,20 +58,22 @@ class RestoreSummary:
 
 
 def restore(repository: Repository, point: Point, options: RestoreOptions, progress: Progress) -> RestoreSummary:
-    """Writes `<target>.qcow2` or `.raw` for each disk and `domain.xml` into a folder.
+    """Writes `<target>.qcow2` or `.raw` for each disk and `domain.xml` into a folder, all with mode 0600.
 
     All files get their names once all are whole and synced; after an error none is left. Raises TargetError,
     DamageError naming point and disk, NotFoundError (no such disk), AccessError.
     """
     started = time.monotonic()
     disks = _choose(point, options.disks)
-    _check_space(options.output, disks, options.format)
+    _refuse_existing(options.output, disks, options.format)
+    documents = _new_documents(options.output, repository.documents(point))
     with _Files(options.output) as files:
         made = [_restore_disk(repository, point, disk, options, files, progress) for disk in disks]
-        for name, data in repository.documents(point).items():
-            with files.create(name) as partial:
-                partial.write_bytes(data)
-                _sync(partial)
+        for name, data in documents.items():
+            with files.create(name) as partial, open(partial, "xb", opener=_private) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
         files.publish()
     return RestoreSummary(point.id, tuple(made), time.monotonic() - started)
 
@@ -86,13 +88,39 @@ def _choose(point: Point, wanted: tuple[str, ...] | None) -> list[DiskRecord]:
     return [disks[target] for target in dict.fromkeys(wanted)]
 
 
-def _check_space(folder: Path, disks: list[DiskRecord], format_: str) -> None:
+def _new_documents(folder: Path, documents: dict[str, bytes]) -> dict[str, bytes]:
+    """Those that are not in the folder yet: another disk of the same point may have been restored to it before."""
+    new = {}
+    for name, data in documents.items():
+        path = folder / name
+        try:
+            same = path.read_bytes() == data
+        except FileNotFoundError:
+            new[name] = data
+        except OSError as error:
+            raise TargetError(f"cannot read {path}: {error.strerror}") from error
+        else:
+            if not same:
+                raise _there_already(path)
+    return new
+
+
+def _private(path: str, flags: int) -> int:
+    """Images and domain XML are for their owner only: they hold the guest's secrets."""
+    return os.open(path, flags, 0o600)
+
+
+def _there_already(path: Path) -> TargetError:
+    return TargetError(f"{path} is already there", "choose another folder, or move it away")
+
+
+def _refuse_existing(folder: Path, disks: list[DiskRecord], format_: str) -> None:
     if any(os.sep in d.target or d.target in (".", "..") for d in disks):
         raise UsageError("a disk's name cannot be a file name")
     for disk in disks:
         path = folder / f"{disk.target}.{format_}"
         if path.exists():
-            raise TargetError(f"{path} is already there", "choose another folder, or move it away")
+            raise _there_already(path)
 
 
 class _Files:
@@ -135,8 +163,8 @@ class _Files:
                 os.link(self._partial(name), self._folder / name)
                 done.append(name)
         except OSError as error:
-            for name in done:
-                (self._folder / name).unlink(missing_ok=True)
+            for published in done:
+                (self._folder / published).unlink(missing_ok=True)
             raise TargetError(f"cannot put {self._folder / name} in place: {error.strerror}") from error
         for name in self._names:
             self._partial(name).unlink(missing_ok=True)

@@ -109,6 +109,8 @@ class Qcow2Target:
             options = ",".join(f"{name}={attributes[name]}" for name in _QCOW2_OPTIONS if name in attributes)
             command = ["qemu-img", "create", "-q", "-f", "qcow2", *(["-o", options] if options else [])]
             _run([*command, str(path), str(size)], path)
+            with _told(path):
+                os.chmod(path, 0o600)
             self._start(connections)
         except BaseException:
             self.abandon()

@@ -15,10 +15,11 @@ from vmbackup.repository import frames, keys
 from vmbackup.repository.catalog import Catalog, fetch
 from vmbackup.repository.chunks import Secrets
 from vmbackup.repository.crypto import DATA, digest
-from vmbackup.repository.layout import Lineage, short_id
+from vmbackup.repository.layout import short_id
 from vmbackup.repository.maps import extents
 from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.repository import PointList, Repository
+from vmbackup.repository.stock import Stock
 from vmbackup.repository.usage import DiskUsage, PackName, Usage, load
 from vmbackup.storage_backends import ObjectMissing
 
@@ -53,7 +54,7 @@ def verify(
     """
     check = _Verify(repository, read_data, progress)
     if points is None:
-        found = repository.read_points()
+        found = repository.survey()
         check.repository_itself()
         check.vanished(found)
         points = found.points
@@ -115,6 +116,8 @@ class _Verify:
             self._must_exist(f"groups/{group}/1")
             self._must_exist(f"groups/{group}/2")
         self._must_exist(f"writers/{self._repository.reader.writer.id.hex()}")
+        for slot in self._repository.config.slots:
+            self._must_exist(f"keys/{slot}")
 
     def _must_exist(self, key: str) -> None:
         if key not in self._objects:
@@ -134,7 +137,7 @@ class _Verify:
             self._found.add(key, error.message)
 
     def vanished(self, found: PointList) -> None:
-        """Points that cannot be read, or that are gone although their children name them."""
+        """Points that cannot be read or are gone: their index or their children tell of them."""
         for error in found.damaged:
             name = (error.object_key or "").rsplit("/", 1)[-1]
             self._found.error(error, [name[12:20]])
@@ -150,24 +153,6 @@ class _Verify:
                     self._found.add(key, f"is missing: {point.id} was made from it", [short_id(session)])
             elif known[session].digest.hex() != parent["digest"]:
                 self._found.add(key, f"is not the one that {point.id} was made from", [known[session].id])
-
-        self._unended(found)
-
-    def _unended(self, found: PointList) -> None:
-        """Sessions with an index but no commit and no pin: a pin goes only after the commit, so that is lost."""
-        for entry in self._store.list("index/"):
-            _, group, lineage, name = entry.key.split("/")
-            session = bytes.fromhex(name.split("-")[0])
-            place = Lineage(group, bytes.fromhex(lineage))
-            if session not in found.ended and not self._exists(place.pin(session)):
-                self._found.add(place.point(session), "is missing: its index is there", [short_id(session)])
-
-    def _exists(self, key: str) -> bool:
-        try:
-            self._store.stat(key)
-        except ObjectMissing:
-            return False
-        return True
 
     def points(self, points: Sequence[Point]) -> None:
         """All that these points need."""
@@ -237,23 +222,16 @@ class _Verify:
     def _sizes(self, catalog: Catalog, usage: Usage, wanted: set[PackName]) -> dict[PackName, PackReport]:
         """Packs that are missing or of another size than their index says."""
         broken: dict[PackName, PackReport] = {}
-        listed: dict[str, dict[str, int]] = {}
+        stock = Stock(catalog)
         for name in wanted:
             ref = usage.sessions[name.session]
-            prefix = catalog.lineage(ref).prefix(name.kind)
-            if prefix not in listed:
-                listed[prefix] = {e.key: e.size for e in self._store.list(prefix)}
-            key = catalog.lineage(ref).pack(name.kind, name.session, name.number)
             try:
-                expected = catalog.entry(ref, name.kind, name.number).size
+                entry = catalog.entry(ref, name.kind, name.number)
             except DamageError:
                 continue  # told with the index
-            size = listed[prefix].get(key)
-            if size is None:
-                broken[name] = PackReport("is missing", None)
-            elif size != expected:
-                broken[name] = PackReport(f"has {size} bytes instead of {expected}", None)
-            self._objects[key] = size or 0
+            if problem := stock.problem(ref, entry):
+                broken[name] = PackReport(problem, None)
+            self._objects[self._key(catalog, usage, name)] = stock.size(ref, name.kind, name.number) or 0
         return broken
 
     def _read(self, catalog: Catalog, usage: Usage, names: list[PackName]) -> dict[PackName, PackReport]:

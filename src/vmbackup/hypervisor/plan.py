@@ -18,6 +18,11 @@ from vmbackup.hypervisor.xmltree import parse
 # because it is another repository's.
 Committed = Callable[[CheckpointName], bool | None]
 
+_NOT_SURE = (
+    "libvirt has lost the newest restore point's checkpoint: a disk is incremental only if QEMU still has its bitmap, "
+    "which the backup itself finds out"
+)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -112,7 +117,7 @@ def make_plan(raw: Any, domain: Any, info: DomainInfo, request: Request, *, appl
         parent=request.parent.checkpoint if incremental and request.parent else None,
         superseded=tuple(str(name) for name in superseded),
         evidence=tuple(str(name) for name in evidence),
-        notes=tuple(_notes(disks, evidence, newer)),
+        notes=(*_notes(disks, evidence, newer), *([_NOT_SURE] if incremental and chain.to_redefine else [])),
     )
 
 

@@ -13,7 +13,10 @@ from vmbackup.storage_backends import Store
 
 @dataclass(frozen=True)
 class RepositoryConfig:
-    """The signed config: ids of 16 bytes, `version` of this document, chunk size in bytes, public keys by epoch."""
+    """The signed config: ids of 16 bytes, `version` of this document, chunk size in bytes, public keys by epoch.
+
+    `slots`: the key slots that there must be.
+    """
 
     realm: bytes
     repository: bytes
@@ -22,6 +25,7 @@ class RepositoryConfig:
     epoch: int
     public_keys: dict[int, PublicKey]
     features: dict[str, list[str]]
+    slots: tuple[str, ...]
     document: dict[str, Any] = field(repr=False)
 
     @classmethod
@@ -35,6 +39,7 @@ class RepositoryConfig:
             document["epoch"],
             {e["number"]: PublicKey(bytes.fromhex(e["public_key"])) for e in document["epochs"]},
             document["features"],
+            tuple(document.get("slots", ())),
             document,
         )
 

@@ -23,6 +23,8 @@ from vmbackup.storage_backends import ObjectExists, ObjectMissing, Store, occupa
 DEFAULT_CHUNK_SIZE = 64 << 10  # QEMU's bitmap granularity: an incremental reads and stores exactly the dirty clusters
 MIN_CHUNK_SIZE, MAX_CHUNK_SIZE = 4 << 10, 16 << 20
 DEFAULT_GROUP = "default"
+# A config version is made by one host at a time; this many others may be first.
+_TRIES = 8
 _GROUP_INFO = b"vmbackup/1/group\0"
 
 
@@ -66,22 +68,20 @@ class Repository:
             keys.wrap(reader, secret, label),
             keys.wrap(reader, Secret(recovery, "recovery", random=True), "recovery key of init"),
         )
-        config = cls._first_config(reader, repository, chunk_size)
+        config = cls._first_config(reader, repository, chunk_size, [slot for slot, _ in slots])
         made = cls(store, reader, RepositoryConfig.from_document(config), trust)
         made._slot = slots[0][0]
         made._put_group(DEFAULT_GROUP)  # first, under a fixed name: of two that race for the place one fails here
         for slot, data in slots:
             store.put(f"keys/{slot}", data)
         made._enrol_self()
-        signed = frames.sign_document(b"CONF", config, reader.signing)
-        store.put("config.copy/1", signed)
-        store.put("config/1", signed)
+        made._put_config(config)
         trust.forget(store.url)
         trust.check(store.url, made._seen())
         return made, keys.format_recovery(recovery)
 
     @staticmethod
-    def _first_config(reader: ReaderKeys, repository: bytes, chunk_size: int) -> dict[str, Any]:
+    def _first_config(reader: ReaderKeys, repository: bytes, chunk_size: int, slots: list[str]) -> dict[str, Any]:
         return {
             "realm": reader.realm.hex(),
             "repository": repository.hex(),
@@ -94,7 +94,14 @@ class Repository:
             "replica_of": None,
             "object_lock_days": None,
             "allowed_endpoints": None,
+            "slots": slots,
         }
+
+    def _put_config(self, document: dict[str, Any]) -> None:
+        """A version and its copy. Raises ObjectExists where another host made that version."""
+        signed = frames.sign_document(b"CONF", document, self.reader.signing)
+        for folder in ("config", "config.copy"):
+            self.store.put(f"{folder}/{document['version']}", signed)
 
     def _put_group(self, group: str) -> None:
         body = {
@@ -258,7 +265,23 @@ class Repository:
         """A further passphrase or recovery key; gives the slot's id."""
         slot, data = keys.wrap(self.reader, secret, label)
         self.store.put(f"keys/{slot}", data)
+        self._list_slot(slot)
         return slot
+
+    def _list_slot(self, slot: str) -> None:
+        """Puts a slot into a new version of the config: the signed list tells of one that is taken away."""
+        for _ in range(_TRIES):
+            self.recheck()
+            config = self.config
+            slots = sorted({*config.slots, slot})
+            with contextlib.suppress(ObjectExists):  # another host was first: its version is read, and followed
+                self._put_config({**config.document, "version": config.version + 1, "slots": slots})
+                self.recheck()
+                return
+        raise RepositoryError(
+            f"key {slot} was added, but other hosts change the config at the same time: it is not listed there",
+            "run the command again",
+        )
 
     def add_recovery(self, label: str) -> str:
         """A new recovery key, as people write it."""
@@ -267,6 +290,32 @@ class Repository:
         return keys.format_recovery(recovery)
 
     # Restore points
+
+    def survey(self) -> PointList:
+        """All restore points, as `read_points`; among the damaged ones also those that are gone.
+
+        A session writes its index before its commit and deletes its pin after it: one that has an index and neither
+        has lost its commit.
+        """
+        found = self.read_points()
+        indexed: dict[tuple[str, str, str], None] = {}
+        for entry in self.store.list("index/"):
+            _, group, lineage, name = entry.key.split("/")
+            indexed[group, lineage, name.partition("-")[0]] = None
+        for group, lineage, name in indexed:
+            place, session = Lineage(group, bytes.fromhex(lineage)), bytes.fromhex(name)
+            if session in found.ended or self._exists(place.pin(session)) or self._exists(place.point(session)):
+                continue
+            key = place.point(session)
+            found.damaged.append(DamageError(f"{key} is missing: its index is there", object_key=key))
+        return found
+
+    def _exists(self, key: str) -> bool:
+        try:
+            self.store.stat(key)
+        except ObjectMissing:
+            return False
+        return True
 
     def read_points(self, lineage: Lineage | None = None) -> PointList:
         """All restore points, or those of one lineage; damaged ones as their errors."""

@@ -87,7 +87,7 @@ def _refuse_unread(found: PointList, points: Sequence[Point], chosen: Point | No
         if moment is not None and int.from_bytes(session[:6], "big") > moment.timestamp() * 1000:
             continue
         hint = f"the newest that can be read is {chosen.id}: name it to use it" if chosen else ""
-        message = f"the restore point {short_id(session)} of '{points[0].domain}' is newer but damaged"
+        message = f"a newer restore point of '{points[0].domain}', {short_id(session)}, cannot be read: {error.message}"
         raise DamageError(message, hint, object_key=error.object_key)
 
 

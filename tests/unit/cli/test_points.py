@@ -29,7 +29,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> PointList:
     points = PointList([OTHER, SECOND, FIRST], [], [], set())
 
     class _Repository:
-        def read_points(self) -> PointList:
+        def survey(self) -> PointList:
             return points
 
         def catalog(self, group: str) -> str:

@@ -121,7 +121,7 @@ def test_a_damaged_point_is_told_when_it_is_named() -> None:
 
 def test_an_older_point_never_stands_in_for_a_damaged_one() -> None:
     found = _list(A, damaged=(_damaged(10, "beef0001"),))
-    with pytest.raises(DamageError, match="the restore point beef0001 of 'web1' is newer but damaged") as caught:
+    with pytest.raises(DamageError, match="a newer restore point of 'web1', beef0001, cannot be read: ") as caught:
         resolve(found, "web1@latest")
     assert caught.value.hint == f"the newest that can be read is {A.id}: name it to use it"
     assert resolve(found, "web1@2026-11-24T03:00Z") is A

@@ -39,7 +39,7 @@ def finding(monkeypatch: pytest.MonkeyPatch, calls: Calls) -> dict[str, VerifySu
     given = {"summary": WELL}
 
     class _Repository:
-        def read_points(self) -> PointList:
+        def survey(self) -> PointList:
             return PointList([FIRST], [], [], set())
 
     @contextmanager
