@@ -39,6 +39,11 @@ class Cost:
     output: str = ""
 
 
+def _environment() -> dict[str, str]:
+    """Ours, with Python's bytecode kept, as it is for what a package manager installed."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def measure(command: Sequence[str], folder: Path, *, qemu: int | None = None, grows: Path | None = None,
             environment: Mapping[str, str] | None = None, warm: Sequence[Path] = ()) -> Cost:
     """Runs the command in `folder`, with `warm` in the page cache and nothing to be written back before it.
@@ -53,7 +58,7 @@ def measure(command: Sequence[str], folder: Path, *, qemu: int | None = None, gr
     result, log = folder / "result.json", folder / "log"
     with log.open("w+") as errors:
         done = subprocess.run([sys.executable, "-I", "-S", str(LAUNCHER), str(result), *command], cwd=folder,
-                              env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL,
+                              env={**_environment(), **(environment or {})}, stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=errors, check=False, text=True)
         errors.seek(0)
         told = errors.read()
