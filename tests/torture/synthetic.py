@@ -79,9 +79,10 @@ class SyntheticSource:
         self.size = size
         self.info = DiskInfo("vda", "qcow2", size, "/synthetic", None, "virtio", {})
 
-    def extents(self) -> Iterator[Extent]:
-        for at in range(0, self.size, 1 << 31):
-            yield Extent(at, min(1 << 31, self.size - at), Kind.DATA)
+    def extents(self, start: int = 0, end: int | None = None) -> Iterator[Extent]:
+        stop = self.size if end is None else end
+        for at in range(start, stop, 1 << 31):
+            yield Extent(at, min(1 << 31, stop - at), Kind.DATA)
 
     def open_reader(self) -> _Reader:
         return _Reader()

@@ -91,7 +91,7 @@ class _Backup:
                 quiesce=self._options.quiesce,
                 earlier=earlier_disks(run.parent, run.host),
                 reread=self._why_reread(run),
-                committed=committed_in(self._repository, run.points),
+                committed=committed_in(self._repository, run.points, run.forgotten),
             )
             with job:
                 point = self._transfer(run, job)

@@ -1,6 +1,6 @@
 """How a guest's restore points and libvirt's checkpoints belong together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vmbackup.hypervisor.names import CheckpointName
 from vmbackup.hypervisor.plan import Committed
@@ -44,9 +44,9 @@ def record_of(info: DiskInfo) -> dict[str, str]:
     return attributes
 
 
-def committed_in(repository: Repository, points: Sequence[Point]) -> Committed:
-    """Tells of a checkpoint whether its restore point is among `points`; None for another repository's."""
-    sessions = {short_id(point.session) for point in points}
+def committed_in(repository: Repository, points: Sequence[Point], forgotten: Iterable[bytes]) -> Committed:
+    """Tells of a checkpoint whether its restore point is, or was, in the repository; None for another repository's."""
+    sessions = {short_id(point.session) for point in points} | {short_id(session) for session in forgotten}
 
     def committed(name: CheckpointName) -> bool | None:
         return name.session in sessions if name.repository_id == repository.id else None

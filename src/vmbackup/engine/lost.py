@@ -1,11 +1,12 @@
 """Parts of the newest restore point whose packs are gone from the store: read again, although they are clean."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from vmbackup.errors import DamageError
 from vmbackup.nbd.extents import Extent, Kind
 from vmbackup.repository.crypto import DATA, META
-from vmbackup.repository.maps import extents, nodes
+from vmbackup.repository.maps import nodes
 from vmbackup.repository.nodes import ZERO
 from vmbackup.repository.points import DiskRecord
 from vmbackup.repository.run import Run
@@ -20,26 +21,39 @@ def lost_parts(run: Run, disk: DiskRecord) -> list[Part]:
     """
     if not run.lost:
         return []
-    load = run.load_node(disk.chunk_size)
-    for ref, _ in nodes(disk.root, load):
-        if problem := run.lost.problem(ref.session, META, ref.pack):
-            raise DamageError(problem.message, object_key=problem.object_key)
     parts: list[Part] = []
-    told: dict[str, int] = {}
-    for extent in extents(disk.root, load):
-        problem = run.lost.problem(extent.session, DATA, extent.pack) if extent.session != ZERO else None
-        if problem:
-            told[problem.message] = told.get(problem.message, 0) + extent.chunks
-            if parts and sum(parts[-1]) == extent.first:
-                parts[-1] = parts[-1][0], parts[-1][1] + extent.chunks
-            else:
-                parts.append((extent.first, extent.chunks))
-    for message, chunks in told.items():
-        run.warnings.append(
-            f"{message}: {chunks * disk.chunk_size} bytes of disk {disk.target} are read again; older restore points "
-            "that need it stay damaged ('vmbackup verify' names them)"
-        )
-    return parts
+    told: Counter[str] = Counter()
+    for ref, first, node in nodes(disk.root, run.load_node(disk.chunk_size)):
+        if problem := run.lost.problem(ref.session, META, ref.pack):
+            where = run.ref(ref.session)
+            key = run.catalog.lineage(where).pack(META, where.session, ref.pack)
+            raise DamageError(problem.message, object_key=key)
+        if node.level or run.lost.sessions.isdisjoint(node.sessions):
+            continue
+        at = first
+        for entry in node.entries:
+            problem = run.lost.problem(entry.session, DATA, entry.pack) if entry.session != ZERO else None
+            if problem:
+                parts.append((at, entry.chunks))
+                if isinstance(problem, DamageError):
+                    told[problem.message] += entry.chunks
+            at += entry.chunks
+    run.warnings += (
+        f"{message}: {chunks * disk.chunk_size} bytes of disk {disk.target} are read again; older restore points that "
+        "need it stay damaged ('vmbackup verify' names them)"
+        for message, chunks in told.items()
+    )
+    return _joined(sorted(parts))
+
+
+def _joined(parts: list[Part]) -> list[Part]:
+    joined: list[Part] = []
+    for first, chunks in parts:
+        if joined and sum(joined[-1]) == first:
+            joined[-1] = joined[-1][0], joined[-1][1] + chunks
+        else:
+            joined.append((first, chunks))
+    return joined
 
 
 def uncovered(runs: Iterable[Extent], parts: Iterable[Part], chunk_size: int) -> Iterator[Extent]:

@@ -6,7 +6,6 @@ import threading
 from typing import Literal
 
 from vmbackup.errors import VmbackupError
-from vmbackup.repository.crypto import DATA
 from vmbackup.repository.packs import PackBuilder
 from vmbackup.repository.run import Run
 from vmbackup.repository.session import Session
@@ -25,7 +24,7 @@ class Pack:
 
     def begin(self, run: Run) -> None:
         """The next pack of the run's current session."""
-        self._session = run.begin_pack(self.builder, DATA)
+        self._session = run.begin_pack(self.builder)
 
     @property
     def session(self) -> Session:

@@ -52,6 +52,10 @@ class Enrolment:
     group: str
     public: Ed25519PublicKey
 
+    def may_collect(self, group: str) -> bool:
+        """Whether what it forgets of the group is forgotten."""
+        return self.role == "reader" or (self.role == "prune" and self.group == group)
+
     def may_write(self, group: str) -> bool:
         """Whether restore points of the group count that it signed."""
         return self.role == "reader" or (self.role == "backup" and self.group == group)

@@ -5,6 +5,7 @@ import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import ClassVar
 
 from vmbackup.errors import UsageError
 
@@ -38,6 +39,8 @@ def check_group(name: str) -> str:
 class Lineage:
     """Where the objects of one guest's history lie: a group and 16 bytes."""
 
+    BYTES: ClassVar[int] = 16
+
     group: str
     id: bytes
 
@@ -51,6 +54,10 @@ class Lineage:
     def point(self, session: bytes) -> str:
         """The key of a session's commit."""
         return self._key("points", session.hex())
+
+    def trash(self, session: bytes) -> str:
+        """The key of what says that a session is forgotten."""
+        return self._key("trash", session.hex())
 
     def pack(self, kind: str, session: bytes, number: int) -> str:
         """The key of a pack; `kind` is `data` or `meta`."""

@@ -70,15 +70,15 @@ def _backwards(ref: Ref, first: int, load: Load) -> Iterator[Extent]:
             yield Extent(at, *entry)
 
 
-def nodes(root: Ref, load: Load) -> Iterator[tuple[Ref, Node]]:
-    """All nodes below and at `root`, parents first."""
+def nodes(root: Ref, load: Load) -> Iterator[tuple[Ref, int, Node]]:
+    """All nodes below and at `root` with their first chunks, parents first; siblings in no order."""
     stack = [(root, 0)]
     while stack:
         ref, first = stack.pop()
         if ref.session == ZERO:
             continue
         node = load(ref, first)
-        yield ref, node
+        yield ref, first, node
         for entry in node.entries:
             if isinstance(entry, Ref):
                 stack.append((entry, first))
@@ -192,7 +192,7 @@ class MapUpdater:
     def drop(self, root: Ref) -> None:
         """Takes a whole map out of `uses`."""
         self._unname(root)
-        for _, node in nodes(root, self._load):
+        for _, _, node in nodes(root, self._load):
             self.uses.subtract(node.sessions)
 
     def _unname(self, root: Ref) -> None:

@@ -3,14 +3,14 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryError, UsageError
-from vmbackup.repository import frames, keys, points
+from vmbackup.repository import frames, keys, points, tombstones
 from vmbackup.repository.catalog import Catalog, fetch
 from vmbackup.repository.crypto import GroupKeys, envelope_info
 from vmbackup.repository.keys import Enrolment, ReaderKeys, Secret, SlotInfo
@@ -18,7 +18,7 @@ from vmbackup.repository.layout import Lineage, check_group
 from vmbackup.repository.opening import RepositoryConfig, number_of, read_config, unlock
 from vmbackup.repository.points import PARTIAL, POINT, Point
 from vmbackup.repository.trust import Seen, Trust
-from vmbackup.storage_backends import ObjectExists, ObjectMissing, Store, occupants
+from vmbackup.storage_backends import ObjectExists, ObjectMissing, ObjectTruncated, Store, occupants
 
 DEFAULT_CHUNK_SIZE = 64 << 10  # QEMU's bitmap granularity: an incremental reads and stores exactly the dirty clusters
 MIN_CHUNK_SIZE, MAX_CHUNK_SIZE = 4 << 10, 16 << 20
@@ -30,12 +30,16 @@ _GROUP_INFO = b"vmbackup/1/group\0"
 
 @dataclass(frozen=True)
 class PointList:
-    """What lies below `points/`: restore points newest first, partials, and the errors of what cannot be read."""
+    """What lies below `points/` and is not forgotten: restore points newest first, partials, errors of unreadable ones.
+
+    `ended`: the sessions that can never commit any more, forgotten ones too.
+    """
 
     points: list[Point]
     partials: list[Point]
     damaged: list[DamageError]
     ended: set[bytes]
+    forgotten: set[bytes] = field(default_factory=set)
 
 
 class Repository:
@@ -304,39 +308,58 @@ class Repository:
             indexed[group, lineage, name.partition("-")[0]] = None
         for group, lineage, name in indexed:
             place, session = Lineage(group, bytes.fromhex(lineage)), bytes.fromhex(name)
-            if session in found.ended or self._exists(place.pin(session)) or self._exists(place.point(session)):
+            if session in found.ended or self.exists(place.pin(session)) or self.exists(place.point(session)):
                 continue
             key = place.point(session)
             found.damaged.append(DamageError(f"{key} is missing: its index is there", object_key=key))
         return found
 
-    def _exists(self, key: str) -> bool:
+    def exists(self, key: str) -> bool:
+        """Whether the store has the object now."""
         try:
             self.store.stat(key)
         except ObjectMissing:
             return False
         return True
 
-    def read_points(self, lineage: Lineage | None = None) -> PointList:
-        """All restore points, or those of one lineage; damaged ones as their errors."""
-        prefix = lineage.prefix("points") if lineage else "points/"
+    def read_points(self, lineage: Lineage | None = None, *, group: str | None = None) -> PointList:
+        """All restore points, or those of a lineage or group; damaged ones as their errors, forgotten ones left out."""
         found: list[Point] = []
-        partials: list[Point] = []
-        damaged: list[DamageError] = []
+        damaged: list[tuple[bytes | None, DamageError]] = []
         ended: set[bytes] = set()
+        prefix = lineage.prefix("points") if lineage else f"points/{group}/" if group else "points/"
         for entry in self.store.list(prefix):
+            session = None
             try:
                 place, session = _point_place(entry.key)
                 ended.add(session)
-                data = fetch(self.store, entry.key)
-                if points.is_abort(data):
-                    continue
-                point = points.decode(data, self.group(place.group), place, session, self.writers())
-                (found if point.kind == POINT else partials).append(point)
-            except DamageError as error:
-                damaged.append(error)
-        found.sort(key=lambda p: (p.time, p.session), reverse=True)
-        return PointList(found, [p for p in partials if p.kind == PARTIAL], damaged, ended)
+                data = self.store.get(entry.key)
+                if not points.is_abort(data):
+                    found.append(points.decode(data, self.group(place.group), place, session, self.writers()))
+            except ObjectMissing:
+                continue  # forgotten and collected since it was listed
+            except (DamageError, ObjectTruncated) as error:
+                damage = error if isinstance(error, DamageError) else DamageError(error.message, object_key=entry.key)
+                damaged.append((session, damage))
+        gone = self._forgotten(lineage, group)  # after the points: rule W3
+        valid = [p for p in found if p.session not in gone]
+        newest_first = sorted((p for p in valid if p.kind == POINT), key=lambda p: (p.time, p.session), reverse=True)
+        return PointList(
+            newest_first,
+            [p for p in valid if p.kind == PARTIAL],
+            [error for session, error in damaged if session not in gone],
+            ended | gone,
+            gone,
+        )
+
+    def _forgotten(self, lineage: Lineage | None, group: str | None) -> set[bytes]:
+        """Trash first, then dead lists: what moves from one to the other meanwhile is seen."""
+        groups = [lineage.group] if lineage else [group] if group else self.groups()
+        found: set[bytes] = set()
+        for name in groups:
+            found |= tombstones.trashed(self, name, lineage).keys()
+            found |= tombstones.dead(self, name)
+        return found
 
     def read_point(self, lineage: Lineage, session: bytes) -> Point | None:
         """One point or partial; None where there is none or "aborted". Raises DamageError."""

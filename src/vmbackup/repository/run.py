@@ -8,10 +8,12 @@ from typing import Any
 
 from blake3 import blake3
 
-from vmbackup.errors import DamageError, JobConflictError, RepositoryError
+from vmbackup.errors import DamageError, JobConflictError
+from vmbackup.repository import condemned
 from vmbackup.repository import session as sessions
 from vmbackup.repository.catalog import Catalog, SessionRef
-from vmbackup.repository.crypto import META
+from vmbackup.repository.condemned import ObjectName
+from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.dedup import SparseIndex
 from vmbackup.repository.layout import Lineage
 from vmbackup.repository.nodes import Node, Ref
@@ -20,7 +22,7 @@ from vmbackup.repository.points import Point, encode_table
 from vmbackup.repository.repository import PointList, Repository, newest
 from vmbackup.repository.salvage import salvage
 from vmbackup.repository.session import Session
-from vmbackup.repository.stock import Lost, Stock
+from vmbackup.repository.stock import Lost
 from vmbackup.storage_backends import ObjectMissing
 
 # A killed run loses no more than this of its stored chunks where its host cannot salvage them.
@@ -36,8 +38,8 @@ class Run:
     `open` keeps the protocol's order; then the engine stores packs through `begin_pack` and the session's `put_pack`
     (any thread), nodes through `store_node`, and commits (one thread).
 
-    `points` are the guest's restore points, `parent` the newest or None, `lost` the packs of the parent that are gone;
-    `number` of a session is its place in the session table.
+    `points` are the guest's restore points, `forgotten` sessions that may have been some, `parent` the newest or None,
+    `lost` the packs of the parent that nothing may be built on; `number` of a session is its place in the table.
     """
 
     def __init__(self, repository: Repository, lineage: Lineage, host: str) -> None:
@@ -46,17 +48,18 @@ class Run:
         self.warnings: list[str] = []
         self.parent: Point | None = None
         self.points: list[Point] = []
-        self._partials: list[Point] = []
+        self.forgotten: set[bytes] = set()
         self.partial_bytes = PARTIAL_BYTES
         self.uses: Counter[int] = Counter()
         self.sparse = SparseIndex(self.catalog)
-        self.lost = Lost(self.catalog, ())
+        self.lost = Lost(self.catalog, (), ())
         self._table: dict[int, SessionRef] = {}
         self._next = 1
         self._lock = threading.Lock()
         self._closing: list[Session] = []
         self._sessions: list[Session] = []
-        self._session: Session
+        self._main: Session
+        self._filling: Session
         self._meta: PackBuilder | None = None
         self._id_key = self.catalog.keys.chunk_id_key()
 
@@ -69,13 +72,13 @@ class Run:
         """
         run = cls(repository, lineage, host)
         run._salvage()
-        run._session = run._pin_session()
+        run._main = run._filling = run._pin_session()
         try:
-            found = run._read_protocol()
+            doomed, found = run._read_protocol()
             run._give_way(found)
-            run._adopt(found)
+            run._adopt(found, doomed)
         except BaseException:
-            run._session.unpin()  # nothing was written yet
+            run._main.unpin()  # nothing was written yet
             raise
         return run
 
@@ -86,14 +89,10 @@ class Run:
         self._sessions.append(session)
         return session
 
-    def _read_protocol(self) -> PointList:
-        """Rules W2 and W3, in this order."""
-        group = self.lineage.group
-        sessions.refuse_unknown(self.repository, f"condemned/{group}/")
-        found = self.repository.read_points(self.lineage)
-        sessions.refuse_unknown(self.repository, f"trash/{group}/")
-        sessions.refuse_unknown(self.repository, f"dead/{group}/")
-        return found
+    def _read_protocol(self) -> tuple[set[ObjectName], PointList]:
+        """Rules W2 and W3: condemned lists, then points, trash and dead lists."""
+        lists = condemned.read(self.repository.store, self.lineage.group)
+        return set().union(*lists.values()), self.repository.read_points(self.lineage)
 
     def _salvage(self) -> None:
         for entry in list(self.repository.store.list(self.lineage.prefix("sessions"))):
@@ -115,41 +114,40 @@ class Run:
         """Two hosts, one guest: the higher session id gives way to a live lower one."""
         for entry in self.repository.store.list(self.lineage.prefix("sessions")):
             rival = bytes.fromhex(entry.key.rsplit("/", 1)[1])
-            if rival == self._session.id or rival in found.ended:
+            if rival == self._main.id or rival in found.ended:
                 continue
             if time.time() - entry.modified > RIVAL_SECONDS:
                 self.warnings.append(f"another host began a backup of this guest and never ended it ({entry.key})")
-            elif rival < self._session.id:
+            elif rival < self._main.id:
                 raise JobConflictError(
                     "another host is backing this guest up at this moment",
                     "let it finish; a guest that runs on two hosts at once is in danger",
                 )
 
-    def _adopt(self, found: PointList) -> None:
+    def _adopt(self, found: PointList, doomed: set[ObjectName]) -> None:
         """The parent, its session table, and the chunks of killed runs."""
         self.warnings += [error.message for error in found.damaged]
-        self.points = found.points
+        self.points, self.forgotten = found.points, found.forgotten
         self.parent = parent = newest(found.points)
         if parent:
             self._table = dict(parent.table)
-            self.lost = Lost(self.catalog, self._table.values())
+            self.lost = Lost(self.catalog, self._table.values(), doomed)
             self.uses = Counter(parent.uses)
             self._next = parent.public["next_session_number"]
-        self._session.number = self._take_number()
+        self._main.number = self._take_number()
         known = {ref.session for ref in self._table.values()}
         for partial in found.partials:
             if partial.session not in known:
-                self._adopt_partial(partial)
+                self._adopt_partial(partial, doomed)
 
-    def _adopt_partial(self, partial: Point) -> None:
+    def _adopt_partial(self, partial: Point, doomed: set[ObjectName]) -> None:
         ref = partial.own_ref(self._take_number())
         try:
-            self.sparse.add(ref, Stock(self.catalog).lost(ref))
+            self.sparse.add(ref, Lost(self.catalog, [ref], doomed).packs_of(ref.number))
         except DamageError as error:
             self.warnings.append(f"a killed run's chunks cannot be found again: {error.message}")
             return
         self._table[ref.number] = ref
-        self._partials.append(partial)
 
     def _take_number(self) -> int:
         number = self._next
@@ -158,8 +156,8 @@ class Run:
 
     @property
     def session(self) -> Session:
-        """The session that new packs belong to."""
-        return self._session
+        """The session that commits the restore point: pinned first, it stays open to the end."""
+        return self._main
 
     @property
     def stored_bytes(self) -> int:
@@ -176,11 +174,11 @@ class Run:
 
     # Writing
 
-    def begin_pack(self, builder: PackBuilder, kind: str) -> Session:
-        """Starts a pack in the current session; the caller hands both back to `put_pack`."""
+    def begin_pack(self, builder: PackBuilder) -> Session:
+        """Starts a pack of chunks in the session that is filled now; the caller hands both back to `put_pack`."""
         with self._lock:
-            session = self._session
-            session.begin_pack(builder, kind)
+            session = self._filling
+            session.begin_pack(builder, DATA)
         return session
 
     def store_node(self, node: Node) -> Ref:
@@ -188,55 +186,46 @@ class Run:
         data = node.encode()
         if self._meta is None:
             self._meta = PackBuilder(_META_BYTES)
-            self._meta_session = self.begin_pack(self._meta, META)
-        elif len(self._meta) == 0:
-            self._meta_session = self.begin_pack(self._meta, META)
-        elif not self._meta.fits(len(data)):
+        elif len(self._meta) and not self._meta.fits(len(data)):
             self.flush_meta()
-            self._meta_session = self.begin_pack(self._meta, META)
+        if len(self._meta) == 0:
+            self._main.begin_pack(self._meta, META)
         node_id = blake3(data, key=self._id_key).digest()
         slot = self._meta.add(node_id, data)
-        return Ref(node.level, node.chunks, self._meta_session.number, self._meta.number, slot, node_id)
+        return Ref(node.level, node.chunks, self._main.number, self._meta.number, slot, node_id)
 
     def flush_meta(self) -> None:
         """Stores the meta pack in the making."""
         if self._meta is not None and len(self._meta):
             self._meta.check(range(len(self._meta)))
-            self._meta_session.put_pack(self._meta)
+            self._main.put_pack(self._meta)
             self._meta.clear()
 
     def keep_partial(self) -> None:
-        """Called between units of work: a long run commits what it has as a partial, and goes on in a new session."""
-        if self._session.stored_bytes >= self.partial_bytes:
-            self.flush_meta()
+        """Called between units of work: a long run fills one session after the other, and commits them as partials.
+
+        Its first session is none of them: pinned before all that the run relies on was read, it stays open, and a
+        collector waits for it. So whatever is forgotten meanwhile, what the restore point names is kept.
+        """
+        if self._filling.stored_bytes >= self.partial_bytes:
             following = self._pin_session()
             with self._lock:
                 following.number = self._take_number()
-                self._closing.append(self._session)
-                self._session = following
+                if self._filling is not self._main:
+                    self._closing.append(self._filling)
+                self._filling = following
         for session in [s for s in self._closing if s.pending == 0]:
             self._closing.remove(session)
             session.commit_partial()
-            self._check_still_valid(self._read_protocol())
-
-    def _check_still_valid(self, found: PointList) -> None:
-        """Rules W2 and W3 for the session that goes on and was pinned before: what it relies on must still stand."""
-        valid = {point.session for point in found.points + found.partials}
-        relied = {self.parent.session} if self.parent else set()
-        relied |= {partial.session for partial in self._partials}
-        relied |= {session.id for session in self._sessions if session.index_ref}
-        if not relied <= valid:
-            raise RepositoryError(
-                "restore points that this run builds on were forgotten while it ran: nothing was committed",
-                "run the backup again; its chunks are found again",
-            )
 
     def commit(self, public: dict[str, Any], documents: list[dict[str, str]]) -> Point:
         """The restore point, with seq, parent and table put in. All packs are stored. Raises RepositoryError."""
         self.flush_meta()
+        if self._filling is not self._main:
+            self._closing.append(self._filling)
         for session in self._closing:
             session.commit_partial()
-        own = self._session.close_index()
+        own = self._main.close_index()
         written = {s.number: s.index_ref for s in self._sessions if s.index_ref}
         table = {n: ref for n, ref in {**self._table, **written, own.number: own}.items() if self.uses[n] > 0}
         parent = self.parent
@@ -247,8 +236,8 @@ class Run:
             "next_session_number": self._next,
             "features": [],
         }
-        point = self._session.commit(public, encode_table(table, self.uses), documents)
-        self._session.unpin()
+        point = self._main.commit(public, encode_table(table, self.uses), documents)
+        self._main.unpin()
         return point
 
     def abandon(self) -> None:

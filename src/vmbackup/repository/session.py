@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from vmbackup.errors import RepositoryError
-from vmbackup.repository import frames, points
+from vmbackup.repository import frames, points, tombstones
 from vmbackup.repository.catalog import SessionRef
 from vmbackup.repository.crypto import DATA, META, envelope_info, seal, unseal
 from vmbackup.repository.index import IndexWriter
@@ -144,7 +144,8 @@ def create_point(repository: Repository, lineage: Lineage, session: bytes, data:
         raise RepositoryError(
             f"{key} does not read back as it was written", "check the store, then run the backup again"
         )
-    refuse_unknown(repository, f"dead/{lineage.group}/")
+    if session in tombstones.dead(repository, lineage.group):  # rule W9
+        raise RepositoryError("this session was ended and cleaned up while it ran", "run the backup again")
 
 
 def put_partial(
@@ -170,14 +171,6 @@ def put_partial(
         [],
     )
     create_point(repository, lineage, session, data)
-
-
-def refuse_unknown(repository: Repository, prefix: str) -> None:
-    """Stops where a newer version keeps a protocol that this one would break. Raises RepositoryError."""
-    if entry := next(repository.store.list(prefix), None):
-        raise RepositoryError(
-            f"the repository is pruned by a newer vmbackup ({entry.key})", "upgrade vmbackup on this host"
-        )
 
 
 def read_pin(repository: Repository, lineage: Lineage, session: bytes, data: bytes) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Which packs are in the store, and whole, as far as names and sizes tell: one listing a history."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
-from vmbackup.errors import DamageError
+from vmbackup.errors import DamageError, RepositoryError, VmbackupError
 from vmbackup.repository.catalog import Catalog, SessionRef
+from vmbackup.repository.condemned import ObjectName
 from vmbackup.repository.index import PackEntry
 
 
@@ -38,9 +39,9 @@ class Stock:
 class Lost:
     """Packs of sessions, by their number in a table, that nothing may be built on. Read by any thread."""
 
-    def __init__(self, catalog: Catalog, sessions: Iterable[SessionRef]) -> None:
-        """Compares the index of each session with the store."""
-        self._packs: dict[tuple[int, str, int], DamageError] = {}
+    def __init__(self, catalog: Catalog, sessions: Iterable[SessionRef], condemned: Container[ObjectName]) -> None:
+        """Compares the index of each session with the store, and with what a collector is about to delete (W6)."""
+        self._packs: dict[tuple[int, str, int], VmbackupError] = {}
         self._sessions: dict[int, DamageError] = {}
         stock = Stock(catalog)
         for ref in sessions:
@@ -48,12 +49,26 @@ class Lost:
                 for (kind, number), problem in stock.lost(ref).items():
                     key = catalog.lineage(ref).pack(kind, ref.session, number)
                     self._packs[ref.number, kind, number] = DamageError(f"{key} {problem}", object_key=key)
+                for kind, number in catalog.root(ref).packs:
+                    name = ObjectName(kind, ref.lineage, ref.session, number)
+                    if name in condemned:
+                        why = f"{name.key(catalog.keys.group)} is being collected"
+                        self._packs.setdefault((ref.number, kind, number), RepositoryError(why))
             except DamageError as error:
                 self._sessions[ref.number] = error
+
+    @property
+    def sessions(self) -> set[int]:
+        """The sessions that have such packs."""
+        return {number for number, _, _ in self._packs} | self._sessions.keys()
+
+    def packs_of(self, session: int) -> set[tuple[str, int]]:
+        """The (kind, number) of a session's packs with a problem."""
+        return {(kind, pack) for number, kind, pack in self._packs if number == session}
 
     def __bool__(self) -> bool:
         return bool(self._packs or self._sessions)
 
-    def problem(self, session: int, kind: str, number: int) -> DamageError | None:
-        """What is wrong with a pack; None where it is there, and whole by its size."""
+    def problem(self, session: int, kind: str, number: int) -> VmbackupError | None:
+        """Why not to use a pack; None where it is there, and whole by its size. A DamageError is told to people."""
         return self._sessions.get(session) or self._packs.get((session, kind, number))

@@ -1,4 +1,4 @@
-"""The test vectors of docs/repository-format.md, section 12, hold."""
+"""The test vectors of docs/repository-format.md, section 13, hold."""
 
 from __future__ import annotations
 

@@ -1,0 +1,258 @@
+"""Collection: deletes what no restore point needs, beside any writers (docs/repository-format.md, section 11).
+
+No locks and no clocks: the rules C1 to C9 stand in the document, each with what goes wrong without it. Time only
+decides whom to take for dead, and a wrong guess costs that run, never data.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from vmbackup.errors import DamageError, UsageError
+from vmbackup.repository import condemned, frames, tombstones
+from vmbackup.repository.condemned import INDEX, ObjectName
+from vmbackup.repository.crypto import DATA, META
+from vmbackup.repository.layout import Lineage
+from vmbackup.repository.needs import Needs
+from vmbackup.repository.repository import PointList, Repository
+from vmbackup.storage_backends import Entry, ObjectExists
+
+DEAD_AFTER = 7 * 86400.0
+WAIT = 600.0
+_POLL = 2.0
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """Seconds: `wait` for sessions that are open; one older than `dead_after` by the store's clock is ended.
+
+    `exclusive`: the operator promises that nothing else works on the repository, whose store overwrites objects.
+    """
+
+    wait: float = WAIT
+    dead_after: float = DEAD_AFTER
+    dry_run: bool = False
+    exclusive: bool = False
+
+
+@dataclass
+class PruneReport:
+    """What a prune did, or with `dry_run` would do: numbers, and bytes of objects.
+
+    `waited_for`: the pins of sessions that had not ended in time; then `left_*` is what the next call takes.
+    """
+
+    points: int = 0
+    objects: int = 0
+    bytes: int = 0
+    left_objects: int = 0
+    left_bytes: int = 0
+    kept_bytes: int = 0
+    ended_sessions: int = 0
+    waited_for: list[str] = field(default_factory=list)
+
+
+def prune(
+    repository: Repository,
+    options: PruneOptions,
+    *,
+    note: Callable[[str], None] = lambda _text: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> PruneReport:
+    """Collects all groups. Raises DamageError where what is needed cannot be known: then nothing is deleted."""
+    probe = repository.store.probe()
+    if not probe.put_if_absent and not options.exclusive:
+        raise UsageError(
+            "this store overwrites objects: while anything else writes, a prune could lose data",
+            "stop all backups into it, then add --exclusive",
+        )
+    report = PruneReport()
+    for group in repository.groups():
+        _Cycle(repository, group, options, time.time() + probe.clock_skew, report, note, sleep).run()
+    return report
+
+
+class _Cycle:
+    """One cycle of one group."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        group: str,
+        options: PruneOptions,
+        now: float,
+        report: PruneReport,
+        note: Callable[[str], None],
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._repository, self._store, self._group = repository, repository.store, group
+        self._options, self._now, self._report = options, now, report
+        self._note, self._sleep = note, sleep
+        self._needs = Needs(repository.catalog(group))
+
+    def run(self) -> None:
+        """C1 to C9."""
+        if not self._options.dry_run:
+            self._end_dead()
+        stale = condemned.read(self._store, self._group)
+        listed = self._list()
+        found = self._read()
+        self._refuse_unknown(listed, found)
+        candidates = {n: size for n, size in listed.items() if n.session in found.ended and n not in self._needs}
+        taken = dict(sorted(candidates.items())[: condemned.MOST])
+        self._count(listed, candidates, found)
+        if self._options.dry_run:
+            return
+        deleted = self._collect(taken) if taken else set()
+        present = listed.keys() - deleted
+        self._tidy(found, [key for key, names in stale.items() if names.isdisjoint(present)])
+
+    def _read(self) -> PointList:
+        """C2 and C6: the valid points, and what they need. Raises DamageError where one cannot be read."""
+        found = self._repository.read_points(group=self._group)
+        if found.damaged:
+            raise self._blind(found.damaged[0])
+        self._trash_partials(found)
+        for point in (*found.points, *found.partials):
+            try:
+                self._needs.add(point)
+            except DamageError as error:
+                if not self._was_forgotten(point.session):
+                    raise self._blind(error) from error
+                found.forgotten.add(point.session)
+        return found
+
+    def _was_forgotten(self, session: bytes) -> bool:
+        """Whether another one forgot it, and collected it, since it was read."""
+        return session in self._repository.read_points(group=self._group).forgotten
+
+    def _blind(self, error: DamageError) -> DamageError:
+        return DamageError(
+            f"nothing was collected, for what is still needed cannot be known: {error.message}",
+            "repair it, or forget the restore points that suffer ('vmbackup verify' names them)",
+            object_key=error.object_key,
+        )
+
+    def _list(self) -> dict[ObjectName, int]:
+        found = {}
+        for folder in (DATA, META, INDEX):
+            for entry in self._store.list(f"{folder}/{self._group}/"):
+                if name := ObjectName.parse(entry.key):
+                    found[name] = entry.size
+        return found
+
+    def _refuse_unknown(self, listed: dict[ObjectName, int], found: PointList) -> None:
+        """A session with an index, no commit and no pin has lost its restore point: what that needed is not known."""
+        pinned = {session for session, _, _ in self._pins()}
+        for name in listed:
+            if name.kind == INDEX and name.session not in found.ended and name.session not in pinned:
+                key = Lineage(self._group, name.lineage).point(name.session)
+                if not self._repository.exists(key) and not self._was_forgotten(name.session):
+                    raise self._blind(DamageError(f"{key} is missing: its index is there", object_key=key))
+
+    def _pins(self) -> Iterator[tuple[bytes, Lineage, Entry]]:
+        for entry in self._store.list(f"sessions/{self._group}/"):
+            try:
+                _, _, lineage, session = entry.key.split("/")
+                yield bytes.fromhex(session), Lineage(self._group, bytes.fromhex(lineage)), entry
+            except ValueError:
+                continue
+
+    def _open(self) -> dict[bytes, tuple[Lineage, Entry]]:
+        """The pinned sessions that may still commit."""
+        dead = tombstones.dead(self._repository, self._group)
+        return {
+            session: (lineage, entry)
+            for session, lineage, entry in self._pins()
+            if session not in dead and not self._repository.exists(lineage.point(session))
+        }
+
+    def _end_dead(self) -> None:
+        """C1: also where nothing may go, or the packs of a dead first run would never be candidates."""
+        for session, (lineage, entry) in self._open().items():
+            self._end_if_dead(session, lineage, entry)
+
+    def _end_if_dead(self, session: bytes, lineage: Lineage, entry: Entry) -> None:
+        age = self._now - entry.modified
+        if age <= self._options.dead_after:
+            return
+        try:
+            self._store.put(lineage.point(session), frames.preamble(b"ABRT"))
+        except ObjectExists:
+            return  # it has committed
+        self._report.ended_sessions += 1
+        self._note(f"ended a session that was open for {age / 3600:.0f} h: {entry.key}")
+
+    def _trash_partials(self, found: PointList) -> None:
+        """Forgets partials whose history has a later restore point: that run found their chunks again."""
+        newest: dict[Lineage, bytes] = {}
+        for point in found.points:
+            newest[point.lineage] = max(point.session, newest.get(point.lineage, b""))
+        for partial in [p for p in found.partials if p.session < newest.get(p.lineage, b"")]:
+            if not self._options.dry_run:
+                tombstones.put_trash(self._repository, partial.lineage, partial.session)
+            found.partials.remove(partial)
+            found.forgotten.add(partial.session)
+
+    def _count(self, listed: dict[ObjectName, int], candidates: dict[ObjectName, int], found: PointList) -> None:
+        report = self._report
+        report.points += len(found.forgotten & {name.session for name in listed})
+        report.objects += len(candidates)
+        report.bytes += sum(candidates.values())
+        report.kept_bytes += sum(listed.values()) - sum(candidates.values())
+
+    def _collect(self, names: dict[ObjectName, int]) -> set[ObjectName]:
+        """Deletes these objects, but those that have come to be needed; gives what is gone."""
+        key = condemned.put(self._store, self._group, names)  # C3
+        try:
+            waiting = self._wait(self._open())  # C4, C5: sessions are listed only after the list stands
+            if waiting:
+                self._report.waited_for += waiting
+                self._leave(names)
+                return set()
+            self._read()  # C6
+            kept = [name for name in names if name in self._needs]
+            self._leave({name: names.pop(name) for name in kept})
+            for name in names:  # C7
+                self._store.delete(name.key(self._group))
+            return set(names)
+        finally:
+            self._store.delete(key)  # C8: nothing is deleted after it, whatever happened
+
+    def _leave(self, names: dict[ObjectName, int]) -> None:
+        report, size = self._report, sum(names.values())
+        report.objects, report.bytes = report.objects - len(names), report.bytes - size
+        report.left_objects, report.left_bytes = report.left_objects + len(names), report.left_bytes + size
+        report.kept_bytes += size
+
+    def _wait(self, waiting: dict[bytes, tuple[Lineage, Entry]]) -> list[str]:
+        """Until these sessions have ended; gives the pins of those that have not in time."""
+        waited = 0.0
+        while True:
+            dead = tombstones.dead(self._repository, self._group) if waiting else set()
+            waiting = {
+                session: (lineage, entry)
+                for session, (lineage, entry) in waiting.items()
+                if session not in dead and not self._repository.exists(lineage.point(session))
+            }
+            if not waiting or waited >= self._options.wait:
+                return sorted(entry.key for _, entry in waiting.values())
+            if waited == 0:
+                self._note(f"waiting for {len(waiting)} running backups to end")
+            self._sleep(_POLL)
+            waited, self._now = waited + _POLL, self._now + _POLL
+            for session, (lineage, entry) in waiting.items():
+                self._end_if_dead(session, lineage, entry)
+
+    def _tidy(self, found: PointList, stale: list[str]) -> None:
+        """C9: pins of ended sessions, points that are forgotten, lists of dead collectors whose objects are gone."""
+        for key in stale:
+            self._store.delete(key)
+        for session, _, entry in self._pins():
+            if session in found.ended:
+                self._store.delete(entry.key)
+        trash = tombstones.trashed(self._repository, self._group)
+        tombstones.put_dead(self._repository, self._group, trash)  # before the trash goes, or a late commit revives it
+        for session, lineage in trash.items():
+            self._store.delete(lineage.point(session))
+            self._store.delete(lineage.trash(session))

@@ -1,0 +1,83 @@
+"""What a collector is about to delete: lists that a writer reads (docs/repository-format.md, section 11)."""
+
+import os
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from vmbackup.errors import DamageError
+from vmbackup.repository import frames
+from vmbackup.repository.crypto import DATA, META
+from vmbackup.repository.layout import Lineage
+from vmbackup.storage_backends import ObjectMissing, Store
+
+INDEX = "index"
+# Objects of one list: 37 MiB. What is more is left to the next cycle: any part of what may go is safe to take.
+MOST = 1 << 20
+_KINDS = {DATA: 1, META: 2, INDEX: 3}
+_NAMES = {number: kind for kind, number in _KINDS.items()}
+_COUNT = struct.Struct(">I")
+_ENTRY = struct.Struct(">B16s16sI")
+_BYTES = MOST * _ENTRY.size + 64
+_HINT = "delete it while no prune runs: no data is lost by that"
+
+
+class ObjectName(NamedTuple):
+    """A pack or an index object: `kind` is the folder."""
+
+    kind: str
+    lineage: bytes
+    session: bytes
+    number: int
+
+    def key(self, group: str) -> str:
+        """Its key in the store."""
+        return f"{Lineage(group, self.lineage).prefix(self.kind, self.session)}{self.number}"
+
+    @classmethod
+    def parse(cls, key: str) -> "ObjectName | None":
+        """Of a key below data/, meta/ or index/; None for a name that none of ours has."""
+        try:
+            kind, group, lineage, name = key.split("/")
+            session, _, number = name.partition("-")
+            made = cls(kind, bytes.fromhex(lineage), bytes.fromhex(session), int(number))
+        except ValueError:
+            return None
+        return made if kind in _KINDS and made.key(group) == key else None
+
+
+def put(store: Store, group: str, names: Iterable[ObjectName]) -> str:
+    """A list of at most MOST names under a new id; gives its key."""
+    entries = [_ENTRY.pack(_KINDS[n.kind], n.lineage, n.session, n.number) for n in sorted(names)]
+    key = f"condemned/{group}/{os.urandom(16).hex()}"
+    store.put(key, frames.preamble(b"COND") + _COUNT.pack(len(entries)) + b"".join(entries))
+    return key
+
+
+def read(store: Store, group: str) -> dict[str, set[ObjectName]]:
+    """All lists of a group. Raises DamageError for one that cannot be read: nothing can be relied on then."""
+    found: dict[str, set[ObjectName]] = {}
+    for entry in store.list(f"condemned/{group}/"):
+        try:
+            if entry.size > _BYTES:
+                raise DamageError(f"{entry.key} is too large")
+            found[entry.key] = _decode(store.get(entry.key), entry.key)
+        except ObjectMissing:
+            continue  # dropped meanwhile: what it named is gone, or stays
+        except DamageError as error:
+            raise DamageError(error.message, _HINT) from error
+    return found
+
+
+def _decode(data: bytes, key: str) -> set[ObjectName]:
+    frames.check_preamble(data, b"COND", key)
+    start = frames.PREAMBLE.size + _COUNT.size
+    body = data[start:]
+    try:
+        (count,) = _COUNT.unpack_from(data, frames.PREAMBLE.size)
+        names = {ObjectName(_NAMES[kind], *rest) for kind, *rest in _ENTRY.iter_unpack(body)}
+    except (struct.error, KeyError) as error:
+        raise DamageError(f"{key} is malformed") from error
+    if len(body) != count * _ENTRY.size:
+        raise DamageError(f"{key} is cut")
+    return names

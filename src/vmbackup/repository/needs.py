@@ -1,0 +1,68 @@
+"""What restore points need: every pack that their maps reach, and the indexes of those packs' sessions."""
+
+from vmbackup.repository.catalog import Catalog, SessionRef
+from vmbackup.repository.condemned import INDEX, ObjectName
+from vmbackup.repository.crypto import DATA, META
+from vmbackup.repository.nodes import ZERO, Ref
+from vmbackup.repository.points import POINT, DiskRecord, Point
+from vmbackup.repository.usage import load, session_of
+
+
+class Needs:
+    """Objects that some points of a group need; it only grows. A node that was walked is not walked again."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._objects: dict[tuple[str, bytes, bytes], set[int]] = {}
+        self._points: set[bytes] = set()
+        self._nodes: set[tuple[bytes, int, int]] = set()
+        self._indexed: set[bytes] = set()
+
+    def __contains__(self, name: ObjectName) -> bool:
+        return name.number in self._objects.get((name.kind, name.lineage, name.session), ())
+
+    def add(self, point: Point) -> None:
+        """All that a point or a partial needs. Raises DamageError."""
+        if point.session in self._points:
+            return
+        own = point.own_ref(0)
+        self._add_index(own)
+        if point.kind == POINT:
+            for ref in point.table.values():
+                self._add_index(ref)
+            for disk in point.disks:
+                self._walk(point, disk)
+        else:
+            for kind, number in self._catalog.root(own).packs:
+                self._add(kind, own, number)
+        self._points.add(point.session)
+
+    def _add(self, kind: str, ref: SessionRef, number: int) -> None:
+        self._objects.setdefault((kind, ref.lineage, ref.session), set()).add(number)
+
+    def _add_index(self, ref: SessionRef) -> None:
+        if ref.session in self._indexed:
+            return
+        self._add(INDEX, ref, ref.root)
+        for number in self._catalog.root(ref).parts:
+            self._add(INDEX, ref, number)
+        self._indexed.add(ref.session)
+
+    def _walk(self, point: Point, disk: DiskRecord) -> None:
+        stack: list[tuple[Ref, int]] = [(disk.root, 0)]
+        while stack:
+            ref, first = stack.pop()
+            if ref.session == ZERO:
+                continue
+            place = session_of(point, ref.session)
+            key = place.session, ref.pack, ref.slot
+            if key in self._nodes:
+                continue
+            self._add(META, place, ref.pack)
+            for entry in load(self._catalog, point, disk, ref, first).entries:
+                if isinstance(entry, Ref):
+                    stack.append((entry, first))
+                elif entry.session != ZERO:
+                    self._add(DATA, session_of(point, entry.session), entry.pack)
+                first += entry.chunks
+            self._nodes.add(key)

@@ -1,0 +1,107 @@
+"""What was forgotten: trash and dead lists, signed (docs/repository-format.md, section 11)."""
+
+import os
+import struct
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from cryptography.exceptions import InvalidSignature
+
+from vmbackup.errors import DamageError
+from vmbackup.repository import frames
+from vmbackup.repository.layout import SESSION_BYTES, Lineage
+from vmbackup.storage_backends import ObjectMissing
+
+if TYPE_CHECKING:
+    from vmbackup.repository.repository import Repository
+
+# Sessions of one dead list: 1 MiB.
+DEAD_MOST = 65536
+# Bounds of the objects, generous.
+_TRASH_BYTES = 1 << 10
+_DEAD_BYTES = DEAD_MOST * SESSION_BYTES + _TRASH_BYTES
+_COUNT = struct.Struct(">I")
+_SIGNATURE = 64
+_SIGNER = 8
+_CONTEXT = b"vmbackup tombstone\0"
+
+
+def put_trash(repository: "Repository", lineage: Lineage, session: bytes) -> None:
+    """Forgets a session for good (rule F1); it may be forgotten already."""
+    body = _head(b"TRSH", lineage.group) + lineage.id + session
+    key = lineage.trash(session)
+    if not repository.exists(key):  # another pruner's signature makes other bytes, and counts as well
+        repository.store.put(key, _signed(repository, body))
+
+
+def put_dead(repository: "Repository", group: str, sessions: Iterable[bytes]) -> None:
+    """One list of sessions whose trash may go then."""
+    ids = sorted(sessions)
+    for start in range(0, len(ids), DEAD_MOST):
+        part = ids[start : start + DEAD_MOST]
+        body = _head(b"DEAD", group) + _COUNT.pack(len(part)) + b"".join(part)
+        repository.store.put(f"dead/{group}/{os.urandom(16).hex()}", _signed(repository, body))
+
+
+def trashed(repository: "Repository", group: str, lineage: Lineage | None = None) -> dict[bytes, Lineage]:
+    """The sessions of a group, or of one history, that a valid trash names. What counts for nothing is left out."""
+    found: dict[bytes, Lineage] = {}
+    prefix = lineage.prefix("trash") if lineage else f"trash/{group}/"
+    for entry in repository.store.list(prefix):
+        if entry.size > _TRASH_BYTES:
+            continue
+        try:
+            body = _opened(repository, b"TRSH", group, entry.key)
+        except (DamageError, ObjectMissing):
+            continue
+        place, session = Lineage(group, body[: Lineage.BYTES]), body[Lineage.BYTES :]
+        if len(session) == SESSION_BYTES and entry.key == place.trash(session):
+            found[session] = place
+    return found
+
+
+def dead(repository: "Repository", group: str) -> set[bytes]:
+    """The sessions that valid dead lists of a group name."""
+    found: set[bytes] = set()
+    for entry in repository.store.list(f"dead/{group}/"):
+        if entry.size > _DEAD_BYTES:
+            continue
+        try:
+            body = _opened(repository, b"DEAD", group, entry.key)
+        except (DamageError, ObjectMissing):
+            continue
+        ids = body[_COUNT.size :]
+        if len(body) >= _COUNT.size and len(ids) == _COUNT.unpack_from(body)[0] * SESSION_BYTES:
+            found.update(ids[at : at + SESSION_BYTES] for at in range(0, len(ids), SESSION_BYTES))
+    return found
+
+
+def _head(kind: bytes, group: str) -> bytes:
+    return frames.preamble(kind) + bytes((len(group),)) + group.encode()
+
+
+def _bound(repository: "Repository") -> bytes:
+    """Signed with it: a replica's tombstones count for nothing in another repository of its realm."""
+    return _CONTEXT + repository.config.realm + repository.config.repository
+
+
+def _signed(repository: "Repository", body: bytes) -> bytes:
+    writer = repository.reader.writer
+    data = body + writer.id
+    return data + writer.private.sign(_bound(repository) + data)
+
+
+def _opened(repository: "Repository", kind: bytes, group: str, key: str) -> bytes:
+    """What lies between head and signer. Raises DamageError, ObjectMissing, RepositoryError (newer)."""
+    data = repository.store.get(key)
+    frames.check_preamble(data, kind, key)
+    head = _head(kind, group)
+    end = len(data) - _SIGNATURE
+    writer = repository.writers().get(data[end - _SIGNER : end])
+    if not data.startswith(head) or end - _SIGNER < len(head) or writer is None or not writer.may_collect(group):
+        raise DamageError(f"{key} was signed by nobody who may forget there", object_key=key)
+    try:
+        writer.public.verify(data[end:], _bound(repository) + data[:end])
+    except InvalidSignature as error:
+        raise DamageError(f"{key} is damaged: its signature does not hold", object_key=key) from error
+    return data[len(head) : end - _SIGNER]
