@@ -119,7 +119,7 @@ class RamJob:
     ) -> None:
         self._host, self._guest = host, guest
         self.domain = DomainInfo(guest.name, guest.uuid, 1, "running")
-        self.time = datetime.now(UTC)
+        self.time = host.now()
         self.documents = {"domain.xml": f"<domain><name>{guest.name}</name></domain>".encode()}
         self.anchor = Anchor("libvirt", "ram", "<domaincheckpoint/>", {t: len(d.data) for t, d in guest.disks.items()})
         self.disks = [
@@ -186,6 +186,7 @@ class RamHost:
 
     def __init__(self, *guests: RamGuest) -> None:
         self._guests = {guest.name: guest for guest in guests}
+        self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
         self.on_read: Callable[[], None] = _nothing
         self.on_check: Callable[[], None] = _nothing
         self.on_seal: Callable[[], None] = _nothing

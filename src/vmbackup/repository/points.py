@@ -24,6 +24,7 @@ _CONTEXT = b"vmbackup point\0"
 _LENGTH = struct.Struct(">I")
 _TABLE = struct.Struct(">I16s16sI32sI")
 _SIGNATURE = 64
+_FIRST_YEAR, _LAST_YEAR = 1970, 9998
 
 
 @dataclass(frozen=True)
@@ -212,9 +213,21 @@ def decode(data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, write
             "upgrade vmbackup on this host",
         )
     point = Point(name, kind, lineage, session, writer, digest(data), public, table, uses, private, data[:head_size])
-    for disk in point.disks if kind == POINT else []:
-        disk.check(name)
+    if kind == POINT:
+        _check(point, name)
     return point
+
+
+def _check(point: Point, name: str) -> None:
+    """What a signature does not vouch for: a time that can be reckoned with, maps as large as their disks."""
+    try:
+        sound = point.time.tzinfo is not None and _FIRST_YEAR <= point.time.year <= _LAST_YEAR
+    except (ValueError, TypeError) as error:
+        raise DamageError(f"{name} has no time", object_key=name) from error
+    if not sound:
+        raise DamageError(f"{name} has no time that can be", object_key=name)
+    for disk in point.disks:
+        disk.check(name)
 
 
 def open_documents(point: Point, secret: bytes, realm: bytes) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from vmbackup.errors import DamageError, NotFoundError, UsageError
-from vmbackup.repository.layout import short_id
+from vmbackup.repository.layout import SESSION_BYTES, Lineage, short_id
 from vmbackup.repository.points import Point
 from vmbackup.repository.repository import PointList, newest
 
@@ -76,12 +76,12 @@ def _of_domain(found: PointList, name: str, moment: datetime | None) -> Point:
 
 def _refuse_unread(found: PointList, points: Sequence[Point], chosen: Point | None, moment: datetime | None) -> None:
     """DamageError if the domain has an unreadable point that would be the answer: an older one is not what is meant."""
-    lineages = {(point.lineage.group, point.lineage.id.hex()) for point in points}
+    lineages = {point.lineage for point in points}
     for error in found.damaged:
-        place = _place(error)
-        if place is None or (place[0], place[1]) not in lineages:
+        place = place_of(error)
+        if place is None or place[0] not in lineages:
             continue
-        session = place[2]
+        session = place[1]
         if chosen is not None and session < chosen.session:
             continue
         if moment is not None and int.from_bytes(session[:6], "big") > moment.timestamp() * 1000:
@@ -94,8 +94,8 @@ def _refuse_unread(found: PointList, points: Sequence[Point], chosen: Point | No
 def _nothing(found: PointList, text: str, *, domains: bool) -> Exception:
     """Why nothing was found: damage, if it may hide what was meant."""
     for error in found.damaged:
-        place = _place(error)
-        if place is not None and text and short_id(place[2]).startswith(text.lower().rpartition("-")[2]):
+        place = place_of(error)
+        if place is not None and text and short_id(place[1]).startswith(text.lower().rpartition("-")[2]):
             return error
     names = sorted({point.domain for point in found.points})
     if text in names:
@@ -109,14 +109,14 @@ def _nothing(found: PointList, text: str, *, domains: bool) -> Exception:
     return NotFoundError(f"there is no {what} '{text}'", hint)
 
 
-def _place(error: DamageError) -> tuple[str, str, bytes] | None:
-    """Group, lineage and session of a damaged point, from its name."""
+def place_of(error: DamageError) -> tuple[Lineage, bytes] | None:
+    """History and session of a restore point that cannot be read, from its name."""
     try:
         folder, group, lineage, session = (error.object_key or "").split("/")
-        name = bytes.fromhex(session)
+        place, name = Lineage(group, bytes.fromhex(lineage)), bytes.fromhex(session)
     except ValueError:
         return None
-    return (group, lineage, name) if folder == "points" and len(name) == 16 else None
+    return (place, name) if folder == "points" and len(name) == SESSION_BYTES else None
 
 
 def _listed(names: Sequence[str]) -> str:

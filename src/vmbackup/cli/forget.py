@@ -1,0 +1,204 @@
+"""`vmbackup forget`: restore points that are needed no longer, by policy or by name."""
+
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+import click
+
+from vmbackup.cli.options import Command, State
+from vmbackup.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from vmbackup.config.models import Config, Job
+    from vmbackup.engine.forget import Verdict
+    from vmbackup.repository.points import Point
+    from vmbackup.repository.repository import PointList, Repository
+    from vmbackup.repository.retention import Rules
+
+_COUNTS = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
+_LOCALTIME = Path("/etc/localtime")
+
+
+def _keep_options(function: Any) -> Any:
+    for word in reversed(_COUNTS):
+        each = f"The newest of each of the newest N {_plural(word)} that have one."
+        text = "The newest N." if word == "last" else each
+        function = click.option(f"--keep-{word}", metavar="N", type=click.IntRange(0), help=text)(function)
+    return function
+
+
+def _plural(word: str) -> str:
+    return {"daily": "days"}.get(word, word.removesuffix("ly") + "s")
+
+
+@click.command("forget", cls=Command, short_help="Forget restore points, by policy or by name.")
+@click.argument("names", metavar="[POINT|DOMAIN]...", nargs=-1)
+@click.option("--job", metavar="NAME", help="Apply the `keep` of this job to its domains.")
+@_keep_options
+@click.option("--keep-within", metavar="DURATION", help="All that are not older, like 7d.")
+@click.option("--allow-last", is_flag=True, help="Also the last good restore point of a domain.")
+@click.option("--dry-run", is_flag=True, help="Only tell what would become of each.")
+@click.pass_obj
+def command(
+    state: State,
+    /,
+    names: tuple[str, ...],
+    job: str | None,
+    keep_within: str | None,
+    allow_last: bool,
+    dry_run: bool,
+    **counts: int | None,
+) -> int:
+    """Forget restore points for good: those that no rule keeps, or those named.
+
+    With --keep-... or --job the rules are applied to each DOMAIN (to all, unless told) for itself. Without them each
+    POINT is forgotten, and all of a DOMAIN. `vmbackup prune` then frees the space.
+    """
+    from vmbackup.cli import access
+    from vmbackup.cli.output import counted, say, say_json
+    from vmbackup.engine.forget import by_name, by_policy, forget
+
+    config = access.load_config(state)
+    asked = {word: counts[f"keep_{word}"] for word in _COUNTS}
+    given = _job(config, job)
+    rules = _rules(asked, keep_within, given)
+    if rules is None and not names:
+        raise UsageError("nothing says what to forget", "name restore points, or use --keep-daily 7 or --job NAME")
+    repository_name = state.repository or (given.repository if given else None)
+    with access.opened_repository(config, repository_name) as repository:
+        found = repository.survey()
+        lost: list[tuple[Any, bytes, str]] = []
+        if rules is not None:
+            points = _of_domains(found, names, given)
+            verdicts = by_policy(points, rules, _store_time(repository), allow_last=allow_last)
+        else:
+            named, lost = _named(found, names)
+            verdicts = by_name(found, named, allow_last=allow_last)
+        if not dry_run:
+            forget(repository, verdicts)
+            _forget_lost(repository, lost)
+    gone = [v.point.id for v in verdicts if not v.reasons] + [text for _, _, text in lost]
+    if state.json:
+        say_json(_document(verdicts, gone, dry_run=dry_run))
+        return 0
+    if dry_run:
+        say(_table(verdicts))
+    did = "would be forgotten" if dry_run else "forgotten"
+    say(f"{counted(len(gone), 'restore point')} {did}, {len(verdicts) + len(lost) - len(gone)} kept.")
+    if gone and not dry_run:
+        say("'vmbackup prune' frees the space that only they took.")
+    return 0
+
+
+def _job(config: "Config", name: str | None) -> "Job | None":
+    if name is None:
+        return None
+    if name not in config.jobs:
+        from vmbackup.config.mistakes import did_you_mean
+
+        raise NotFoundError(f'there is no job "{name}" in the configuration', did_you_mean(name, config.jobs) or "")
+    if config.jobs[name].keep is None:
+        raise UsageError(f'job "{name}" has no keep', "add keep = { last = 3, daily = 7 } to it, or use --keep-daily")
+    return config.jobs[name]
+
+
+def _rules(counts: dict[str, int | None], within: str | None, job: "Job | None") -> "Rules | None":
+    """The rules of the options, else those of the job; None where there are neither."""
+    from vmbackup.config.units import InvalidValue, parse_duration
+    from vmbackup.repository.retention import Rules
+
+    try:
+        span: timedelta | None = parse_duration(within) if within is not None else None
+    except InvalidValue as error:
+        raise UsageError(f"--keep-within: {error}", error.hint) from None
+    zone = ZoneInfo(job.timezone) if job and job.timezone else _local_zone()
+    if span is not None or any(number is not None for number in counts.values()):
+        made = Rules(**counts, within=span, timezone=zone)
+        if made.none:
+            raise UsageError("a rule of 0 keeps nothing, and so is no rule", "name a number of 1 or more")
+        return made
+    return Rules(**job.keep.model_dump(), timezone=zone) if job and job.keep else None
+
+
+def _local_zone() -> ZoneInfo:
+    """The calendar of this machine."""
+    try:
+        with _LOCALTIME.open("rb") as file:
+            return ZoneInfo.from_file(file, key="localtime")
+    except (OSError, ValueError):
+        return ZoneInfo("UTC")
+
+
+def _store_time(repository: "Repository") -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=repository.store.probe().clock_skew)
+
+
+def _of_domains(found: "PointList", names: tuple[str, ...], job: "Job | None") -> list["Point"]:
+    """The points of the domains named, of the job's, or all."""
+    if names:
+        known = {text for point in found.points for text in (point.domain, point.uuid)}
+        for name in names:
+            if name not in known:
+                hint = "with --keep-... and --job domains are named, not restore points; 'vmbackup list' shows them"
+                raise NotFoundError(f"there is no restore point of a domain '{name}'", hint)
+        return [point for point in found.points if point.domain in names or point.uuid in names]
+    if job is None:
+        return found.points
+    return [
+        point
+        for point in found.points
+        if any(fnmatchcase(point.domain, pattern) for pattern in job.domains)
+        and not any(fnmatchcase(point.domain, pattern) for pattern in job.exclude)
+    ]
+
+
+def _named(found: "PointList", names: tuple[str, ...]) -> tuple[list["Point"], list[tuple[Any, bytes, str]]]:
+    """The points named one by one or as all of a domain, and places of such as cannot be read any more."""
+    from vmbackup.errors import DamageError
+    from vmbackup.repository.layout import short_id
+    from vmbackup.repository.resolve import place_of, resolve
+
+    named: list[Point] = []
+    lost = []
+    for name in names:
+        whole = [point for point in found.points if name in (point.domain, point.uuid)]
+        if whole:
+            named += whole
+            continue
+        try:
+            named.append(resolve(found, name))
+        except DamageError as error:
+            place = place_of(error)
+            if place is None or short_id(place[1]) != name.rpartition("-")[2].lower():
+                raise
+            lost.append((*place, name))
+    return named, lost
+
+
+def _forget_lost(repository: "Repository", lost: list[tuple[Any, bytes, str]]) -> None:
+    from vmbackup.repository.tombstones import put_trash
+
+    for lineage, session, _ in lost:
+        put_trash(repository, lineage, session)
+
+
+def _document(verdicts: list["Verdict"], gone: list[str], *, dry_run: bool) -> dict[str, Any]:
+    kept = [
+        {"id": v.point.id, "domain": v.point.domain, "time": v.point.time.isoformat(), "reasons": list(v.reasons)}
+        for v in verdicts
+        if v.reasons
+    ]
+    return {"forgotten": gone, "kept": kept, "dry_run": dry_run}
+
+
+def _table(verdicts: list["Verdict"]) -> str:
+    from vmbackup.cli.output import local_time, table
+
+    rows = (
+        (v.point.id, v.point.domain, local_time(v.point.time, seconds=False), ", ".join(v.reasons) or "forget")
+        for v in verdicts
+    )
+    return table(("POINT", "DOMAIN", "TIME", "KEPT BY"), rows)
