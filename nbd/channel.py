@@ -26,11 +26,11 @@ class Channel:
     fills the buffer (MSG_WAITALL), without a poll before it and without the interpreter's lock.
     """
 
-    def __init__(self, address: Address, timeout: float) -> None:
-        """Connects. Raises ConnectFailed as a Fault."""
+    def __init__(self, address: Address, timeout: float, first: bytes = b"") -> None:
+        """Connects, and sends `first` in the same breath. Raises ConnectFailed as a Fault."""
         self.timeout = timeout
         self.deadline = monotonic() + timeout
-        self._sock = _connect(address, timeout)
+        self._sock = _connect(address, timeout, first)
         self._recv_into = self._sock.recv_into
         self._poll: select.poll | None = None
 
@@ -124,7 +124,7 @@ class Channel:
             self._sock.close()
 
 
-def _connect(address: Address, timeout: float) -> socket.socket:
+def _connect(address: Address, timeout: float, first: bytes) -> socket.socket:
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     try:
         if isinstance(address, str):
@@ -132,11 +132,13 @@ def _connect(address: Address, timeout: float) -> socket.socket:
             try:
                 sock.settimeout(timeout)
                 sock.connect(address)
+                _send_first(sock, first)
             except BaseException:
                 sock.close()
                 raise
         else:
             sock = socket.create_connection(address, timeout)
+            _send_first(sock, first)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except TimeoutError:
         raise Fault(ConnectFailed, f"no connection within {timeout:g} s") from None
@@ -150,6 +152,12 @@ def _connect(address: Address, timeout: float) -> socket.socket:
     if family == socket.AF_UNIX:  # TCP sizes its buffers by itself, and stops to when told a size
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
     return sock
+
+
+def _send_first(sock: socket.socket, message: bytes) -> None:
+    """A failure shows when the answer is waited for."""
+    with suppress(OSError):
+        sock.sendall(message, socket.MSG_NOSIGNAL)
 
 
 def _advance(views: list[memoryview], sent: int) -> bool:

@@ -8,7 +8,7 @@ from vmbackup.nbd import protocol as p
 from vmbackup.nbd.channel import Address, Buffer, Channel
 from vmbackup.nbd.connection import Connection
 from vmbackup.nbd.errors import Fault, RequestFailed, Unsupported
-from vmbackup.nbd.handshake import ExportDetails, negotiate
+from vmbackup.nbd.handshake import ExportDetails, messages, negotiate
 from vmbackup.nbd.request import Columns, Request, pieces
 
 DEPTH = 16  # requests outstanding: QEMU works on as many a connection, and more wait in the socket
@@ -42,19 +42,29 @@ class NbdClient(Connection):
 
     @classmethod
     def connect(
-        cls, address: Address, export: str, *, contexts: Sequence[str] = (), timeout: float = 120.0
+        cls,
+        address: Address,
+        export: str,
+        *,
+        contexts: Sequence[str] = (),
+        timeout: float = 120.0,
+        at_once: bool = False,
     ) -> Self:
         """Opens an export at a unix socket's path or (host, port), with all the meta contexts asked for.
+
+        `at_once`: says the whole handshake with the connection, without waiting for the answers in between. For
+        QEMU, which takes that: it never has to wait for a client whom it has greeted (docs/adr/0005-seal.md).
 
         Raises ConnectFailed, ExportMissing, MetaContextMissing, HandshakeRefused or ConnectionLost.
         """
         where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
         try:
-            channel = Channel(address, timeout)
+            channel = Channel(address, timeout, b"".join(messages(export, contexts)) if at_once else b"")
             try:
-                details = negotiate(channel, export, contexts)
+                details = negotiate(channel, export, contexts, said=at_once)
             except BaseException:
-                channel.send_last(p.OPTION.pack(p.IHAVEOPT, p.OPT_ABORT, 0))
+                if not at_once:  # else the server may be past the handshake
+                    channel.send_last(p.OPTION.pack(p.IHAVEOPT, p.OPT_ABORT, 0))
                 channel.close()
                 raise
         except Fault as fault:

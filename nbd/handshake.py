@@ -40,20 +40,46 @@ class ExportDetails:
     contexts: dict[int, str] = field(default_factory=dict)
 
 
-def negotiate(channel: Channel, export: str, contexts: Sequence[str]) -> ExportDetails:
-    """Fixed newstyle: structured replies, meta contexts, GO. Errors are raised as a Fault."""
+def messages(export: str, contexts: Sequence[str]) -> list[bytes]:
+    """All that the client says in the handshake, in order: its flags, structured replies, meta contexts, GO."""
     name = _string(export, "export name")
+    said = [p.CLIENT_FLAGS.pack(p.FLAG_FIXED_NEWSTYLE), _option(p.OPT_STRUCTURED_REPLY, b"")]
+    if contexts:
+        queries = [_string(context, "meta context") for context in contexts]
+        data = [p.U32.pack(len(name)), name, p.U32.pack(len(queries))]
+        for query in queries:
+            data += [p.U32.pack(len(query)), query]
+        said.append(_option(p.OPT_SET_META_CONTEXT, b"".join(data)))
+    info = (p.U32.pack(len(name)), name, p.U16.pack(1), p.U16.pack(p.INFO_BLOCK_SIZE))
+    said.append(_option(p.OPT_GO, b"".join(info)))
+    return said
+
+
+def negotiate(channel: Channel, export: str, contexts: Sequence[str], *, said: bool = False) -> ExportDetails:
+    """Fixed newstyle: structured replies, meta contexts, GO. Errors are raised as a Fault.
+
+    `said`: the channel has sent all the messages already, and only the answers are taken.
+    """
     details = ExportDetails()
-    _greet(channel)
-    _send_option(channel, p.OPT_STRUCTURED_REPLY, b"")
+    to_say = [] if said else messages(export, contexts)[::-1]
+
+    def say() -> None:
+        if to_say:
+            _send(channel, to_say.pop())
+
+    _take_greeting(channel)
+    say()
+    say()
     _acknowledged(channel, p.OPT_STRUCTURED_REPLY)
     if contexts:
-        _set_contexts(channel, name, contexts, details)
-    _go(channel, name, details)
+        say()
+        _take_contexts(channel, contexts, details)
+    say()
+    _take_export(channel, details)
     return details
 
 
-def _greet(channel: Channel) -> None:
+def _take_greeting(channel: Channel) -> None:
     greeting = _receive(channel, 8)
     if greeting != p.NBDMAGIC:
         raise broken("it is no NBD server (it did not greet with NBDMAGIC)")
@@ -65,15 +91,9 @@ def _greet(channel: Channel) -> None:
     flags = int.from_bytes(_receive(channel, 2), "big")
     if not flags & p.FLAG_FIXED_NEWSTYLE:
         raise Fault(HandshakeRefused, "the server does not speak the fixed newstyle handshake")
-    _send(channel, p.CLIENT_FLAGS.pack(flags & (p.FLAG_FIXED_NEWSTYLE | p.FLAG_NO_ZEROES)))
 
 
-def _set_contexts(channel: Channel, export: bytes, names: Sequence[str], details: ExportDetails) -> None:
-    queries = [_string(name, "meta context") for name in names]
-    data = [p.U32.pack(len(export)), export, p.U32.pack(len(queries))]
-    for query in queries:
-        data += [p.U32.pack(len(query)), query]
-    _send_option(channel, p.OPT_SET_META_CONTEXT, b"".join(data))
+def _take_contexts(channel: Channel, names: Sequence[str], details: ExportDetails) -> None:
     for _ in range(len(names) + p.MAX_OPTION_REPLIES):
         kind, payload = _reply(channel, p.OPT_SET_META_CONTEXT)
         if kind == p.REP_ACK:
@@ -91,9 +111,7 @@ def _set_contexts(channel: Channel, export: bytes, names: Sequence[str], details
     raise broken("endless replies to the request for meta contexts")
 
 
-def _go(channel: Channel, export: bytes, details: ExportDetails) -> None:
-    request = (p.U32.pack(len(export)), export, p.U16.pack(1), p.U16.pack(p.INFO_BLOCK_SIZE))
-    _send_option(channel, p.OPT_GO, b"".join(request))
+def _take_export(channel: Channel, details: ExportDetails) -> None:
     for _ in range(p.MAX_OPTION_REPLIES):
         kind, payload = _reply(channel, p.OPT_GO)
         if kind == p.REP_ACK:
@@ -161,8 +179,8 @@ def _string(text: str, what: str) -> bytes:
     return raw
 
 
-def _send_option(channel: Channel, option: int, data: bytes) -> None:
-    _send(channel, p.OPTION.pack(p.IHAVEOPT, option, len(data)) + data)
+def _option(option: int, data: bytes) -> bytes:
+    return p.OPTION.pack(p.IHAVEOPT, option, len(data)) + data
 
 
 def _send(channel: Channel, message: bytes) -> None:

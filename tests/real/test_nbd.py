@@ -355,6 +355,22 @@ def test_over_tcp(tmp_path) -> None:
         server.wait(20)
 
 
+def test_qemu_takes_the_whole_handshake_at_once(tmp_path, export) -> None:
+    running = export(make(tmp_path, "64k", MIB), "-r")
+    in_turns = running.connect(BASE_ALLOCATION)
+    client = NbdClient.connect(running.socket, "disk", contexts=[BASE_ALLOCATION], at_once=True)
+    for name in ("size", "flags", "block_size", "contexts"):
+        assert getattr(client, name) == getattr(in_turns, name), name
+    client.read_into(0, memoryview(bytearray(MIB)))
+    assert client.block_status(0, MIB) == in_turns.block_status(0, MIB)
+    client.close()
+    with pytest.raises(MetaContextMissing, match=BITMAP):
+        NbdClient.connect(running.socket, "disk", contexts=[BITMAP], at_once=True)
+    with pytest.raises(ExportMissing, match="'other'"):
+        NbdClient.connect(running.socket, "other", at_once=True)
+    in_turns.close()
+
+
 def test_what_is_not_there_or_not_allowed_is_told(tmp_path, export) -> None:
     image = make(tmp_path, "64k", MIB)
     running = export(image, "-r")

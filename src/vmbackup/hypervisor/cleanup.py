@@ -79,7 +79,7 @@ def wait_for_begin(domain: Any, socket: str, exports: Sequence[str]) -> None:
 
 def _opens(socket: str, export: str) -> bool:
     try:
-        NbdClient.connect(socket, export, timeout=END_TIMEOUT).close()
+        NbdClient.connect(socket, export, timeout=END_TIMEOUT, at_once=True).close()
     except NbdError:
         return False
     return True

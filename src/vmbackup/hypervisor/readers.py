@@ -21,24 +21,19 @@ class Connections:
     def __init__(self, socket: str, explain: Callable[[], None]) -> None:
         self._socket, self._explain = socket, explain
         self._guard = threading.Lock()
+        self._handshake = threading.Lock()  # held by who opens a connection: one at a time
         self._open: set[NbdClient] = set()
         self._closed = False
 
     def connect(self, export: str, contexts: tuple[str, ...] = ()) -> NbdClient:
         """A new connection. Raises HypervisorError, also once the job is over."""
-        if self._closed:
-            raise self._over(export)
-        with self.failures():
-            client = NbdClient.connect(self._socket, export, contexts=contexts)
-        with self._guard:
-            if not self._closed:
+        with self.failures(), self._handshake:
+            if self._closed:
+                raise HypervisorError(f"the backup job is over: disk {export} cannot be read any more")
+            client = NbdClient.connect(self._socket, export, contexts=contexts, at_once=True)
+            with self._guard:
                 self._open.add(client)
-                return client
-        client.close()
-        raise self._over(export)
-
-    def _over(self, export: str) -> HypervisorError:
-        return HypervisorError(f"the backup job is over: disk {export} cannot be read any more")
+            return client
 
     def disconnect(self, client: NbdClient) -> None:
         """Closes one, with NBD's good-bye."""
@@ -58,8 +53,16 @@ class Connections:
             client.close()
 
     def abort(self) -> None:
-        """Cuts all, from any thread: whoever reads gets an error."""
+        """Cuts all, from any thread: whoever reads gets an error.
+
+        Returns when no handshake is under way either. A job that ends in the midst of one can make QEMU stand still
+        for good (docs/adr/0005-seal.md). The others are cut before, for it may wait for QEMU, and QEMU for them.
+        """
         for client in self._take():
+            client.abort()
+        with self._handshake:
+            late = self._take()
+        for client in late:
             client.abort()
 
     def _take(self) -> set[NbdClient]:

@@ -33,6 +33,27 @@ def test_all_that_the_server_told_is_there(serve) -> None:
     client.close()
 
 
+def test_the_whole_handshake_is_said_at_once(serve) -> None:
+    """A server that does not say a word before it has heard all of it."""
+    options = []
+
+    def script(wire) -> None:
+        assert wire.receive(4) == b"\0\0\0\1"
+        options.extend(wire.option()[0] for _ in range(3))
+        wire.send(b"NBDMAGICIHAVEOPT\0\3")
+        wire.answer(p.OPT_STRUCTURED_REPLY, p.REP_ACK)
+        wire.answer(CONTEXT, p.REP_META_CONTEXT, b"\0\0\0\1" + BITMAP.encode())
+        wire.answer(CONTEXT, p.REP_ACK)
+        wire.answer(GO, p.REP_INFO, SIZE)
+        wire.answer(GO, p.REP_ACK)
+
+    for tcp in (False, True):
+        client = NbdClient.connect(serve(script, tcp=tcp), "vda", contexts=[BITMAP], timeout=2, at_once=True)
+        assert (client.size, client.contexts) == (MIB, (BITMAP,))
+        client.close()
+    assert options == [p.OPT_STRUCTURED_REPLY, CONTEXT, GO] * 2
+
+
 def test_tcp_works_too(serve) -> None:
     client = NbdClient.connect(serve(lambda w: w.negotiate(flags=3), tcp=True), "")
     assert client.read_only
@@ -116,10 +137,15 @@ def _leaves(wire) -> None:
     wire.conn.close()
 
 
+def _leaves_at_once(wire) -> None:
+    wire.conn.close()
+
+
 GO, CONTEXT = p.OPT_GO, p.OPT_SET_META_CONTEXT
 SIZE = p.EXPORT_INFO.pack(0, MIB, 1)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize(
     ("script", "error", "text"),
     [
@@ -131,6 +157,7 @@ SIZE = p.EXPORT_INFO.pack(0, MIB, 1)
         (_greeted_with(b"NBD"), TimedOut, "within 0.5 s"),
         (_drip, TimedOut, "within 0.5 s"),
         (_leaves, ConnectionLost, "closed the connection|broke"),
+        (_leaves_at_once, ConnectionLost, "closed the connection|broke"),
         (_refuses_structured, HandshakeRefused, r"structured replies: not supported \(no \[31m way\)"),
         (_huge_reply, ProtocolError, "option reply of 4294967295 bytes"),
         (_wrong_reply_magic, ProtocolError, "wrong magic"),
@@ -152,16 +179,17 @@ SIZE = p.EXPORT_INFO.pack(0, MIB, 1)
         (_endless(GO, p.REP_INFO, SIZE), ProtocolError, "endless"),
     ],
 )
-def test_what_the_server_gets_wrong_is_told(serve, script, error, text) -> None:
+def test_what_the_server_gets_wrong_is_told(serve, script, error, text, at_once) -> None:
     """A clear error of the right kind, soon, that names the export."""
     began = time.monotonic()
     with pytest.raises(error, match=text) as caught:
-        NbdClient.connect(serve(script), "vda", timeout=0.5)
+        NbdClient.connect(serve(script), "vda", timeout=0.5, at_once=at_once)
     assert type(caught.value) is error
     assert "opening export 'vda' at" in caught.value.message
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize(
     ("script", "error", "text"),
     [
@@ -179,10 +207,10 @@ def test_what_the_server_gets_wrong_is_told(serve, script, error, text) -> None:
         (_endless(CONTEXT, p.REP_INFO, b"xyz"), ProtocolError, "type 3"),
     ],
 )
-def test_every_context_asked_for_must_come_back(serve, script, error, text) -> None:
+def test_every_context_asked_for_must_come_back(serve, script, error, text, at_once) -> None:
     """An absent bitmap never means clean: a context that is left out is an error."""
     with pytest.raises(error, match=text) as caught:
-        NbdClient.connect(serve(script), "vda", contexts=[BITMAP], timeout=0.5)
+        NbdClient.connect(serve(script), "vda", contexts=[BITMAP], timeout=0.5, at_once=at_once)
     if error is MetaContextMissing:
         assert caught.value.missing == (BITMAP,)
 

@@ -1,0 +1,114 @@
+"""Connections in the making while the job ends: QEMU must never wait for a client that it has greeted.
+
+QEMU 7.2.14 and later of 7.2 stand still for good, the guest too, where their NBD server is stopped while a client in
+the handshake has yet to speak; so a failure here is a domain that nobody can reach any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.lab.disk import Disk, MiB
+from tests.lab.domain import Workhorse
+from tests.real.hypervisor.conftest import Shadow
+from vmbackup.errors import HypervisorError
+from vmbackup.hypervisor import cleanup, readers
+from vmbackup.hypervisor.job import LiveJob
+from vmbackup.nbd import NbdClient, client
+
+pytestmark = pytest.mark.real
+_TIMEOUT = 20.0  # seconds
+
+
+class Held:
+    """A reader that is opened by a thread, and stands still from the moment it has connected until `go`."""
+
+    def __init__(self, job: LiveJob, patch: pytest.MonkeyPatch) -> None:
+        self._job = job
+        self._connected, self._go = threading.Event(), threading.Event()
+        negotiate = client.negotiate
+
+        def held(*args: Any, **options: Any) -> Any:
+            self._connected.set()
+            assert self._go.wait(4 * _TIMEOUT)
+            return negotiate(*args, **options)
+
+        patch.setattr(client, "negotiate", held)
+        self._thread = threading.Thread(target=self._open)
+        self._thread.start()
+        assert self._connected.wait(_TIMEOUT)
+
+    def _open(self) -> None:
+        with contextlib.suppress(HypervisorError):
+            self._job.disks[0].open_reader()
+
+    def go(self) -> None:
+        self._go.set()
+        self._thread.join()
+
+
+@pytest.fixture
+def running(make_domain: Callable[..., Workhorse], make_shadow: Callable[..., Shadow]) -> Iterator[LiveJob]:
+    """A run of a domain, which then is as before: no job, no new checkpoint, the next run right."""
+    horse = make_domain(Disk(size=MiB))
+    shadow = make_shadow(horse)
+    shadow.run()
+    before = horse.checkpoints()
+    with shadow.begin() as job:
+        yield job
+    assert horse.domain.jobInfo()[0] == 0
+    assert horse.checkpoints() == before
+    shadow.run()
+    assert shadow.modes == {"vda": "incremental"}
+
+
+def test_a_foreign_abort_does_not_wait_for_our_handshake(
+    running: LiveJob, monkeypatch: pytest.MonkeyPatch, lab: Any
+) -> None:
+    """A reader that has just connected, and takes no answers: the job ends all the same."""
+    held = Held(running, monkeypatch)
+    try:
+        domain = lab.connection.lookupByName(running.domain.name)
+        domain.abortJob()
+        deadline = time.monotonic() + _TIMEOUT
+        while domain.jobInfo()[0] != 0:
+            assert time.monotonic() < deadline, "QEMU stands still"
+            time.sleep(0.02)
+    finally:
+        held.go()
+
+
+def test_giving_up_waits_for_a_handshake(running: LiveJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watch ends the job while another thread opens a reader: after the handshake, not in its midst."""
+
+    class InTurns:
+        """Speaks only when it was answered, as QEMU hangs for: the worst that a busy machine can make of ours."""
+
+        @staticmethod
+        def connect(*args: Any, **options: Any) -> NbdClient:
+            return NbdClient.connect(*args, **(options | {"at_once": False}))
+
+    aborted, abort_job = threading.Event(), cleanup.abort_job
+
+    def aborting(domain: Any, socket: str) -> bool:
+        aborted.set()
+        return abort_job(domain, socket)
+
+    monkeypatch.setattr(readers, "NbdClient", InTurns)
+    monkeypatch.setattr(cleanup, "abort_job", aborting)
+    held = Held(running, monkeypatch)
+    giving_up = threading.Thread(target=running.give_up)
+    giving_up.start()
+    early = aborted.wait(1)
+    held.go()
+    giving_up.join()
+    assert aborted.is_set()
+    assert not early
+    with pytest.raises(HypervisorError, match="over"):
+        running.disks[0].open_reader()
