@@ -218,6 +218,7 @@ class RamHost:
         earlier: Mapping[str, DiskInfo],
         reread: str | None,
         committed: object,
+        readers: int,
     ) -> RamJob:
         self.jobs.append(RamJob(self, self._guests[domain.name], parent, full, earlier, reread))
         return self.jobs[-1]

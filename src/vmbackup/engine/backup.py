@@ -68,6 +68,7 @@ class _Backup:
     ) -> None:
         self._host, self._repository, self._domain = host, repository, domain
         self._options, self._progress, self._distrust = options, progress, distrust
+        self._workers = options.workers or default_workers()
         self._started = time.monotonic()
 
     def run(self) -> PointSummary:
@@ -92,6 +93,7 @@ class _Backup:
                 earlier=earlier_disks(run.parent, run.host),
                 reread=self._why_reread(run),
                 committed=committed_in(self._repository, run.points, run.forgotten),
+                readers=self._workers,
             )
             with job:
                 point = self._transfer(run, job)
@@ -136,7 +138,7 @@ class _Backup:
         return Pipeline(
             run,
             self._repository.config.chunk_size,
-            workers=self._options.workers or default_workers(),
+            workers=self._workers,
             verify=self._options.verify_uploads,
             between=between,
         )

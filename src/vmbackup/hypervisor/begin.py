@@ -61,9 +61,10 @@ class Beginner:
         request: Request,
         session: str,
         policy: QuiescePolicy,
+        readers: int,
     ) -> None:
         self._connection, self._store, self._places = connection, store, places
-        self._request, self._session, self._policy = request, session, policy
+        self._request, self._session, self._policy, self._readers = request, session, policy, readers
 
     def begin(self, info: DomainInfo, lock: DomainLock, recovered: Sequence[Leftover]) -> LiveJob:
         """The job; it takes over the lock. Raises HypervisorError and its kinds, with nothing left behind."""
@@ -106,6 +107,7 @@ class Beginner:
         documents = self._connection.call("read the domain's XML", lambda raw: _documents(handle(raw, info)))
         self._store.write(intent)
         job: LiveJob | None = None
+        connections = Connections(intent.socket, lambda: job.prove() if job else None)
         watch = JobWatch(self._connection, info, lambda: job.give_up() if job else None)
         try:
             with freezer:
@@ -115,7 +117,6 @@ class Beginner:
             xml, anchor = self._connection.call(
                 "look at the backup job", lambda raw: _begun(handle(raw, info), intent, plan), info.name
             )
-            connections = Connections(intent.socket, lambda: job.prove() if job else None)
             job = LiveJob(
                 JobParts(
                     connection=self._connection, store=self._store, lock=lock, watch=watch, intent=intent,
@@ -124,11 +125,14 @@ class Beginner:
                     notes=list(plan.notes), recovered=recovered,
                 )
             )  # fmt: skip
+            for disk in job.disks:
+                disk.prepare(self._readers)
             paths = dict(zip(intent.disks, intent.scratch, strict=True))
             devices = {device: paths[target] for target, device in scratch_devices(xml).items()}
             watch.start(scratch.ScratchWatch(self._places.scratch_dir, intent.scratch, allowance), devices)
             return job
         except BaseException:
+            connections.abort()
             self._undo(info, intent, watch, freezer)
             raise
 

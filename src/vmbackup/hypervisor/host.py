@@ -113,6 +113,7 @@ class Host:
         earlier: Mapping[str, DiskInfo] | None = None,
         reread: str | None = None,
         committed: Committed | None = None,
+        readers: int = 1,
     ) -> LiveJob:
         """Fixes a point in time of a running domain. Dead runs on it are put right first (`job.recovered`).
 
@@ -125,6 +126,7 @@ class Host:
         the repository is older than this host: then all is read whole and that checkpoint is left alone.
         Without it, the checkpoint of `parent` is taken to be the only one that counts.
 
+        `readers` is how many the caller will open of each disk at a time: their connections are made here.
         `lock` is what `reserve` gave; it is the job's from here on. Raises JobConflictError (another run, a
         foreign job), ScratchFullError, QuiesceError, HypervisorError; then nothing is left behind.
         """
@@ -133,7 +135,7 @@ class Host:
         lock = lock or self.reserve(domain)
         try:
             recovered = self._recover_locked(domain.uuid, committed or _only(parent, repository_id))
-            beginner = Beginner(self.connection, self._store, self.places, request, session, quiesce)
+            beginner = Beginner(self.connection, self._store, self.places, request, session, quiesce, readers)
             return beginner.begin(domain, lock, recovered)
         except BaseException:
             lock.release()

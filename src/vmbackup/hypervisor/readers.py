@@ -13,20 +13,32 @@ BITMAP_CONTEXT = f"qemu:dirty-bitmap:{EXPORT_BITMAP}"
 _ALLOCATION_CONTEXT = "base:allocation"
 # A read that the server could not do is asked for again this often before the disk has failed.
 _TRIES = 3
+# Connections that are kept open while nobody uses them: QEMU takes 100 at a time.
+_MOST_IDLE = 64
 
 
 class Connections:
-    """The open connections to a job's socket. `explain` says what an NBD failure was caused by, if it is known."""
+    """The open connections to a job's socket. `explain` says what an NBD failure was caused by, if it is known.
+
+    They are kept for the next user, and made before the first one needs them as far as that is known: in the moment
+    of a handshake nobody should end the job (docs/adr/0005-seal.md).
+    """
 
     def __init__(self, socket: str, explain: Callable[[], None]) -> None:
         self._socket, self._explain = socket, explain
         self._guard = threading.Lock()
         self._handshake = threading.Lock()  # held by who opens a connection: one at a time
         self._open: set[NbdClient] = set()
+        self._idle: list[tuple[str, tuple[str, ...], NbdClient]] = []
         self._closed = False
 
-    def connect(self, export: str, contexts: tuple[str, ...] = ()) -> NbdClient:
-        """A new connection. Raises HypervisorError, also once the job is over."""
+    def borrow(self, export: str, contexts: tuple[str, ...] = ()) -> NbdClient:
+        """A connection for one user. Raises HypervisorError, also once the job is over."""
+        with self._guard:
+            for place, (name, its_contexts, client) in enumerate(self._idle):
+                if (name, its_contexts) == (export, contexts):
+                    del self._idle[place]
+                    return client
         with self.failures(), self._handshake:
             if self._closed:
                 raise HypervisorError(f"the backup job is over: disk {export} cannot be read any more")
@@ -35,9 +47,12 @@ class Connections:
                 self._open.add(client)
             return client
 
-    def disconnect(self, client: NbdClient) -> None:
-        """Closes one, with NBD's good-bye."""
+    def give_back(self, export: str, contexts: tuple[str, ...], client: NbdClient) -> None:
+        """Keeps one for the next user, unless it has replies to come or there are many."""
         with self._guard:
+            if client in self._open and not client.outstanding and len(self._idle) < _MOST_IDLE:
+                self._idle.append((export, contexts, client))
+                return
             self._open.discard(client)
         client.close()
 
@@ -68,6 +83,7 @@ class Connections:
     def _take(self) -> set[NbdClient]:
         with self._guard:
             taken, self._open, self._closed = self._open, set(), True
+            self._idle.clear()
         return taken
 
     @contextmanager
@@ -87,8 +103,9 @@ class Connections:
 class LiveReader:
     """A DiskReader on one NBD connection."""
 
-    def __init__(self, connections: Connections, client: NbdClient) -> None:
-        self._connections, self._client = connections, client
+    def __init__(self, connections: Connections, export: str, client: NbdClient) -> None:
+        self._connections, self._export, self._client = connections, export, client
+        self._closed = False
         self._reads: dict[int, tuple[int, int, memoryview, int]] = {}
 
     @property
@@ -117,8 +134,10 @@ class LiveReader:
 
     def close(self) -> None:
         """See DiskReader."""
-        self._reads.clear()
-        self._connections.disconnect(self._client)
+        if not self._closed:
+            self._closed = True
+            self._reads.clear()
+            self._connections.give_back(self._export, (), self._client)
 
 
 class LiveDisk:
@@ -141,25 +160,25 @@ class LiveDisk:
         self.size = info.virtual_size
         self._compared = min(self.size, self.size if earlier_size is None else earlier_size)
 
+    def prepare(self, readers: int) -> None:
+        """Makes the connections that the disk's map and so many readers need, as far as they can be kept."""
+        maps = [(_ALLOCATION_CONTEXT,), (BITMAP_CONTEXT,)] if self.mode == "incremental" else [(_ALLOCATION_CONTEXT,)]
+        made = [(contexts, self._borrow(contexts)) for contexts in [*maps, *[()] * readers]]
+        for contexts, client in made:
+            self._connections.give_back(self.info.target, contexts, client)
+
     def extents(self, start: int = 0, end: int | None = None) -> Iterator[Extent]:
         """See DiskSource."""
         # Two connections: with both contexts on one QEMU would look up the allocation of clean areas too.
         end = self.size if end is None else end
-        opened: list[NbdClient] = []
-        try:
-            opened.append(self._connect((_ALLOCATION_CONTEXT,)))
-            allocation = opened[0]
-            with self._connections.failures():
-                if self.mode == "incremental" and start < self._compared:
-                    opened.append(self._connect((BITMAP_CONTEXT,)))
-                    clean_end = min(end, self._compared)
-                    yield from extents(allocation, opened[1], start, clean_end, BITMAP_CONTEXT)
-                    start = clean_end
-                if start < end:
-                    yield from extents(allocation, None, start, end, None)
-        finally:
-            for client in opened:
-                self._connections.disconnect(client)
+        with self._borrowed((_ALLOCATION_CONTEXT,)) as allocation, self._connections.failures():
+            if self.mode == "incremental" and start < self._compared:
+                clean_end = min(end, self._compared)
+                with self._borrowed((BITMAP_CONTEXT,)) as bitmap:
+                    yield from extents(allocation, bitmap, start, clean_end, BITMAP_CONTEXT)
+                start = clean_end
+            if start < end:
+                yield from extents(allocation, None, start, end, None)
 
     def distrust(self, reason: str) -> None:
         """See DiskSource."""
@@ -167,14 +186,22 @@ class LiveDisk:
 
     def open_reader(self) -> LiveReader:
         """See DiskSource."""
-        return LiveReader(self._connections, self._connect(()))
+        return LiveReader(self._connections, self.info.target, self._borrow(()))
 
-    def _connect(self, contexts: tuple[str, ...]) -> NbdClient:
-        client = self._connections.connect(self.info.target, contexts)
+    def _borrow(self, contexts: tuple[str, ...]) -> NbdClient:
+        client = self._connections.borrow(self.info.target, contexts)
         if client.size != self.size:
-            self._connections.disconnect(client)
+            self._connections.give_back(self.info.target, contexts, client)
             raise HypervisorError(
                 f"disk {self.info.target} was resized as the run began ({self.size} to {client.size} bytes)",
                 "run the backup again",
             )
         return client
+
+    @contextmanager
+    def _borrowed(self, contexts: tuple[str, ...]) -> Iterator[NbdClient]:
+        client = self._borrow(contexts)
+        try:
+            yield client
+        finally:
+            self._connections.give_back(self.info.target, contexts, client)

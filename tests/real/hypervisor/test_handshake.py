@@ -10,15 +10,18 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.lab.disk import Disk, MiB
 from tests.lab.domain import Workhorse
+from tests.real.engine.kit import Kit, kits
 from tests.real.hypervisor.conftest import Shadow
 from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor import cleanup, readers
+from vmbackup.hypervisor.begin import Beginner
 from vmbackup.hypervisor.job import LiveJob
 from vmbackup.nbd import NbdClient, client
 
@@ -60,7 +63,7 @@ def running(make_domain: Callable[..., Workhorse], make_shadow: Callable[..., Sh
     shadow = make_shadow(horse)
     shadow.run()
     before = horse.checkpoints()
-    with shadow.begin() as job:
+    with shadow.begin(readers=0) as job:
         yield job
     assert horse.domain.jobInfo()[0] == 0
     assert horse.checkpoints() == before
@@ -112,3 +115,36 @@ def test_giving_up_waits_for_a_handshake(running: LiveJob, monkeypatch: pytest.M
     assert not early
     with pytest.raises(HypervisorError, match="over"):
         running.disks[0].open_reader()
+
+
+@pytest.fixture
+def kit(work_dir: Path, scratch_dir: Path) -> Iterator[Kit]:
+    yield from kits(work_dir, scratch_dir)
+
+
+def test_a_run_connects_while_it_begins(
+    kit: Kit, make_domain: Callable[..., Workhorse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full and an incremental of two disks: no connection is made once the job is handed over."""
+    horse = make_domain(Disk(size=4 * MiB), Disk("vdb", size=MiB))
+    begin = Beginner.begin
+
+    def begun(*args: Any) -> LiveJob:
+        job = begin(*args)
+        patch.setattr(readers, "NbdClient", None)
+        return job
+
+    for pattern in (1, 2):
+        horse.write("vda", 0, 2 * MiB, pattern)
+        horse.write("vdb", 65536, 65536, pattern)
+        with monkeypatch.context() as patch:
+            patch.setattr(Beginner, "begin", begun)
+            kit.backup(horse)
+
+
+def test_many_disks_do_not_use_up_the_connections_that_qemu_takes(
+    make_domain: Callable[..., Workhorse], make_shadow: Callable[..., Shadow]
+) -> None:
+    """100 at a time: what no reader needs any more is kept only as long as there is room."""
+    shadow = make_shadow(make_domain(*(Disk(f"vd{letter}", size=MiB) for letter in "abcdef")))
+    shadow.run(readers=20)

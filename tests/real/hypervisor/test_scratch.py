@@ -102,6 +102,7 @@ def test_a_guest_that_a_dead_run_has_paused_goes_on(
     """A run that nobody watches any more fills scratch; recovery ends its job and resumes the guest."""
     running = begin(host, guest.name)
     running._watch.stop()
+    running._connections.abort()
     running._lock.release()  # as a death would
     for mebibyte in range(2, 20):
         guest.write(mebibyte)
