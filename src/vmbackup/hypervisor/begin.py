@@ -70,7 +70,7 @@ class Beginner:
         """The job; it takes over the lock. Raises HypervisorError and its kinds, with nothing left behind."""
         info = self._connection.call("look at the domain", lambda raw: describe(handle(raw, info)), info.name)
         require_running(info)
-        self._refuse_conflict(info)
+        self._refuse_conflict(info, recovered)
         plan = self._connection.call(
             "plan the backup",
             lambda raw: make_plan(raw, handle(raw, info), info, self._request, apply=True),
@@ -83,7 +83,7 @@ class Beginner:
             )
         return self._start(info, plan, lock, recovered)
 
-    def _refuse_conflict(self, info: DomainInfo) -> None:
+    def _refuse_conflict(self, info: DomainInfo, recovered: Sequence[Leftover]) -> None:
         """Looks before the freeze: a conflicting job would block the begin for 30 s."""
         if self._connection.call("look for jobs", lambda raw: cleanup.job_type(handle(raw, info)), info.name) == 0:
             return
@@ -91,11 +91,14 @@ class Beginner:
             "look for jobs", lambda raw: cleanup.active_job_socket(handle(raw, info)), info.name
         )
         what = f"a backup job (socket {socket})" if socket else "another job"
-        raise JobConflictError(
-            f"{what} runs on domain {info.name}",
+        hint = (
             f"try again when it has ended; 'virsh domjobinfo {info.name}' shows it, and"
-            f" 'vmbackup purge {info.name}' ends one that vmbackup has left",
+            f" 'vmbackup purge {info.name}' ends one that vmbackup has left"
         )
+        trouble = "; ".join(each for left in recovered for each in left.trouble)
+        if trouble:
+            hint = f"a run that died left work behind, and it could not be done: {trouble}"
+        raise JobConflictError(f"{what} runs on domain {info.name}", hint)
 
     def _start(self, info: DomainInfo, plan: Plan, lock: DomainLock, recovered: Sequence[Leftover]) -> LiveJob:
         scratch.prepare_folder(self._places.scratch_dir)

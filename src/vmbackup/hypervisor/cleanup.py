@@ -108,7 +108,8 @@ def wait_for_end(domain: Any, socket: str) -> None:
         if time.monotonic() > deadline:
             raise HypervisorError(
                 f"the backup job of {domain.name()} was aborted and does not end",
-                f"look at 'virsh domjobinfo {domain.name()}'; scratch space fills while it runs",
+                "libvirt ends the jobs of all domains one after the other: look for one whose QEMU does not answer"
+                " ('virsh domstats' stops at it); scratch space fills meanwhile",
             )
         time.sleep(_POLL)
 

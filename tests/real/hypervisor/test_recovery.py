@@ -17,8 +17,8 @@ from tests.lab.disk import Disk, MiB
 from tests.lab.domain import Workhorse
 from tests.real.hypervisor.conftest import OTHER_REPOSITORY, REPOSITORY, Shadow, new_session
 from tests.real.hypervisor.victim import read_point
-from vmbackup.errors import JobConflictError
-from vmbackup.hypervisor import Anchor, CheckpointName, Host
+from vmbackup.errors import HypervisorError, JobConflictError
+from vmbackup.hypervisor import Anchor, CheckpointName, Host, cleanup
 from vmbackup.hypervisor.source import DiskInfo
 
 pytestmark = pytest.mark.real
@@ -223,6 +223,24 @@ def test_a_living_run_is_not_put_right(victim: Victim) -> None:
     assert victim.horse.domain.jobInfo()[0] != 0
     victim.kill(process)
     victim.host.recover(domain, victim.committed)
+
+
+def test_a_dead_run_whose_job_does_not_end_is_told(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt does not get to the end of its job: the next run fails, says so, and leaves all to the one after it."""
+
+    def endless(_domain: object, _socket: str) -> bool:
+        raise HypervisorError("the backup job was aborted and does not end")
+
+    victim.kill_at("begun")
+    domain = victim.host.domain(victim.horse.name)
+    with monkeypatch.context() as patch:
+        patch.setattr(cleanup, "abort_job", endless)
+        with pytest.raises(JobConflictError, match="a backup job") as caught:
+            victim.host.begin(domain, repository_id=REPOSITORY, session=new_session(), parent=None)
+    assert "aborted and does not end" in caught.value.hint
+    (left,) = victim.host.recover(domain, victim.committed)
+    assert left.trouble == ()
+    assert victim.leftovers() == []
 
 
 def test_purge_ends_a_dead_run(victim: Victim) -> None:
