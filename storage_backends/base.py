@@ -6,6 +6,7 @@ StoreError
 ├── ObjectMissing       no such object
 ├── ObjectExists        the key is taken by other bytes
 ├── ObjectTruncated     the object is shorter than what was asked for
+├── ObjectTooLarge      the whole object was asked for, and is larger than any can be
 ├── StoreMissing        no such folder or bucket
 ├── StoreFull           no space or quota left
 └── StoreUnavailable    unreachable, not permitted, or failing
@@ -19,6 +20,7 @@ from typing import ClassVar, Protocol
 
 Buffer = bytes | bytearray | memoryview | mmap
 
+MAX_GET = 256 << 20  # bytes of an object that is got whole: what is larger was put there by somebody else
 MAX_KEY_LENGTH = 1024  # characters; what S3 allows
 MAX_SEGMENT_LENGTH = 255  # characters; what Linux file systems allow for a name
 # No leading dot: "..", temporary and hidden files are no keys.
@@ -78,6 +80,17 @@ class ObjectTruncated(StoreError):
         self.key = key
         self.size = size
         self.end = end
+
+
+class ObjectTooLarge(StoreError):
+    """The object has `size` bytes, more than MAX_GET. Nothing of it was read."""
+
+    kind = "object_too_large"
+
+    def __init__(self, key: str, size: int) -> None:
+        super().__init__(f"object {key} has {size} bytes, more than any object can have")
+        self.key = key
+        self.size = size
 
 
 class StoreMissing(StoreError):
@@ -141,7 +154,8 @@ class Store(Protocol):
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return exactly `length` bytes from `offset` on, or all up to the end.
 
-        Raises ObjectMissing, ObjectTruncated where the object is shorter than `offset + length`.
+        Raises ObjectMissing, ObjectTruncated where the object is shorter than `offset + length`, ObjectTooLarge where
+        all of one larger than MAX_GET is asked for.
         """
 
     def read_into(self, key: str, offset: int, buffer: memoryview) -> None:

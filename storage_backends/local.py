@@ -10,10 +10,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from vmbackup.storage_backends.base import (
+    MAX_GET,
     Buffer,
     Entry,
     ObjectExists,
     ObjectMissing,
+    ObjectTooLarge,
     ObjectTruncated,
     ProbeResult,
     StoreError,
@@ -85,6 +87,8 @@ class LocalStore:
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return exactly the bytes asked for. Raises as Store.get says."""
         with self._opened(key) as (fd, size):
+            if length is None and size > MAX_GET:
+                raise ObjectTooLarge(key, size)
             end = max(size, offset) if length is None else offset + length
             if end > size:
                 raise ObjectTruncated(key, size, end)

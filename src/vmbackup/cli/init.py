@@ -111,9 +111,14 @@ def _make(name: str, settings: "Settings", state_dir: Path, chunk_size: int | No
             on_failure.callback(settings.passphrase_file.unlink, missing_ok=True)
         with recovery_file(recovery) as write:
             trust = access.trust(state_dir)
-            repository, key = Repository.create(store, secret, trust, chunk_size=size, label=access.host_name())
-            on_failure.pop_all()  # from now on the passphrase opens something
-            write(name, repository.id, settings.url, key)
+
+            def keep(repository_id: str, key: str) -> None:
+                write(name, repository_id, settings.url, key)
+                on_failure.pop_all()  # from now on the passphrase may open something
+
+            repository, _ = Repository.create(
+                store, secret, trust, chunk_size=size, label=access.host_name(), keep_recovery=keep
+            )
         return _Made(name, repository.id, settings.url, size, settings.passphrase_file, new, recovery)
 
 

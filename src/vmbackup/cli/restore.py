@@ -44,7 +44,9 @@ def command(
         raise UsageError(
             "--at goes with the name of a domain", f"leave --at out, or write {point.split('@', maxsplit=1)[0]}"
         )
-    options = RestoreOptions(output, image_format, disks or None)
+    if not output.name and not output.is_absolute():
+        raise UsageError("--output names no folder", "write the path of one, as in --output /var/tmp/restored")
+    options = RestoreOptions(output.absolute(), image_format, disks or None)
     config = access.load_config(state)
     with access.opened_repository(config, state.repository) as repository:
         name = f"{point}@{at}" if at is not None else point

@@ -160,7 +160,8 @@ class _Backup:
         return pipeline.read_disk(source, base, old.root, lost)
 
     def _spot_check(self, run: Run, source: DiskSource, old: DiskRecord) -> None:
-        offset = missed_change(run, source, old)
+        others = [disk for disk in (run.parent.disks if run.parent else []) if disk.name != old.name]
+        offset = missed_change(run, source, old, others)
         if offset is not None:
             reason = f"its bitmap missed a change (at byte {offset}, which it calls unchanged)"
             source.distrust(reason)

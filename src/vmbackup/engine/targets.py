@@ -21,6 +21,7 @@ _DEPTH = 4
 _START_SECONDS = 30.0
 _STOP_SECONDS = 600.0  # qemu-nbd writes what its cache holds
 # Options of qemu-img create that are taken over from the original image, where it had them.
+_FOLDERS = "vmbackup-restore-"
 _QCOW2_OPTIONS = ("cluster_size", "compat", "lazy_refcounts", "compression_type", "extended_l2")
 
 
@@ -103,7 +104,8 @@ class Qcow2Target:
 
     def __init__(self, path: Path, size: int, attributes: dict[str, str], connections: int) -> None:
         self._path = path
-        self._folder = tempfile.mkdtemp(prefix="vmbackup-restore-")
+        _sweep()
+        self._folder = tempfile.mkdtemp(prefix=f"{_FOLDERS}{os.getpid()}-")
         self._process: subprocess.Popen[bytes] | None = None
         try:
             options = ",".join(f"{name}={attributes[name]}" for name in _QCOW2_OPTIONS if name in attributes)
@@ -120,8 +122,11 @@ class Qcow2Target:
         self._socket = os.path.join(self._folder, "nbd.sock")
         pid_file = os.path.join(self._folder, "pid")
         # cache=none: the page cache would cost more CPU than the write, and make the final sync long.
-        command = ["qemu-nbd", "--format=qcow2", "--cache=none", "--aio=native", "--discard=unmap", "--persistent"]
+        # It ends with us, however we end, and so does its hold on the image. KILL: after a TERM it may wait for ever.
+        command = ["setpriv", "--pdeathsig", "KILL", "--", "qemu-nbd", "--format=qcow2", "--cache=none", "--aio=native"]
         command += [
+            "--discard=unmap",
+            "--persistent",
             f"--shared={connections + 1}",
             f"--socket={self._socket}",
             f"--pid-file={pid_file}",
@@ -205,6 +210,14 @@ class _NbdWriter:
 
     def abandon(self) -> None:
         self._client.close()
+
+
+def _sweep() -> None:
+    """Removes the folders of restores that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):
+        owner = folder.name.removeprefix(_FOLDERS).partition("-")[0]
+        if owner.isdecimal() and not os.path.exists(f"/proc/{owner}"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def image_info(path: Path) -> dict[str, object]:

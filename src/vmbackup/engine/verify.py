@@ -6,14 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from vmbackup.engine.pipeline import default_workers
 from vmbackup.engine.scrub import PackReport, Scrubber
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.progress import Progress
-from vmbackup.repository import frames, keys
+from vmbackup.repository import damage, frames, keys
 from vmbackup.repository.catalog import Catalog, fetch
 from vmbackup.repository.chunks import Secrets
+from vmbackup.repository.condemned import ObjectName
 from vmbackup.repository.crypto import DATA, digest
 from vmbackup.repository.layout import short_id
 from vmbackup.repository.maps import extents
@@ -21,7 +23,7 @@ from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.repository import PointList, Repository
 from vmbackup.repository.stock import Stock
 from vmbackup.repository.usage import DiskUsage, PackName, Usage, load
-from vmbackup.storage_backends import ObjectMissing
+from vmbackup.storage_backends import ObjectMissing, StoreError
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class _Verify:
         documents = {"config/": b"CONF", "config.copy/": b"CONF", "groups/": b"GRUP", "writers/": b"WRTR"}
         for prefix, kind in documents.items():
             for key, data in self._read_all(prefix):
-                self._try(key, lambda k=key, d=data, t=kind: frames.open_document(d, t, k, verify_key))
+                self._try(key, lambda k=key, d=data, t=kind: _check_place(frames.open_document(d, t, k, verify_key), k))
         for key, data in self._read_all("keys/"):
             self._try(key, lambda k=key, d=data: keys.read_slot(d, k))
         self._pairs()
@@ -176,7 +178,9 @@ class _Verify:
         wanted = set().union(*(need.packs for _, _, need in needs)) if needs else set()
         broken = self._sizes(catalog, usage, wanted)
         if self._share is not None:
-            broken |= self._read(catalog, usage, sorted(wanted - broken.keys()))
+            read = self._read(catalog, usage, sorted(wanted - broken.keys()))
+            self._record(catalog, usage, read)
+            broken |= read
         if broken:
             self._blame(catalog, usage, needs, broken)
 
@@ -218,6 +222,18 @@ class _Verify:
         if self._share is not None and digest(fetch(self._store, key)) != expected:
             return "is damaged: its digest differs"
         return ""
+
+    def _record(self, catalog: Catalog, usage: Usage, broken: dict[PackName, PackReport]) -> None:
+        """So that the next backups read from the guest again what lies in them, and store it anew."""
+        packs = [
+            ObjectName(n.kind, usage.sessions[n.session].lineage, n.session, n.number)
+            for n, report in broken.items()
+            if report.slots is None or report.slots
+        ]
+        try:
+            damage.record(self._store, catalog.keys.group, packs)
+        except StoreError as error:
+            self._progress.note(f"what was found cannot be recorded, so backups go on to build on it: {error}")
 
     def _sizes(self, catalog: Catalog, usage: Usage, wanted: set[PackName]) -> dict[PackName, PackReport]:
         """Packs that are missing or of another size than their index says."""
@@ -278,6 +294,13 @@ class _Verify:
             for point, disk, need in needs:
                 if name in need.packs and _suffers(catalog, point, disk, name, report):
                     self._found.add(key, report.problem, [point.id], [disk.target])
+
+
+def _check_place(document: dict[str, Any], key: str) -> None:
+    """Whether a signed document is the one of its name. Raises DamageError."""
+    told = document.get("writer", document.get("number", document.get("version")))
+    if str(told) != key.rpartition("/")[2]:
+        raise DamageError(f"{key} does not belong where it lies", object_key=key)
 
 
 def _suffers(catalog: Catalog, point: Point, disk: DiskRecord, name: PackName, report: PackReport) -> bool:

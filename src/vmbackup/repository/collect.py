@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from vmbackup.errors import DamageError, UsageError
-from vmbackup.repository import condemned, frames, tombstones
+from vmbackup.repository import condemned, damage, frames, tombstones
 from vmbackup.repository.condemned import INDEX, ObjectName
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.layout import Lineage
@@ -105,7 +105,9 @@ class _Cycle:
             return
         deleted = self._collect(taken) if taken else set()
         present = listed.keys() - deleted
-        self._tidy(found, [key for key, names in stale.items() if names.isdisjoint(present)])
+        records = damage.read(self._store, self._group)
+        spent = [key for key, name in records.items() if name not in present]
+        self._tidy(found, spent + [key for key, names in stale.items() if names.isdisjoint(present)])
 
     def _read(self) -> PointList:
         """C2 and C6: the valid points, and what they need. Raises DamageError where one cannot be read."""
@@ -245,7 +247,7 @@ class _Cycle:
                 self._end_if_dead(session, lineage, entry)
 
     def _tidy(self, found: PointList, stale: list[str]) -> None:
-        """C9: pins of ended sessions, points that are forgotten, lists of dead collectors whose objects are gone."""
+        """C9: pins of ended sessions, points that are forgotten, lists and records whose objects are gone."""
         for key in stale:
             self._store.delete(key)
         for session, _, entry in self._pins():

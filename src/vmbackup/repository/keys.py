@@ -215,7 +215,10 @@ def read_slot(data: bytes, name: str) -> dict[str, Any]:
     (length,) = _LENGTH.unpack_from(data, frames.PREAMBLE.size)
     if length > _MAX_SLOT or len(data) != start + length + _CHECK:
         raise DamageError(f"{name} has the wrong length", object_key=name)
-    return frames.parse(data[start : start + length], name)
+    document = frames.parse(data[start : start + length], name)
+    if document.get("slot") != name.rpartition("/")[2]:
+        raise DamageError(f"{name} does not belong where it lies", object_key=name)
+    return document
 
 
 def slot_info(document: dict[str, Any]) -> SlotInfo:

@@ -3,6 +3,7 @@
 import struct
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import zstandard
@@ -67,7 +68,7 @@ class DiskRecord:
 class Point:
     """A restore point, or a partial, that was read and whose signature holds.
 
-    `table`: session number -> reference; `uses`: session number -> nodes of its maps that name it.
+    `rows` is the session table, read when it is needed: of hundreds of points few are.
     `digest` is that of the whole object; `public` the JSON of its public part.
     """
 
@@ -78,10 +79,19 @@ class Point:
     writer: bytes
     digest: bytes
     public: dict[str, Any] = field(repr=False)
-    table: dict[int, SessionRef] = field(repr=False)
-    uses: dict[int, int] = field(repr=False)
+    rows: bytes = field(repr=False)
     sealed_private: bytes = field(repr=False)
     aad: bytes = field(repr=False)
+
+    @cached_property
+    def table(self) -> dict[int, SessionRef]:
+        """Session number -> reference."""
+        return {row[0]: SessionRef(*row[:5]) for row in _TABLE.iter_unpack(self.rows)}
+
+    @cached_property
+    def uses(self) -> dict[int, int]:
+        """Session number -> nodes of its maps that name it."""
+        return {row[0]: row[5] for row in _TABLE.iter_unpack(self.rows)}
 
     @property
     def time(self) -> datetime:
@@ -201,10 +211,6 @@ def decode(data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, write
         rows = body[at + _LENGTH.size :]
         if len(rows) != count * _TABLE.size:
             raise DamageError(f"{name} is malformed", object_key=name)
-        table, uses = {}, {}
-        for row in _TABLE.iter_unpack(rows):
-            table[row[0]] = SessionRef(*row[:5])
-            uses[row[0]] = row[5]
     except struct.error as error:
         raise DamageError(f"{name} is malformed", object_key=name) from error
     if unknown := set(public.get("features", ())) - KNOWN_FEATURES:
@@ -212,7 +218,7 @@ def decode(data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, write
             f"{name} needs features that this version lacks: {', '.join(sorted(unknown))}",
             "upgrade vmbackup on this host",
         )
-    point = Point(name, kind, lineage, session, writer, digest(data), public, table, uses, private, data[:head_size])
+    point = Point(name, kind, lineage, session, writer, digest(data), public, rows, private, data[:head_size])
     if kind == POINT:
         _check(point, name)
     return point

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +15,7 @@ from vmbackup.repository.catalog import Catalog, fetch
 from vmbackup.repository.crypto import GroupKeys, envelope_info
 from vmbackup.repository.keys import Enrolment, ReaderKeys, Secret, SlotInfo
 from vmbackup.repository.layout import Lineage, check_group
+from vmbackup.repository.objects import Objects
 from vmbackup.repository.opening import RepositoryConfig, number_of, read_config, unlock
 from vmbackup.repository.points import PARTIAL, POINT, Point
 from vmbackup.repository.trust import Seen, Trust
@@ -46,7 +47,8 @@ class Repository:
     """An open repository, with a reader's keys. Safe to share between threads."""
 
     def __init__(self, store: Store, reader: ReaderKeys, config: RepositoryConfig, trust: Trust) -> None:
-        self.store, self.reader, self.config = store, reader, config
+        self.store: Store = Objects(store)
+        self.reader, self.config = reader, config
         self._trust = trust
         self._slot = ""
         self._groups: dict[str, GroupKeys] = {}
@@ -57,9 +59,19 @@ class Repository:
 
     @classmethod
     def create(
-        cls, store: Store, secret: Secret, trust: Trust, *, chunk_size: int = DEFAULT_CHUNK_SIZE, label: str = "init"
+        cls,
+        store: Store,
+        secret: Secret,
+        trust: Trust,
+        *,
+        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        label: str = "init",
+        keep_recovery: Callable[[str, str], None] = lambda _id, _key: None,
     ) -> tuple["Repository", str]:
-        """Makes a repository in an empty place; gives it and its recovery key. Raises RepositoryError, UsageError."""
+        """Makes a repository in an empty place; gives it and its recovery key. Raises RepositoryError, UsageError.
+
+        `keep_recovery(id, key)` is called while there is no repository yet: one whose key nobody has is never made.
+        """
         if not MIN_CHUNK_SIZE <= chunk_size <= MAX_CHUNK_SIZE or chunk_size & (chunk_size - 1):
             raise UsageError(f"a chunk size of {chunk_size} bytes is not possible", "use a power of two, 4K to 16M")
         if held := next(iter(occupants(store)), None):
@@ -79,6 +91,7 @@ class Repository:
         for slot, data in slots:
             store.put(f"keys/{slot}", data)
         made._enrol_self()
+        keep_recovery(made.id, keys.format_recovery(recovery))
         made._put_config(config)
         trust.forget(store.url)
         trust.check(store.url, made._seen())
@@ -149,8 +162,8 @@ class Repository:
     def open(cls, store: Store, secret: Secret, trust: Trust) -> "Repository":
         """Opens with a secret. Raises NotFoundError, AccessError, DamageError, RepositoryError."""
         before = trust.recall(store.url)
-        reader, slot = unlock(store, secret, before.slot if before else "")
-        config = read_config(store, reader)
+        reader, slot = unlock(Objects(store), secret, before.slot if before else "")
+        config = read_config(Objects(store), reader)
         repository = cls(store, reader, config, trust)
         repository._slot = slot
         trust.check(store.url, repository._seen())

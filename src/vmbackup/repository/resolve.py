@@ -21,7 +21,7 @@ def resolve(found: PointList, text: str, *, domains: bool = False) -> Point:
     cannot be read is meant, or would be newer than the one that can.
     """
     name, at, when = text.rpartition("@")
-    if at:
+    if at and not (domains and any(text == point.domain for point in found.points)):
         moment = None if when == "latest" else parse_time(when)
         return _of_domain(found, name, moment)
     matches = [point for point in found.points if _is_named(point, text)]

@@ -9,7 +9,7 @@ from typing import Any
 from blake3 import blake3
 
 from vmbackup.errors import DamageError, JobConflictError
-from vmbackup.repository import condemned
+from vmbackup.repository import condemned, damage
 from vmbackup.repository import session as sessions
 from vmbackup.repository.catalog import Catalog, SessionRef
 from vmbackup.repository.condemned import ObjectName
@@ -44,7 +44,7 @@ class Run:
 
     def __init__(self, repository: Repository, lineage: Lineage, host: str) -> None:
         self.repository, self.lineage, self.host = repository, lineage, host
-        self.catalog: Catalog = repository.catalog(lineage.group)
+        self.catalog = Catalog(repository.store, repository.group(lineage.group))  # what is lost since is not cached
         self.warnings: list[str] = []
         self.parent: Point | None = None
         self.points: list[Point] = []
@@ -52,7 +52,7 @@ class Run:
         self.partial_bytes = PARTIAL_BYTES
         self.uses: Counter[int] = Counter()
         self.sparse = SparseIndex(self.catalog)
-        self.lost = Lost(self.catalog, (), ())
+        self.lost = Lost(self.catalog, ())
         self._table: dict[int, SessionRef] = {}
         self._next = 1
         self._lock = threading.Lock()
@@ -128,22 +128,23 @@ class Run:
         """The parent, its session table, and the chunks of killed runs."""
         self.warnings += [error.message for error in found.damaged]
         self.points, self.forgotten = found.points, found.forgotten
+        damaged = set(damage.read(self.repository.store, self.lineage.group).values())
         self.parent = parent = newest(found.points)
         if parent:
             self._table = dict(parent.table)
-            self.lost = Lost(self.catalog, self._table.values(), doomed)
+            self.lost = Lost(self.catalog, self._table.values(), doomed, damaged)
             self.uses = Counter(parent.uses)
             self._next = parent.public["next_session_number"]
         self._main.number = self._take_number()
         known = {ref.session for ref in self._table.values()}
         for partial in found.partials:
             if partial.session not in known:
-                self._adopt_partial(partial, doomed)
+                self._adopt_partial(partial, doomed | damaged)
 
-    def _adopt_partial(self, partial: Point, doomed: set[ObjectName]) -> None:
+    def _adopt_partial(self, partial: Point, unfit: set[ObjectName]) -> None:
         ref = partial.own_ref(self._take_number())
         try:
-            self.sparse.add(ref, Lost(self.catalog, [ref], doomed).packs_of(ref.number))
+            self.sparse.add(ref, Lost(self.catalog, [ref], unfit).packs_of(ref.number))
         except DamageError as error:
             self.warnings.append(f"a killed run's chunks cannot be found again: {error.message}")
             return

@@ -39,8 +39,14 @@ class Stock:
 class Lost:
     """Packs of sessions, by their number in a table, that nothing may be built on. Read by any thread."""
 
-    def __init__(self, catalog: Catalog, sessions: Iterable[SessionRef], condemned: Container[ObjectName]) -> None:
-        """Compares the index of each session with the store, and with what a collector is about to delete (W6)."""
+    def __init__(
+        self,
+        catalog: Catalog,
+        sessions: Iterable[SessionRef],
+        condemned: Container[ObjectName] = (),
+        damaged: Container[ObjectName] = (),
+    ) -> None:
+        """Compares each session's index with the store, with condemned lists (rule W6) and with what a scrub found."""
         self._packs: dict[tuple[int, str, int], VmbackupError] = {}
         self._sessions: dict[int, DamageError] = {}
         stock = Stock(catalog)
@@ -51,9 +57,13 @@ class Lost:
                     self._packs[ref.number, kind, number] = DamageError(f"{key} {problem}", object_key=key)
                 for kind, number in catalog.root(ref).packs:
                     name = ObjectName(kind, ref.lineage, ref.session, number)
-                    if name in condemned:
-                        why = f"{name.key(catalog.keys.group)} is being collected"
-                        self._packs.setdefault((ref.number, kind, number), RepositoryError(why))
+                    key = name.key(catalog.keys.group)
+                    if name in damaged:
+                        error = DamageError(f"{key} is damaged, as 'vmbackup verify' found", object_key=key)
+                        self._packs.setdefault((ref.number, kind, number), error)
+                    elif name in condemned:
+                        why = RepositoryError(f"{key} is being collected")
+                        self._packs.setdefault((ref.number, kind, number), why)
             except DamageError as error:
                 self._sessions[ref.number] = error
 

@@ -2,8 +2,11 @@
 
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from vmbackup.repository import Repository
 
 from .conftest import Run
 
@@ -170,3 +173,20 @@ def test_recovery_keys_of_several_repositories_do_not_collide(bare: Run, tmp_pat
     result = bare("--config", str(config), "--repository", name, "init")
     assert result.code == 0, result.err
     assert (tmp_path / f"recovery-key-{name}").exists()
+
+
+def test_no_repository_without_its_recovery_key_on_disk(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the config makes it a repository, the key's file is whole already: whatever happens then."""
+    seen: list[str] = []
+    original = Repository._put_config
+
+    def put(self: Repository, document: dict[str, Any]) -> None:
+        seen.append((tmp_path / "secrets" / "recovery-key-local").read_text())
+        original(self, document)
+
+    monkeypatch.setattr(Repository, "_put_config", put)
+    assert run("init").code == 0
+    assert seen == [(tmp_path / "secrets" / "recovery-key-local").read_text()]
+    assert seen[0].strip().splitlines()[-1].count("-") == 13

@@ -102,12 +102,14 @@ def test_a_lost_pack_is_read_again(kit: RamKit, spoil: Callable[[Path], None], f
     assert kit.backup().warnings == ()
 
 
+@pytest.mark.parametrize("reopened", [True, False])
 @pytest.mark.parametrize("folder", ["meta", "index"])
-def test_a_lost_map_is_read_again(kit: RamKit, folder: str) -> None:
-    """Also where an incremental with no change would never have looked at it."""
+def test_a_lost_map_is_read_again(kit: RamKit, folder: str, reopened: bool) -> None:
+    """Also where an incremental with no change would never have looked at it, and a process that had read it before."""
     (first,) = kit.kept
     objects(kit, folder)[-1].unlink()
-    kit.reopen()
+    if reopened:
+        kit.reopen()
     again = kit.backup()
     assert again.status == "warning"
     kit.check_all_but_damaged({first})
@@ -158,6 +160,42 @@ def test_clones_are_told_apart(kit: RamKit) -> None:
     for pack in objects(kit, "data"):
         pack.unlink()
     assert len(kit.verify(None).damaged) == 2
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_what_verify_found_is_built_on_no_more(kit: RamKit, full: bool) -> None:
+    """A flipped byte is known after a verify: the next backup reads what lies there again, and restores."""
+    (first,) = kit.kept
+    flip(objects(kit, "data")[0], 70_000)
+    assert len(kit.verify().damaged) == 1
+    kit.disk().write(2 * MIB, b"a change elsewhere")
+    healed = kit.backup(full=full)
+    assert any("as 'vmbackup verify' found" in warning for warning in healed.warnings)
+    kit.check_all_but_damaged({first})
+    assert kit.backup().warnings == ()
+    kit.check_all_but_damaged({first})
+
+
+def test_images_copied_over_each_other(tmp_path: Path) -> None:
+    """Two disks that differ in one place, exchanged by cp: same paths, same files, a clean bitmap of the right name."""
+    kit = RamKit(tmp_path, {"vda": 4 * MIB, "vdb": 4 * MIB})
+    same = patterned(3 * MIB, 9)
+    for target in ("vda", "vdb"):
+        kit.disk(target).write(0, same)
+        kit.disk(target).write(1_234_567, target.encode() * 100)
+    kit.backup()
+    a, b = kit.disk("vda"), kit.disk("vdb")
+    a.data, b.data = b.data, a.data
+    point = kit.backup()
+    assert {disk.mode for disk in point.disks} == {"reread"}
+    kit.check_all()
+    assert {disk.mode for disk in kit.backup().disks} == {"incremental"}
 
 
 def test_uncovered_cuts_runs_exactly() -> None:

@@ -270,7 +270,8 @@ def test_newer_collectors_are_respected(make_kit: Callable[..., RamKit], folder:
     kit = make_kit()
     kind = {"condemned": b"COND", "trash": b"TRSH", "dead": b"DEAD"}[folder]
     lineage = kit.repository.lineage("libvirt", kit.guest.uuid)
-    kit.store.put(f"{folder}/default/{lineage.id.hex()}/x", b"vmbackup" + kind + b"\0\2\0\0" + bytes(100))
+    name = f"{lineage.id.hex()}/" if folder == "trash" else ""
+    kit.store.put(f"{folder}/default/{name}{bytes(16).hex()}", b"vmbackup" + kind + b"\0\2\0\0" + bytes(100))
     with pytest.raises(RepositoryError, match="newer version"):
         kit.backup()
     assert list(kit.store.list("sessions/")) == []
@@ -279,7 +280,7 @@ def test_newer_collectors_are_respected(make_kit: Callable[..., RamKit], folder:
 def test_condemned_lists_must_be_readable(make_kit: Callable[..., RamKit]) -> None:
     """A run that cannot know what is about to be deleted does not go on."""
     kit = make_kit()
-    kit.store.put("condemned/default/x", b"?" * 50)
+    kit.store.put(f"condemned/default/{bytes(16).hex()}", b"?" * 50)
     with pytest.raises(DamageError) as caught:
         kit.backup()
     assert "delete it" in caught.value.hint

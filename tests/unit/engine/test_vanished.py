@@ -97,3 +97,46 @@ def test_added_slots_are_listed_though_others_add_too(kit: RamKit, monkeypatch: 
     assert kit.verify(None).damaged == ()
     slots(kit)[2].unlink()
     assert len(kit.verify(None).damaged) == 1
+
+
+def test_an_object_in_anothers_place_is_told(kit: RamKit) -> None:
+    """A key slot or a group's keys under another number: each is whole, and signed, but not what its name says."""
+    one, two = slots(kit)
+    for path, other in ((one, two), (two, one)):
+        data = path.read_bytes()
+        path.write_bytes(other.read_bytes())
+        assert [damage.object for damage in kit.verify(None).damaged] == [f"keys/{path.name}"]
+        path.write_bytes(data)
+    groups = kit.root / "repository" / "groups" / "default"
+    (groups / "1").write_bytes((groups / "2").read_bytes())
+    assert [damage.object for damage in kit.verify(None).damaged] == ["groups/default/1"]
+
+
+FOLDERS = ["keys", "writers", "groups", "sessions", "index", "points", "data", "trash", "dead", "condemned", "damage"]
+FOREIGN = ["README", "default/README", "default/.nfs00001", "default/{lineage}/.nfs00001", "default/{lineage}/README"]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_foreign_files_are_no_objects(kit: RamKit, folder: str, name: str) -> None:
+    """What an NFS server, an editor or a person leaves in the folder hinders nothing."""
+    lineage = kit.points()[0].lineage.id.hex()
+    path = kit.root / "repository" / folder / name.format(lineage=lineage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("?")
+    kit.reopen()
+    assert len(kit.repository.survey().points) == 2
+    assert len(list(kit.repository.slots())) == 2
+    kit.backup()
+    kit.check_all()
+
+
+def test_an_object_of_impossible_size_is_not_read(kit: RamKit) -> None:
+    """A hostile store shows a huge object: told as damage, and never held in memory."""
+    newest, _ = kit.points()
+    path = kit.root / "repository" / newest.key
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+    found = kit.repository.survey()
+    assert [error.object_key for error in found.damaged] == [newest.key]
+    assert "more than any object can have" in found.damaged[0].message

@@ -1,0 +1,72 @@
+"""The store as a repository sees it: objects of its own names only, none larger than any can be."""
+
+import re
+from collections.abc import Iterator
+
+from vmbackup.errors import DamageError
+from vmbackup.storage_backends import Buffer, Entry, ObjectTooLarge, ProbeResult, Store
+
+_GROUP, _ID, _SESSION = "[a-z0-9-]{1,64}", "[0-9a-f]{16}", "[0-9a-f]{32}"
+_NAMES = re.compile(
+    "|".join(
+        (
+            r"config(\.copy)?/\d+",
+            rf"keys/{_ID}",
+            rf"writers/{_ID}(\.revoked)?",
+            rf"groups/{_GROUP}/\d+",
+            r"envelopes/\d+/\d+",
+            rf"(sessions|points|trash)/{_GROUP}/{_SESSION}/{_SESSION}",
+            rf"(data|meta|index)/{_GROUP}/{_SESSION}/{_SESSION}-\d+",
+            rf"(dead|condemned|damage)/{_GROUP}/{_SESSION}",
+        )
+    )
+)
+
+
+class Objects:
+    """A Store that lists no foreign files (an .nfs... file, a README, an editor's copy)."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @property
+    def url(self) -> str:
+        """See Store."""
+        return self._store.url
+
+    def put(self, key: str, data: Buffer) -> None:
+        """See Store."""
+        self._store.put(key, data)
+
+    def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """See Store. Raises DamageError for an object that no repository makes so large."""
+        try:
+            return self._store.get(key, offset, length)
+        except ObjectTooLarge as error:
+            raise DamageError(error.message, object_key=key) from error
+
+    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        """See Store."""
+        self._store.read_into(key, offset, buffer)
+
+    def stat(self, key: str) -> Entry:
+        """See Store."""
+        return self._store.stat(key)
+
+    def delete(self, key: str) -> None:
+        """See Store."""
+        self._store.delete(key)
+
+    def probe(self) -> ProbeResult:
+        """See Store."""
+        return self._store.probe()
+
+    def close(self) -> None:
+        """See Store."""
+        self._store.close()
+
+    def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
+        """See Store."""
+        return (entry for entry in self._store.list(prefix, after) if _NAMES.fullmatch(entry.key))
+
+
