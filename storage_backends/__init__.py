@@ -3,6 +3,7 @@
 from vmbackup.storage_backends.base import (
     BadKey,
     BadStoreUrl,
+    BucketFacts,
     Buffer,
     Entry,
     ObjectExists,
@@ -15,14 +16,17 @@ from vmbackup.storage_backends.base import (
     StoreFull,
     StoreMissing,
     StoreUnavailable,
+    StoreUnfit,
     check_key,
 )
 from vmbackup.storage_backends.probe import occupants
 from vmbackup.storage_backends.registry import open_store
+from vmbackup.storage_backends.s3_settings import S3Settings
 
 __all__ = [
     "BadKey",
     "BadStoreUrl",
+    "BucketFacts",
     "Buffer",
     "Entry",
     "ObjectExists",
@@ -30,11 +34,13 @@ __all__ = [
     "ObjectTooLarge",
     "ObjectTruncated",
     "ProbeResult",
+    "S3Settings",
     "Store",
     "StoreError",
     "StoreFull",
     "StoreMissing",
     "StoreUnavailable",
+    "StoreUnfit",
     "check_key",
     "occupants",
     "open_store",

@@ -9,6 +9,7 @@ StoreError
 ├── ObjectTooLarge      the whole object was asked for, and is larger than any can be
 ├── StoreMissing        no such folder or bucket
 ├── StoreFull           no space or quota left
+├── StoreUnfit          the place deletes or locks objects by itself
 └── StoreUnavailable    unreachable, not permitted, or failing
 """
 
@@ -105,6 +106,12 @@ class StoreFull(StoreError):
     kind = "store_full"
 
 
+class StoreUnfit(StoreError):
+    """The place deletes or locks objects by itself: no repository may be made or kept there."""
+
+    kind = "store_unfit"
+
+
 class StoreUnavailable(StoreError):
     """The store is unreachable, forbids it, or fails. Whether a put took place is not known; repeat it."""
 
@@ -121,12 +128,25 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class BucketFacts:
+    """What is set for a bucket: whether it keeps versions, and can lock objects; None where it did not tell.
+
+    `unknown` names the settings that the keys may not ask for, or that the server does not know.
+    """
+
+    versioning: bool | None
+    object_lock: bool | None
+    unknown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeResult:
     """What a store was seen to do with a throw-away object.
 
     `put_if_absent`: a second put of other bytes was refused and changed nothing. `ranges`: parts come back
     exactly. `lists`: the object was listed at once, in its place. `deletes`: it was gone after a delete.
-    `clock_skew`: seconds by which the store's clock is ahead of ours. `free_bytes`: None where unknown.
+    `clock_skew`: seconds by which the store's clock is ahead of ours. `free_bytes`: None where unknown. `bucket`:
+    None for a store that is none.
     """
 
     put_if_absent: bool
@@ -135,6 +155,18 @@ class ProbeResult:
     deletes: bool
     clock_skew: float
     free_bytes: int | None
+    bucket: BucketFacts | None = None
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """What a repository cannot do without, each as the end of a sentence about the place; empty if all is well."""
+        told = {
+            "does not keep what was put first": self.put_if_absent,
+            "gives no exact ranges": self.ranges,
+            "does not list what was just put": self.lists,
+            "does not delete": self.deletes,
+        }
+        return tuple(lack for lack, fine in told.items() if not fine)
 
 
 class Store(Protocol):
@@ -176,7 +208,7 @@ class Store(Protocol):
         """Remove an object for good. No error where there is none."""
 
     def probe(self) -> ProbeResult:
-        """Try with a throw-away object what a repository relies on, and tell what was seen."""
+        """Try with a throw-away object what a repository relies on, and tell what was seen. May raise StoreUnfit."""
 
     def close(self) -> None:
         """Give back connections. Never raises; the store is not used afterwards."""

@@ -5,17 +5,25 @@ from urllib.parse import unquote, urlsplit
 
 from vmbackup.storage_backends.base import BadStoreUrl, Store
 from vmbackup.storage_backends.local import LocalStore
+from vmbackup.storage_backends.s3_settings import S3Settings
 
 _HINT = "give an absolute path, or file:///absolute/path"
 
 
-def open_store(url: str, *, create: bool = False) -> Store:
-    """Open the store at `file:///absolute/path`, or at an absolute path.
+def open_store(url: str, s3: S3Settings | None = None, *, create: bool = False) -> Store:
+    """Open the store at `file:///absolute/path`, at an absolute path, or at `s3://bucket/prefix` by its settings.
 
-    With `create` a folder that is missing is made; whether it may hold anything is the caller's question
-    (see `occupants`). Raises BadStoreUrl, StoreMissing, StoreUnavailable.
+    With `create` a folder or bucket that is missing is made; whether it may hold anything is the caller's
+    question (see `occupants`). A bucket is not asked for anything before the first verb.
+    Raises BadStoreUrl, StoreMissing, StoreUnavailable.
     """
-    return LocalStore(_folder(url), create=create)
+    if not url.startswith("s3://"):
+        return LocalStore(_folder(url), create=create)
+    if s3 is None:
+        raise BadStoreUrl(f"{url!r} does not say where its server is", "give settings beside it")
+    from vmbackup.storage_backends.s3 import S3Store
+
+    return S3Store(url, s3, create=create)
 
 
 def _folder(url: str) -> Path:

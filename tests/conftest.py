@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.lab import machine
+from tests.lab.ceph import Ceph, CephError
 from tests.lab.disk import Disk
 from tests.lab.domain import Workhorse
 from tests.lab.guest import Guest
@@ -26,6 +27,17 @@ def lab() -> Iterator[Lab]:
         yield running
         left = running.leftovers()
     assert not left, "left behind by the tests:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[Ceph]:
+    """A real object store for the whole run."""
+    try:
+        running = Ceph().__enter__()
+    except CephError as error:
+        pytest.skip(str(error))
+    yield running
+    running.__exit__()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmbackup.hypervisor import Host
     from vmbackup.repository.repository import Repository
     from vmbackup.repository.trust import Trust
+    from vmbackup.storage_backends import Store
 
 
 def load_config(state: State) -> "Config":
@@ -64,17 +65,24 @@ def new_passphrase(name: str, file: Path | None) -> str:
     return str(answer)
 
 
+def open_store_of(repository: "RepositoryConfig", *, create: bool = False) -> "Store":
+    """The store of a repository; with `create` its folder or bucket is made. StoreError, ConfigError, AccessError."""
+    from vmbackup.config.stores import s3_settings
+    from vmbackup.storage_backends import open_store
+
+    return open_store(repository.url, s3_settings(repository), create=create)
+
+
 @contextlib.contextmanager
 def opened_repository(config: "Config", name: str | None) -> Iterator["Repository"]:
     """The repository `name`, opened with its passphrase, closed at the end."""
     from vmbackup.repository.keys import Secret
     from vmbackup.repository.repository import Repository
-    from vmbackup.storage_backends import open_store
 
     name, settings = named_repository(config, name)
     make_folder(config.daemon.state_dir)
     make_folder(config.host.cache_dir)
-    store = open_store(settings.url)
+    store = open_store_of(settings)
     try:
         secret = Secret.passphrase(passphrase_of(name, settings))
         yield Repository.open(store, secret, trust(config.daemon.state_dir))

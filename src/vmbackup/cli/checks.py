@@ -15,7 +15,7 @@ from vmbackup.hypervisor import Check
 if TYPE_CHECKING:
     from vmbackup.config.models import Config
     from vmbackup.config.models import Repository as Settings
-    from vmbackup.storage_backends import ProbeResult
+    from vmbackup.storage_backends import BucketFacts, ProbeResult
 
 _LOW_SPACE = GIB  # of a repository: a full one fails the next run, some of it is needed to see that in time
 _SKEW_SECONDS = 60.0  # of the store's clock to ours: times of objects are compared with it when dead runs are judged
@@ -67,23 +67,26 @@ def repository_checks(config: "Config", name: str) -> Iterator[Check]:
     """The store of a repository, what it can do and its clock; then the repository itself."""
     from vmbackup.cli import access
     from vmbackup.cli.failure import Failure
-    from vmbackup.storage_backends import StoreError, StoreMissing, open_store
+    from vmbackup.storage_backends import StoreError, StoreMissing
 
     _, settings = access.named_repository(config, name)
+    in_bucket = settings.url.startswith("s3://")
     init = f"vmbackup --repository {name} init"
     try:
-        store = open_store(settings.url)
+        store = access.open_store_of(settings)
         try:
             probe = store.probe()
         finally:
             store.close()
     except StoreMissing as error:
-        yield Check("store", name, "fail", error.message, init)
+        yield Check("store", name, "fail", error.message, f"{init} --create-bucket" if in_bucket else init)
         return
-    except StoreError as error:
+    except (StoreError, VmbackupError) as error:
         yield Check("store", name, "fail", error.message, error.hint or f"look at {settings.url}")
         return
     yield _store_check(name, settings, probe)
+    if probe.bucket is not None:
+        yield _bucket_check(name, probe.bucket)
     yield _clock_check(name, probe)
     try:
         with access.opened_repository(config, name) as repository:
@@ -101,21 +104,25 @@ def repository_checks(config: "Config", name: str) -> Iterator[Check]:
 
 
 def _store_check(name: str, settings: "Settings", probe: "ProbeResult") -> Check:
-    lacks = {
-        "does not keep what was put first": probe.put_if_absent,
-        "gives no exact ranges": probe.ranges,
-        "does not list what was just put": probe.lists,
-        "does not delete": probe.deletes,
-    }
-    for lack, fine in lacks.items():
-        if not fine:
-            return Check("store", name, "fail", f"{settings.url} {lack}", "use another file system or provider")
+    for lack in probe.lacks:
+        return Check("store", name, "fail", f"{settings.url} {lack}", "use another file system or provider")
     if probe.free_bytes is None:
         return Check("store", name, "ok", settings.url)
     free = f"{settings.url}, {format_size(probe.free_bytes)} free"
     if probe.free_bytes < _LOW_SPACE:
         return Check("store", name, "warn", free, f"df -h {settings.url.removeprefix('file://')}")
     return Check("store", name, "ok", free)
+
+
+def _bucket_check(name: str, facts: "BucketFacts") -> Check:
+    """What is set for the bucket, as far as the keys may ask; what is wrong with it was a failure before."""
+    words = {True: "on", False: "off", None: "not told"}
+    told = f"versions: {words[facts.versioning]}, object lock: {words[facts.object_lock]}"
+    if "lifecycle rules" in facts.unknown:
+        fix = "allow the access key s3:GetLifecycleConfiguration, or look yourself"
+        message = f"{told}; it does not tell its lifecycle rules: one that expires objects would destroy restore points"
+        return Check("bucket", name, "warn", message, fix)
+    return Check("bucket", name, "ok", f"{told}, no rule that expires objects")
 
 
 def _clock_check(name: str, probe: "ProbeResult") -> Check:

@@ -124,7 +124,7 @@ def _is_one_of(error: BaseException, module: str, name: str) -> bool:
 
 
 def _store_hint(kind: str, code: int, hint: str) -> str:
-    if kind == "store_missing":
+    if kind == "store_missing" and "vmbackup init" not in hint:
         return f"{hint or 'correct its url'}; 'vmbackup init' makes a new repository"
     if code == 4:
         return hint or "run 'vmbackup verify --read-data' to see which restore points suffer"

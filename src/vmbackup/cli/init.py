@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Where the recovery key is written; else beside the passphrase.",
 )
+@click.option("--create-bucket", is_flag=True, help="Make the bucket too, where it does not exist.")
 @click.pass_obj
-def command(state: State, chunk_size: str | None, recovery_file: Path | None) -> None:
+def command(state: State, chunk_size: str | None, recovery_file: Path | None, *, create_bucket: bool) -> None:
     """Make the repository, its passphrase file if there is none, and its recovery key."""
     from vmbackup.cli import access
 
@@ -37,7 +38,14 @@ def command(state: State, chunk_size: str | None, recovery_file: Path | None) ->
         raise ConfigError(f'repository "{name}" has a writer_key_file, which can make no repository', hint)
     beside = settings.passphrase_file.parent if settings.passphrase_file else config.daemon.state_dir
     recovery = recovery_file.absolute() if recovery_file else beside / f"recovery-key-{name}"
-    made = _make(name, settings, config.daemon.state_dir, size, recovery)
+    in_bucket = settings.url.startswith("s3://")
+    if create_bucket and not in_bucket:
+        raise UsageError(
+            f'repository "{name}" is in no bucket', "leave out --create-bucket, or name another repository"
+        )
+    access.make_folder(config.daemon.state_dir)
+    with closing(access.open_store_of(settings, create=create_bucket or not in_bucket)) as store:
+        made = _make(store, name, settings, config.daemon.state_dir, size, recovery)
     if state.json:
         from vmbackup.cli.output import say_json
 
@@ -94,18 +102,18 @@ class _Made:
         say(f"manager, then delete {self.recovery_file}.")
 
 
-def _make(name: str, settings: "Settings", state_dir: Path, chunk_size: int | None, recovery: Path) -> _Made:
+def _make(
+    store: "Store", name: str, settings: "Settings", state_dir: Path, chunk_size: int | None, recovery: Path
+) -> _Made:
     """The repository, and files that go away again if it cannot be made."""
     from vmbackup.cli import access
     from vmbackup.cli.recovery import recovery_file
     from vmbackup.repository.repository import DEFAULT_CHUNK_SIZE, Repository
-    from vmbackup.storage_backends import open_store
 
     size = DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size
-    access.make_folder(state_dir)
-    store = open_store(settings.url, create=True)
-    with closing(store), ExitStack() as on_failure:
+    with ExitStack() as on_failure:
         _refuse_occupied(store)
+        _refuse_unfit(store)
         secret, new = _secret(name, settings)
         if new and settings.passphrase_file:
             on_failure.callback(settings.passphrase_file.unlink, missing_ok=True)
@@ -130,6 +138,13 @@ def _refuse_occupied(store: "Store") -> None:
         return
     what = "a repository" if next(store.list("config/"), None) else "other things"
     raise RepositoryError(f"{store.url} already holds {what}", "choose another, empty place")
+
+
+def _refuse_unfit(store: "Store") -> None:
+    """Refuse a place that does not do what a repository relies on. RepositoryError, StoreUnfit."""
+    lacks = store.probe().lacks
+    if lacks:
+        raise RepositoryError(f"{store.url} {lacks[0]}", "use another file system or provider")
 
 
 def _secret(name: str, settings: "Settings") -> tuple["Secret", bool]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vmbackup.config.mistakes import Mistake, did_you_mean
 from vmbackup.config.models import DEFAULT_REPOSITORY
+from vmbackup.storage_backends.s3_settings import BadProvider, find_server
 
 _KEY_SOURCES = ("passphrase_file", "passphrase_credential", "passphrase_command", "writer_key_file")
 _S3_ONLY = (
@@ -42,9 +43,20 @@ def _repository(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[Mis
         for key in table:
             if key in _S3_ONLY:
                 yield Mistake((*path, key), f"{key} is for s3:// addresses only", "remove it, or correct url")
+    if isinstance(url, str) and url.startswith("s3://"):
+        yield from _server(path, table)
     for one, other in (("access_key_file", "secret_key_file"), ("secret_key_file", "access_key_file")):
         if one in table and other not in table:
             yield Mistake((*path, one), f"{one} without {other}", f"add {other}")
+
+
+def _server(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Whether the keys of an S3 repository say where its server is."""
+    given = [table.get(key) for key in ("provider", "endpoint_url", "region", "addressing_style")]
+    try:
+        find_server(*[value if isinstance(value, str) else None for value in given])
+    except BadProvider as error:
+        yield Mistake((*path, error.key), error.message, error.hint)
 
 
 def _job(path: tuple[str, ...], table: Mapping[str, Any], repositories: tuple[str, ...]) -> Iterator[Mistake]:

@@ -15,11 +15,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from vmbackup.config.schedule import check_schedule
 from vmbackup.config.units import InvalidValue, parse_duration, parse_rate
+from vmbackup.storage_backends.base import BadStoreUrl
+from vmbackup.storage_backends.s3_settings import bucket_and_prefix
 
 DEFAULT_REPOSITORY = "local"  # the repository of a file that names none
 DEFAULT_STATE_DIR = Path("/var/lib/vmbackup")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-_PROVIDERS = ("hetzner", "ovh", "scaleway", "ionos", "aws", "minio", "ceph")
 
 
 def _from_text(parse: Callable[[str], Any], example: str) -> BeforeValidator:
@@ -43,7 +44,12 @@ def _store_url(value: str) -> str:
     scheme = urlsplit(value).scheme if "://" in value else ""
     if value.startswith("/") or (scheme == "file" and value.startswith("file:///")):
         return value
-    if scheme == "s3" and urlsplit(value).netloc and "@" not in urlsplit(value).netloc:
+    if scheme == "s3" and "@" not in value:
+        try:
+            bucket_and_prefix(value)
+        except BadStoreUrl:
+            hint = "write s3://bucket/prefix: a bucket of a-z, 0-9, - and ., a prefix of plain names between slashes"
+            raise InvalidValue("names no bucket and prefix", hint) from None
         return value
     hint = "write file:///absolute/path or s3://bucket/prefix"
     raise InvalidValue("is not the address of a store", hint)
@@ -51,14 +57,10 @@ def _store_url(value: str) -> str:
 
 def _endpoint(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         raise InvalidValue("is not the address of a server", "write https://HOST or https://HOST:PORT")
-    return value
-
-
-def _provider(value: str) -> str:
-    if value.partition(":")[0] not in _PROVIDERS:
-        raise InvalidValue("is not a provider", f"use one of {', '.join(_PROVIDERS)}, or endpoint_url")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise InvalidValue("is more than the address of a server", "the bucket stands in url; write https://HOST")
     return value
 
 
@@ -111,9 +113,9 @@ class Repository(_Table):
     passphrase_credential: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]+$")] | None = None
     passphrase_command: SecretStr | None = None
     writer_key_file: AbsolutePath | None = None
-    provider: Annotated[str, AfterValidator(_provider)] | None = None
+    provider: Annotated[str, Field(min_length=1)] | None = None
     endpoint_url: Annotated[str, AfterValidator(_endpoint)] | None = None
-    region: str | None = None
+    region: Annotated[str, Field(min_length=1)] | None = None
     addressing_style: Literal["auto", "path", "virtual"] | None = None
     access_key_file: AbsolutePath | None = None
     secret_key_file: AbsolutePath | None = None

@@ -1,4 +1,4 @@
-"""The passphrase of a repository: from a file, a systemd credential, a command, or asked on the terminal."""
+"""The secrets of a repository: its passphrase, by a file, credential, command or terminal, and its bucket's keys."""
 
 import os
 import secrets
@@ -71,16 +71,27 @@ def write_secret_file(path: Path, text: str) -> None:
 
 def read_passphrase_file(path: Path) -> str:
     """The passphrase in a file. AccessError where it cannot be read, ConfigError where it holds none."""
+    hint = "bring the file back, or run 'vmbackup init' if the repository is new"
+    return _clean(_content(path, "passphrase file", hint), str(path), "passphrase")
+
+
+def read_key_file(path: Path, what: str) -> str:
+    """The one line in a file that holds a key of S3; `what` it is ("access key"). AccessError, ConfigError."""
+    hint = f"put the {what} of the bucket alone into it, with mode 0600"
+    key = _clean(_content(path, f"{what} file", hint), str(path), what).strip()
+    if not key.isascii() or not key.isprintable() or " " in key or not key:
+        raise ConfigError(f"{path} holds no {what}", hint)
+    return key
+
+
+def _content(path: Path, what: str, hint: str) -> bytes:
     try:
         with path.open("rb") as file:
-            content = file.read(_LONGEST + 1)
+            return file.read(_LONGEST + 1)
     except FileNotFoundError:
-        hint = "bring the file back, or run 'vmbackup init' if the repository is new"
-        raise AccessError(f"the passphrase file {path} does not exist", hint) from None
+        raise AccessError(f"the {what} {path} does not exist", hint) from None
     except OSError as error:
-        message = f"cannot read the passphrase file {path}: {error.strerror}"
-        raise AccessError(message, "run this as root") from None
-    return _clean(content, str(path))
+        raise AccessError(f"cannot read the {what} {path}: {error.strerror}", "run this as root") from None
 
 
 def _from_command(command: str) -> str:
@@ -94,21 +105,21 @@ def _from_command(command: str) -> str:
         raise ConfigError(f"passphrase_command cannot be run: {error}", "run it by hand") from None
     if done.returncode:
         raise ConfigError(f"passphrase_command ended with {done.returncode}", "run it by hand to see why")
-    return _clean(done.stdout, "the output of passphrase_command")
+    return _clean(done.stdout, "the output of passphrase_command", "passphrase")
 
 
-def _clean(content: bytes, source: str) -> str:
+def _clean(content: bytes, source: str, what: str) -> str:
     """The one line that is no comment, without its end. A lone line is taken as it stands, with # and spaces."""
     if len(content) > _LONGEST:
-        raise ConfigError(f"{source} is too large for a passphrase", "put the passphrase alone into it")
+        raise ConfigError(f"{source} is too large for a {what}", f"put the {what} alone into it")
     try:
         text = content.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
-        raise ConfigError(f"{source} is not UTF-8 text", "put the passphrase alone into it") from None
+        raise ConfigError(f"{source} is not UTF-8 text", f"put the {what} alone into it") from None
     if "\n" in text:
         text = "\n".join(line for line in text.split("\n") if not line.startswith("#"))
     if not text:
-        raise ConfigError(f"{source} is empty", "put the passphrase into it")
+        raise ConfigError(f"{source} is empty", f"put the {what} into it")
     if "\n" in text:
-        raise ConfigError(f"{source} has more than one line", "put the passphrase alone into it")
+        raise ConfigError(f"{source} has more than one line", f"put the {what} alone into it")
     return text

@@ -1,0 +1,30 @@
+"""What a repository's store needs beside its url, out of the configuration and its files."""
+
+from vmbackup.config.models import Repository
+from vmbackup.config.secrets import read_key_file
+from vmbackup.errors import ConfigError
+from vmbackup.storage_backends.s3_settings import BadProvider, S3Settings, find_server
+
+
+def s3_settings(repository: Repository) -> S3Settings | None:
+    """The settings of a repository in a bucket, its keys read from their files; None for another.
+
+    Raises ConfigError, and AccessError where a file of a key cannot be read.
+    """
+    if not repository.url.startswith("s3://"):
+        return None
+    try:
+        server = find_server(
+            repository.provider, repository.endpoint_url, repository.region, repository.addressing_style
+        )
+    except BadProvider as error:
+        raise ConfigError(error.message, error.hint) from None
+    access, secret = repository.access_key_file, repository.secret_key_file
+    return S3Settings(
+        server.endpoint,
+        server.region,
+        server.addressing,
+        read_key_file(access, "access key") if access else None,
+        read_key_file(secret, "secret key") if secret else None,
+        str(repository.ca_file) if repository.ca_file else None,
+    )
