@@ -7,7 +7,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-FIRST_PATIENCE = 15.0  # seconds until a server that never answered is given up: its address is probably wrong
+FIRST_PATIENCE = 10.0  # seconds until a server that never answered is given up: its address is probably wrong
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 20.0  # seconds between tries: doubled each time, then cut at random
 _LIVELY = 1 << 20  # bytes: a read that brought less before it was cut is a failure like any other
 

@@ -177,6 +177,14 @@ def plain_client(endpoint: str, access_key: str, secret_key: str, **options: Any
     return session.client("s3", endpoint_url=endpoint, config=config, **options)
 
 
+def remove_bucket(client: Any, bucket: str) -> None:
+    """Deletes a bucket with every version in it."""
+    for page in client.get_paginator("list_object_versions").paginate(Bucket=bucket):
+        for item in [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]:
+            client.delete_object(Bucket=bucket, Key=item["Key"], VersionId=item["VersionId"])
+    client.delete_bucket(Bucket=bucket)
+
+
 def answers(url: str) -> bool:
     """True if a server speaks HTTP there, whatever it says."""
     try:

@@ -20,7 +20,7 @@ from vmbackup.repository import PointSummary, Repository
 from vmbackup.repository.keys import Secret
 from vmbackup.repository.points import Point
 from vmbackup.repository.trust import Trust
-from vmbackup.storage_backends import open_store
+from vmbackup.storage_backends import Store, open_store
 
 SECRET = Secret.passphrase("a passphrase for tests", random=True)
 
@@ -28,9 +28,9 @@ SECRET = Secret.passphrase("a passphrase for tests", random=True)
 class RamKit:
     """`data` of each restore point is kept, so that each can be compared later."""
 
-    def __init__(self, root: Path, sizes: dict[str, int], chunk_size: int = 4096) -> None:
+    def __init__(self, root: Path, sizes: dict[str, int], chunk_size: int = 4096, store: Store | None = None) -> None:
         self.root = root
-        self.store = open_store(str(root / "repository"), create=True)
+        self.store = store or open_store(str(root / "repository"), create=True)
         self.trust = Trust(root / "trust")
         self.repository, self.recovery_key = Repository.create(self.store, SECRET, self.trust, chunk_size=chunk_size)
         self.guest = RamGuest("guest", {t: RamDisk(bytearray(s)) for t, s in sizes.items()})

@@ -1,0 +1,173 @@
+"""The commands on a repository in a bucket, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.ceph import USERS, Ceph, remove_bucket
+from tests.lab.rclone import KEYS, Rclone
+
+pytestmark = pytest.mark.real
+
+CONFIG = """\
+[libvirt]
+uri = "test:///default"
+
+[repositories.offsite]
+url = "s3://{bucket}/vm/backups"
+provider = "ceph"
+endpoint_url = "{endpoint}"
+access_key_file = "{folder}/access"
+secret_key_file = "{folder}/secret"
+{ca}passphrase_file = "{folder}/passphrase"
+
+[host]
+cache_dir = "{folder}/cache"
+
+[daemon]
+state_dir = "{folder}/state"
+"""
+
+
+class Program:
+    """`vmbackup` with a repository in a bucket of its own."""
+
+    def __init__(self, folder: Path, endpoint: str, keys: tuple[str, str], ca_file: Path | None = None) -> None:
+        self.folder, self.bucket = folder, f"test-{secrets.token_hex(4)}"
+        ca = f'ca_file = "{ca_file}"\n' if ca_file else ""
+        for name, key in zip(("access", "secret"), keys, strict=True):
+            self.write(name, key)
+        self.write("config.toml", CONFIG.format(bucket=self.bucket, endpoint=endpoint, folder=folder, ca=ca))
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.write_text(text)
+        path.chmod(0o600)
+
+    def __call__(self, *args: str, code: int = 0) -> dict[str, Any]:
+        """The JSON document that a command prints; it must end with `code`."""
+        command = [sys.executable, "-m", "vmbackup.cli", "--config", str(self.folder / "config.toml"), "--json", *args]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code, f"{args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    def error(self, *args: str, code: int) -> tuple[str, str, str]:
+        found = self(*args, code=code)["error"]
+        assert found["exit_code"] == code
+        return found["kind"], found["message"], found["hint"]
+
+    def checks(self) -> dict[str, dict[str, str]]:
+        """What `doctor` says of the repository; its exit code depends on the machine."""
+        command = [sys.executable, "-m", "vmbackup.cli", "--config", str(self.folder / "config.toml"), "--json"]
+        done = subprocess.run([*command, "doctor"], capture_output=True, text=True, check=False)
+        return {c["name"]: c for c in json.loads(done.stdout)["checks"] if c["subject"] == "offsite"}
+
+
+@pytest.fixture
+def vmbackup(ceph: Ceph, tmp_path: Path) -> Iterator[Program]:
+    program = Program(tmp_path, ceph.https, USERS["vmbackup"], ceph.ca_file)
+    yield program
+    client = ceph.client()
+    if program.bucket in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
+        remove_bucket(client, program.bucket)
+    client.close()
+
+
+def test_the_whole_way(vmbackup: Program) -> None:
+    """No bucket, then one; init, keys, list, verify, doctor, and a second init that is refused."""
+    kind, message, hint = vmbackup.error("init", code=5)
+    assert (kind, "there is no bucket" in message, "--create-bucket" in hint) == ("store_missing", True, True)
+    assert vmbackup.error("list", code=6)[0] == "access"  # there is no passphrase yet
+    assert vmbackup.checks()["store"]["fix"] == "vmbackup --repository offsite init --create-bucket"
+    assert not (vmbackup.folder / "passphrase").exists()
+
+    made = vmbackup("init", "--create-bucket")["repository"]
+    assert made["url"] == f"s3://{vmbackup.bucket}/vm/backups"
+    assert len(vmbackup("key", "list")["keys"]) == 2
+    assert vmbackup("list")["points"] == []
+    assert vmbackup("verify", "--read-data")["damaged"] == []
+    checks = vmbackup.checks()
+    assert {name: check["status"] for name, check in checks.items()} == dict.fromkeys(
+        ("store", "bucket", "clock", "repository"), "ok"
+    )
+    assert checks["bucket"]["message"] == "versions: off, object lock: off, no rule that expires objects"
+    assert vmbackup.error("init", code=1)[:2] == ("repository", f"{made['url']} already holds a repository")
+
+
+def test_what_is_wrong_is_told(vmbackup: Program, ceph: Ceph) -> None:
+    """By a command and by doctor, with the same sentence; the exit code is that of a store that cannot be used."""
+    vmbackup("init", "--create-bucket")
+    right = {name: (vmbackup.folder / name).read_text() for name in ("access", "secret", "config.toml")}
+    config = right["config.toml"]
+    for name, text, said in (
+        ("access", "AKNOBODY", "does not know this access key"),
+        ("secret", "wrong", "the secret key does not fit"),
+        ("config.toml", config.replace("ca_file", "# ca_file"), "the certificate of"),
+    ):
+        vmbackup.write(name, text)
+        kind, message, hint = vmbackup.error("list", code=1)
+        assert kind == "store_unavailable"
+        assert said in message
+        check = vmbackup.checks()["store"]
+        assert check["status"] == "fail"
+        assert said in check["message"]
+        assert check["fix"] == hint
+        vmbackup.write(name, right[name])
+    vmbackup.write("config.toml", config.replace(ceph.https, "https://localhost:1"))
+    assert "Connection refused" in vmbackup.error("list", code=1)[1]
+    vmbackup.write("config.toml", config.replace(vmbackup.bucket, "nobody-made-this"))
+    assert vmbackup.error("list", code=5)[0] == "store_missing"
+    vmbackup.write("config.toml", config)
+    (vmbackup.folder / "access").unlink()
+    assert vmbackup.error("list", code=6)[:2] == (
+        "access",
+        f"the access key file {vmbackup.folder}/access does not exist",
+    )
+    assert "does not exist" in vmbackup.checks()["store"]["message"]
+    vmbackup.write("access", "two\nlines\n")
+    assert vmbackup.error("list", code=2)[0] == "config"
+
+
+def test_a_bucket_that_expires_objects_is_refused(vmbackup: Program, ceph: Ceph) -> None:
+    client = ceph.client()
+    client.create_bucket(Bucket=vmbackup.bucket)
+    rule = {"ID": "tidy", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 30}}
+    client.put_bucket_lifecycle_configuration(Bucket=vmbackup.bucket, LifecycleConfiguration={"Rules": [rule]})
+    kind, message, hint = vmbackup.error("init", code=1)
+    assert kind == "store_unfit"
+    assert "'tidy'" in message
+    assert "remove the rule" in hint
+    assert client.list_objects_v2(Bucket=vmbackup.bucket)["KeyCount"] == 0
+    client.delete_bucket_lifecycle(Bucket=vmbackup.bucket)
+    vmbackup("init")
+    client.put_bucket_lifecycle_configuration(Bucket=vmbackup.bucket, LifecycleConfiguration={"Rules": [rule]})
+    check = vmbackup.checks()["store"]
+    assert (check["status"], "'tidy'" in check["message"]) == ("fail", True)
+    client.close()
+
+
+def test_a_server_that_ignores_if_none_match_is_refused(tmp_path: Path) -> None:
+    with Rclone() as rclone:
+        program = Program(tmp_path, rclone.http, KEYS)
+        kind, message, _ = program.error("init", "--create-bucket", code=1)
+        assert (kind, "does not keep what was put first" in message) == ("repository", True)
+        assert not (tmp_path / "passphrase").exists()
+        assert program.checks()["store"]["status"] == "fail"
+
+
+def test_a_bucket_is_made_for_buckets_only(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(f'[repositories.a]\nurl = "{tmp_path}/r"\n[daemon]\nstate_dir = "{tmp_path}/s"\n')
+    command = [sys.executable, "-m", "vmbackup.cli", "--config", str(config), "init", "--create-bucket"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "is in no bucket" in done.stderr) == (2, True)
