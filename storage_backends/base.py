@@ -176,6 +176,10 @@ class Store(Protocol):
     def url(self) -> str:
         """The address that `open_store` takes."""
 
+    @property
+    def place(self) -> str:
+        """What tells it from every other store: the url, and where that leaves it open, the server."""
+
     def put(self, key: str, data: Buffer) -> None:
         """Create the object, once and durably: when this returns, it outlives a power cut.
 

@@ -68,6 +68,11 @@ class LocalStore:
         """The address that `open_store` takes."""
         return "file://" + quote(self._root)
 
+    @property
+    def place(self) -> str:
+        """The same."""
+        return self.url
+
     def put(self, key: str, data: Buffer) -> None:
         """Create the object, once and durably. Raises as Store.put says."""
         folder, name = os.path.split(self._path(key))

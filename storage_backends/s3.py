@@ -64,6 +64,11 @@ class S3Store:
         """The address that `open_store` takes, beside the settings."""
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
+    @property
+    def place(self) -> str:
+        """The url and the server: buckets of one name exist at several."""
+        return f"{self.url} at {self._settings.endpoint}"
+
     def put(self, key: str, data: Buffer) -> None:
         """Create the object, once and durably. Raises as Store.put says."""
         name = self._name(key)
@@ -79,7 +84,7 @@ class S3Store:
                         return
                     raise ObjectExists(key)
                 if not trial.wait():
-                    message = f"{self._place} says that it stored {key}, and does not have it"
+                    message = f"{self.place} says that it stored {key}, and does not have it"
                     raise StoreUnavailable(message, "look at what stands between this machine and the server")
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -118,7 +123,7 @@ class S3Store:
                 if item["Key"] == last:
                     continue  # some list an object twice while it is written
                 if item["Key"] < last:
-                    raise StoreUnavailable(f"{self._place} lists out of order: {item['Key']!r} after {last!r}")
+                    raise StoreUnavailable(f"{self.place} lists out of order: {item['Key']!r} after {last!r}")
                 last = item["Key"]
                 if last != self._prefix:  # an empty object that web consoles make for a folder
                     # Whole seconds, as a HEAD tells them.
@@ -127,7 +132,7 @@ class S3Store:
             if not page.get("IsTruncated"):
                 return
             if last == start:
-                raise StoreUnavailable(f"{self._place} lists nothing and says that there is more")
+                raise StoreUnavailable(f"{self.place} lists nothing and says that there is more")
 
     def delete(self, key: str) -> None:
         """Remove an object: for good where the bucket keeps no versions. No error where there is none."""
@@ -151,10 +156,6 @@ class S3Store:
     def close(self) -> None:
         """Give back the connections."""
         self._client.close()
-
-    @property
-    def _place(self) -> str:
-        return f"{self.url} at {self._settings.endpoint}"
 
     def _name(self, key: str) -> str:
         check_key(key)
@@ -249,7 +250,7 @@ class S3Store:
         # A list has words for what is wrong (no bucket, a wrong key), or shows that the object is not there.
         found = self._page(name, "", 1).get("Contents", ())
         if [item["Key"] for item in found] == [name] and not is_missing_key(error):
-            return told(error, doing, self._place, self._bucket)
+            return told(error, doing, self.place, self._bucket)
         return ObjectMissing(key)
 
     def _ask(self, operation: str, **asked: Any) -> Any:
@@ -279,4 +280,4 @@ class S3Store:
         except Exception as error:
             if not is_foreign(error):
                 raise
-            raise told(error, doing, self._place, self._bucket) from error
+            raise told(error, doing, self.place, self._bucket) from error

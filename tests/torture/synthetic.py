@@ -38,7 +38,7 @@ class SizeStore:
 
     def __init__(self, folder: Path) -> None:
         self._inner = open_store(str(folder), create=True)
-        self.url = self._inner.url
+        self.url, self.place = self._inner.url, self._inner.place
         self.packs = self.bytes = 0
 
     def put(self, key: str, data: Any) -> None:

@@ -93,8 +93,8 @@ class Repository:
         made._enrol_self()
         keep_recovery(made.id, keys.format_recovery(recovery))
         made._put_config(config)
-        trust.forget(store.url)
-        trust.check(store.url, made._seen())
+        trust.forget(store.place)
+        trust.check(store.place, made._seen())
         return made, keys.format_recovery(recovery)
 
     @staticmethod
@@ -161,12 +161,12 @@ class Repository:
     @classmethod
     def open(cls, store: Store, secret: Secret, trust: Trust) -> "Repository":
         """Opens with a secret. Raises NotFoundError, AccessError, DamageError, RepositoryError."""
-        before = trust.recall(store.url)
+        before = trust.recall(store.place)
         reader, slot = unlock(Objects(store), secret, before.slot if before else "")
         config = read_config(Objects(store), reader)
         repository = cls(store, reader, config, trust)
         repository._slot = slot
-        trust.check(store.url, repository._seen())
+        trust.check(store.place, repository._seen())
         return repository
 
     def _seen(self) -> Seen:
@@ -177,7 +177,7 @@ class Repository:
     def recheck(self) -> None:
         """Reads the config again, as before each commit. Raises RepositoryError where a newer one forbids writing."""
         self.config = config = read_config(self.store, self.reader)
-        self._trust.check(self.store.url, self._seen())
+        self._trust.check(self.store.place, self._seen())
         if config.features["read_only"]:
             raise RepositoryError(
                 f"the repository uses features of a newer vmbackup: {', '.join(config.features['read_only'])}",

@@ -11,7 +11,7 @@ from vmbackup.repository.crypto import digest
 
 @dataclass(frozen=True)
 class Seen:
-    """The repository at a URL as this host last saw it; ids and keys in hex. `slot` opened with the secret used."""
+    """The repository at a place as this host last saw it; ids and keys in hex. `slot` opened with the secret used."""
 
     repository: str
     realm: str
@@ -21,7 +21,7 @@ class Seen:
 
 
 class Trust:
-    """One small file a repository URL, in the host's state folder. With no folder nothing is remembered."""
+    """One small file a place (`Store.place`), in the host's state folder. With no folder nothing is remembered."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder

@@ -210,3 +210,12 @@ def test_neighbours_in_a_bucket_do_not_see_each_other(make_store: Callable[..., 
     assert list(one.list("")) == []
     with pytest.raises(StoreError):
         one.get("a")
+
+
+def test_buckets_of_one_name_at_two_servers_are_two_places(
+    make_store: Callable[..., Store], settings: S3Settings, ceph: Ceph
+) -> None:
+    """What a host remembers of the repository in one says nothing of the other."""
+    one, other = make_store(), make_store(replace(settings, endpoint=ceph.https, ca_file=str(ceph.ca_file)))
+    assert one.url == other.url
+    assert one.place != other.place
