@@ -34,6 +34,7 @@ from vmbackup.storage_backends.s3_retry import Patience
 from vmbackup.storage_backends.s3_settings import S3Settings, bucket_and_prefix
 
 T = TypeVar("T")
+_PAGE = 1000  # names of a list at a time: the most that servers give
 _COMPARED = 1 << 20  # bytes that are compared at a time, so that no second pack is held
 
 
@@ -114,7 +115,7 @@ class S3Store:
         return Entry(key, found["ContentLength"], float(int(found["LastModified"].timestamp())))
 
     def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
-        """Yield the entries in order of key, as Store.list says; one page (1,000 names) is held at a time."""
+        """Yield the entries in order of key, as Store.list says; one page is held at a time."""
         last = self._prefix + after if after else ""
         while True:
             page = self._page(self._prefix + prefix, last)
@@ -235,10 +236,10 @@ class S3Store:
         if end > size:
             raise ObjectTruncated(key, size, end)
 
-    def _page(self, prefix: str, after: str, most: int = 1000) -> Any:
+    def _page(self, prefix: str, after: str, most: int = 0) -> Any:
         asked = {"StartAfter": after} if after else {}
         with self._translated("list"):
-            return self._ask("list_objects_v2", Bucket=self._bucket, Prefix=prefix, MaxKeys=most, **asked)
+            return self._ask("list_objects_v2", Bucket=self._bucket, Prefix=prefix, MaxKeys=most or _PAGE, **asked)
 
     def _why(self, key: str, doing: str, error: Exception) -> Exception:
         """What is told of a failed read. A missing object is answered by 403 to who may not list."""
