@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from vmbackup.storage_backends.base import ObjectTruncated, StoreUnavailable
+from vmbackup.storage_backends.base import MAX_GET, ObjectTooLarge, ObjectTruncated, StoreUnavailable
 
 # Read at once: boto3 copies each piece once more, so large ones cost memory, and small ones time.
 _PIECE = 1 << 20
@@ -32,7 +32,8 @@ class Download:
     def step(self, get_object: Callable[..., Any]) -> None:
         """One request and its body; `got` tells how far it came, also where this raises what cut it.
 
-        Raises ObjectTruncated, StoreUnavailable where another object stands there now; else what boto3 raises.
+        Raises ObjectTruncated, ObjectTooLarge, StoreUnavailable where another object stands there now; else what boto3
+        raises.
         """
         answer = get_object(**self._range())
         body = answer["Body"]
@@ -64,6 +65,8 @@ class Download:
         if int(told[1]) != self._offset + self.got:
             raise StoreUnavailable(f"the server gave another part of {self._key} than was asked for")
         size = int(told[2])
+        if self._length is None and size > MAX_GET:
+            raise ObjectTooLarge(self._key, size)
         end = size if self._length is None else self._offset + self._length
         if end > size:
             raise ObjectTruncated(self._key, size, end)

@@ -34,6 +34,11 @@ class Objects:
         """See Store."""
         return self._store.url
 
+    @property
+    def place(self) -> str:
+        """See Store."""
+        return self._store.place
+
     def put(self, key: str, data: Buffer) -> None:
         """See Store."""
         self._store.put(key, data)

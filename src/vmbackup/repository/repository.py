@@ -4,17 +4,16 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryError, UsageError
-from vmbackup.repository import frames, keys, points, tombstones
+from vmbackup.repository import frames, keys, making, points, tombstones
 from vmbackup.repository.catalog import Catalog, fetch
 from vmbackup.repository.crypto import GroupKeys, envelope_info
 from vmbackup.repository.keys import Enrolment, ReaderKeys, Secret, SlotInfo
-from vmbackup.repository.layout import Lineage, check_group
+from vmbackup.repository.layout import Lineage
 from vmbackup.repository.objects import Objects
 from vmbackup.repository.opening import RepositoryConfig, number_of, read_config, unlock
 from vmbackup.repository.points import PARTIAL, POINT, Point
@@ -26,7 +25,6 @@ MIN_CHUNK_SIZE, MAX_CHUNK_SIZE = 4 << 10, 16 << 20
 DEFAULT_GROUP = "default"
 # A config version is made by one host at a time; this many others may be first.
 _TRIES = 8
-_GROUP_INFO = b"vmbackup/1/group\0"
 
 
 @dataclass(frozen=True)
@@ -84,79 +82,30 @@ class Repository:
             keys.wrap(reader, secret, label),
             keys.wrap(reader, Secret(recovery, "recovery", random=True), "recovery key of init"),
         )
-        config = cls._first_config(reader, repository, chunk_size, [slot for slot, _ in slots])
+        config = making.first_config(reader, repository, chunk_size, [slot for slot, _ in slots])
         made = cls(store, reader, RepositoryConfig.from_document(config), trust)
         made._slot = slots[0][0]
-        made._put_group(DEFAULT_GROUP)  # first, under a fixed name: of two that race for the place one fails here
+        try:  # first, under fixed names: of two that race for the place one fails here
+            for key, document in making.new_group(reader, DEFAULT_GROUP, 1).items():
+                store.put(key, document)
+        except ObjectExists:
+            raise RepositoryError(
+                f"{store.url} is being made a repository by somebody else", "choose another, empty place"
+            ) from None
         for slot, data in slots:
             store.put(f"keys/{slot}", data)
-        made._enrol_self()
+        store.put(*making.own_enrolment(reader))
         keep_recovery(made.id, keys.format_recovery(recovery))
         made._put_config(config)
         trust.forget(store.place)
         trust.check(store.place, made._seen())
         return made, keys.format_recovery(recovery)
 
-    @staticmethod
-    def _first_config(reader: ReaderKeys, repository: bytes, chunk_size: int, slots: list[str]) -> dict[str, Any]:
-        return {
-            "realm": reader.realm.hex(),
-            "repository": repository.hex(),
-            "version": 1,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "chunk_size": chunk_size,
-            "epoch": 1,
-            "epochs": [{"number": n, "public_key": k.public().raw.hex()} for n, k in reader.epochs.items()],
-            "features": {"ignore": [], "read_only": [], "refuse": []},
-            "replica_of": None,
-            "object_lock_days": None,
-            "allowed_endpoints": None,
-            "slots": slots,
-        }
-
     def _put_config(self, document: dict[str, Any]) -> None:
         """A version and its copy. Raises ObjectExists where another host made that version."""
         signed = frames.sign_document(b"CONF", document, self.reader.signing)
         for folder in ("config", "config.copy"):
             self.store.put(f"{folder}/{document['version']}", signed)
-
-    def _put_group(self, group: str) -> None:
-        body = {
-            "id_keys": [{"number": 1, "key": os.urandom(32).hex()}],
-            "lineage_key": os.urandom(32).hex(),
-        }
-        info = self._group_info(check_group(group), self.config.epoch)
-        sealed = self.config.public_keys[self.config.epoch].seal(info, frames.canonical(body))
-        document: dict[str, Any] = {
-            "realm": self.config.realm.hex(),
-            "group": group,
-            "epoch": self.config.epoch,
-            "sealed": sealed.hex(),
-        }
-        for number in (1, 2):
-            signed = frames.sign_document(b"GRUP", {**document, "number": number}, self.reader.signing)
-            try:
-                self.store.put(f"groups/{group}/{number}", signed)
-            except ObjectExists:
-                raise RepositoryError(
-                    f"{self.store.url} is being made a repository by somebody else", "choose another, empty place"
-                ) from None
-
-    def _group_info(self, group: str, epoch: int) -> bytes:
-        return _GROUP_INFO + self.config.realm + epoch.to_bytes(4, "big") + group.encode()
-
-    def _enrol_self(self) -> None:
-        writer = self.reader.writer
-        document = {
-            "realm": self.config.realm.hex(),
-            "writer": writer.id.hex(),
-            "name": writer.name,
-            "group": writer.group,
-            "role": writer.role,
-            "public_key": writer.private.public_key().public_bytes_raw().hex(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        self.store.put(f"writers/{writer.id.hex()}", frames.sign_document(b"WRTR", document, self.reader.signing))
 
     @classmethod
     def open(cls, store: Store, secret: Secret, trust: Trust) -> "Repository":
@@ -220,7 +169,8 @@ class Repository:
         private = self.reader.epochs.get(epoch)
         if private is None:
             raise AccessError(f"this key cannot open epoch {epoch} of the repository")
-        body = frames.parse(private.open(self._group_info(name, epoch), bytes.fromhex(document["sealed"]), key), key)
+        opened = private.open(making.group_info(self.config.realm, name, epoch), bytes.fromhex(document["sealed"]), key)
+        body = frames.parse(opened, key)
         id_keys = {k["number"]: bytes.fromhex(k["key"]) for k in body["id_keys"]}
         return GroupKeys(self.config.realm, name, id_keys, bytes.fromhex(body["lineage_key"]))
 

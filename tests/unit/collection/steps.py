@@ -28,7 +28,7 @@ class Killed(BaseException):
 class MemoryStore:
     """Objects in memory, put if absent. `now` is the store's clock, in seconds."""
 
-    url = "memory://"
+    url = place = "memory://"
 
     def __init__(self, objects: dict[str, tuple[bytes, float]] | None = None) -> None:
         self.objects = dict(objects or {})
@@ -127,7 +127,7 @@ class Actor:
     def __getattr__(self, verb: str) -> object:
         """The verbs of a store, each a step."""
         found = getattr(self._store, verb)
-        if verb in ("url", "probe", "close"):
+        if verb in ("url", "place", "probe", "close"):
             return found
 
         def request(*args: object, **options: object) -> object:

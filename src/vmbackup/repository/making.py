@@ -1,0 +1,65 @@
+"""The first documents of a new repository (docs/repository-format.md, section 4)."""
+
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+from vmbackup.repository import frames
+from vmbackup.repository.keys import ReaderKeys
+from vmbackup.repository.layout import check_group
+
+_GROUP_INFO = b"vmbackup/1/group\0"
+
+
+def first_config(reader: ReaderKeys, repository: bytes, chunk_size: int, slots: list[str]) -> dict[str, Any]:
+    """Version 1 of the config."""
+    return {
+        "realm": reader.realm.hex(),
+        "repository": repository.hex(),
+        "version": 1,
+        "created": _now(),
+        "chunk_size": chunk_size,
+        "epoch": 1,
+        "epochs": [{"number": n, "public_key": k.public().raw.hex()} for n, k in reader.epochs.items()],
+        "features": {"ignore": [], "read_only": [], "refuse": []},
+        "replica_of": None,
+        "object_lock_days": None,
+        "allowed_endpoints": None,
+        "slots": slots,
+    }
+
+
+def new_group(reader: ReaderKeys, group: str, epoch: int) -> dict[str, bytes]:
+    """New keys for a group: two objects of the same content, by their names."""
+    body = {"id_keys": [{"number": 1, "key": os.urandom(32).hex()}], "lineage_key": os.urandom(32).hex()}
+    info = group_info(reader.realm, check_group(group), epoch)
+    sealed = reader.epochs[epoch].public().seal(info, frames.canonical(body))
+    document: dict[str, Any] = {"realm": reader.realm.hex(), "group": group, "epoch": epoch, "sealed": sealed.hex()}
+    return {
+        f"groups/{group}/{number}": frames.sign_document(b"GRUP", {**document, "number": number}, reader.signing)
+        for number in (1, 2)
+    }
+
+
+def group_info(realm: bytes, group: str, epoch: int) -> bytes:
+    """What a group's keys are bound to."""
+    return _GROUP_INFO + realm + epoch.to_bytes(4, "big") + group.encode()
+
+
+def own_enrolment(reader: ReaderKeys) -> tuple[str, bytes]:
+    """The reader's own, as a writer: its name and the object."""
+    writer = reader.writer
+    document = {
+        "realm": reader.realm.hex(),
+        "writer": writer.id.hex(),
+        "name": writer.name,
+        "group": writer.group,
+        "role": writer.role,
+        "public_key": writer.private.public_key().public_bytes_raw().hex(),
+        "created": _now(),
+    }
+    return f"writers/{writer.id.hex()}", frames.sign_document(b"WRTR", document, reader.signing)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
