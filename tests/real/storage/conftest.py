@@ -14,6 +14,12 @@ from tests.lab.rclone import KEYS, Rclone
 from vmbackup.storage_backends import S3Settings, Store, open_store
 
 
+@pytest.fixture(autouse=True)
+def no_long_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures are repeated as often as ever, and sooner."""
+    monkeypatch.setattr("vmbackup.storage_backends.s3_retry._FIRST_DELAY", 0.02)
+
+
 @pytest.fixture(scope="session")
 def rclone() -> Iterator[Rclone]:
     try:

@@ -25,7 +25,7 @@ from vmbackup.storage_backends import (
 pytestmark = pytest.mark.real
 
 MIB = 1 << 20
-PATIENCE = 2.0  # seconds
+PATIENCE = 1.5  # seconds
 LIMIT = 15.0  # seconds within which a verb must have given up: its patience, and what is under way then
 DATA = random.Random(1).randbytes(3 * MIB + 17)
 
