@@ -131,6 +131,7 @@ _SENTENCES = {
     "InvalidLocationConstraint": ("{server} makes no bucket in this region", _REGION),
     "BucketAlreadyExists": ("the bucket belongs to somebody else at {server}", "choose another name"),
     "InvalidBucketName": ("{server} takes no bucket of this name", "choose another name"),
+    "PreconditionFailed": ("an object at {server} was replaced while it was read", "look who else writes there"),
     "InvalidObjectState": ("{server} has moved the object to an archive", "bring it back, and remove the rule"),
 }
 

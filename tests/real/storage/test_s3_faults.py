@@ -12,12 +12,12 @@ from dataclasses import replace
 import pytest
 
 from tests.lab.fault_proxy import Fault, FaultProxy, Request
+from tests.lab.rclone import KEYS, Rclone
 from vmbackup.storage_backends import (
     ObjectExists,
     ObjectMissing,
     S3Settings,
     Store,
-    StoreError,
     StoreUnavailable,
     open_store,
 )
@@ -149,15 +149,21 @@ class TestReading:
         self, store: Store, direct: Store, proxy: FaultProxy, overwrite: Callable[[str, bytes], None]
     ) -> None:
         direct.put("a/b", DATA)
-
-        def choose(request: Request) -> Fault | None:
-            if request.method == "GET" and proxy.count("GET") == 2:
-                overwrite("a/b", bytes(len(DATA)))
-            return Fault(give=2 * MIB) if request.method == "GET" and proxy.count("GET") == 1 else None
-
-        proxy.faults = choose
-        with pytest.raises(StoreError):
+        proxy.faults = _cut_and_replace(proxy, lambda: overwrite("a/b", bytes(len(DATA))))
+        with pytest.raises(StoreUnavailable, match="was replaced while it was read"):
             store.get("a/b")
+
+    def test_nor_where_the_server_ignores_if_match(self, rclone: Rclone) -> None:
+        with FaultProxy(rclone.http) as proxy:
+            store = open_store(
+                "s3://replaced/x", S3Settings(proxy.http, access_key=KEYS[0], secret_key=KEYS[1]), create=True
+            )
+            store.put("a/b", DATA)
+            path = rclone.folder / "replaced/x/a/b"
+            proxy.faults = _cut_and_replace(proxy, lambda: path.write_bytes(bytes(len(DATA))))
+            with pytest.raises(StoreUnavailable, match="was replaced while it was read"):
+                store.get("a/b")
+            store.close()
 
     @pytest.mark.parametrize("fault", ["busy", "answer lost", "cut", "empty"])
     def test_lasting_faults_fail_in_time(
@@ -238,6 +244,20 @@ def test_requests_at_a_time_are_bounded(bucket: str, prefix: str, settings: S3Se
 def _every_second(fault: Fault) -> Callable[[Request], Fault | None]:
     count = itertools.count()
     return lambda _: None if next(count) % 2 else fault
+
+
+def _cut_and_replace(proxy: FaultProxy, replace_object: Callable[[], object]) -> Callable[[Request], Fault | None]:
+    """The first read is cut; before the second one the object is replaced."""
+
+    def choose(request: Request) -> Fault | None:
+        if request.method != "GET":
+            return None
+        if proxy.count("GET") == 1:
+            return Fault(give=2 * MIB)
+        replace_object()
+        return None
+
+    return choose
 
 
 def _race(store: Store, key: str, bodies: list[bytes]) -> list[int]:
