@@ -6,6 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.real.engine.kit import Kit, kits
+from vmbackup.hypervisor import job
+
+
+@pytest.fixture(autouse=True)
+def _short_seal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of anything but the seal: of hundreds of small runs its waiting would be most of the time."""
+    if not request.module.__name__.endswith("test_seal"):
+        monkeypatch.setattr(job, "PROOF_WAIT", 0.05)
 
 
 @pytest.fixture

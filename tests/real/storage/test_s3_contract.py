@@ -1,4 +1,4 @@
-"""The store in a bucket keeps the contract: over http, over https with an authority of its own, and on rclone."""
+"""The store in a bucket keeps the contract: over http, and (`make torture`) over https and on rclone."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class TestCephOverHttp(_Remote):
         return settings
 
 
+@pytest.mark.torture
 class TestCephOverHttps(_Remote):
     """The same by TLS: other headers go over the wire there, which Ceph refuses if they are wrong."""
 
@@ -39,6 +40,7 @@ class TestCephOverHttps(_Remote):
         return replace(settings, endpoint=ceph.https, ca_file=str(ceph.ca_file))
 
 
+@pytest.mark.torture
 class TestRclone(_Remote):
     """rclone ignores If-None-Match. All but what rests on that holds; the probe finds it out."""
 
