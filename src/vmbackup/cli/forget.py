@@ -198,7 +198,7 @@ def _table(verdicts: list["Verdict"]) -> str:
     from vmbackup.cli.output import local_time, table
 
     rows = (
-        (v.point.id, v.point.domain, local_time(v.point.time, seconds=False), ", ".join(v.reasons) or "forget")
+        (v.point.id, v.point.domain, local_time(v.point.time, seconds=False), ", ".join(v.reasons) or "nothing")
         for v in verdicts
     )
     return table(("POINT", "DOMAIN", "TIME", "KEPT BY"), rows)
