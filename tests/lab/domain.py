@@ -88,6 +88,8 @@ class Workhorse:
 
     def remove(self) -> None:
         """Ends and undefines it with its checkpoints, and deletes its files; may be called again."""
+        with contextlib.suppress(OSError, ValueError):  # an orderly end of QEMU would first save large bitmaps
+            os.kill(self.pid, signal.SIGKILL)
         remove_domain(self.domain)
         shutil.rmtree(self.folder, ignore_errors=True)
 
