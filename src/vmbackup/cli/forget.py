@@ -80,14 +80,14 @@ def command(
         if not dry_run:
             forget(repository, verdicts)
             _forget_lost(repository, lost)
-    gone = [v.point.id for v in verdicts if not v.reasons] + [text for _, _, text in lost]
+    gone = [v.point.id for v in verdicts if not v.reasons] + [text for _, _, text in lost if text]
     if state.json:
         say_json(_document(verdicts, gone, dry_run=dry_run))
         return 0
     if dry_run:
         say(_table(verdicts))
     did = "would be forgotten" if dry_run else "forgotten"
-    say(f"{counted(len(gone), 'restore point')} {did}, {len(verdicts) + len(lost) - len(gone)} kept.")
+    say(f"{counted(len(gone), 'restore point')} {did}, {sum(bool(v.reasons) for v in verdicts)} kept.")
     if gone and not dry_run:
         say("'vmbackup prune' frees the space that only they took.")
     return 0
@@ -156,17 +156,24 @@ def _of_domains(found: "PointList", names: tuple[str, ...], job: "Job | None") -
 
 
 def _named(found: "PointList", names: tuple[str, ...]) -> tuple[list["Point"], list[tuple[Any, bytes, str]]]:
-    """The points named one by one or as all of a domain, and places of such as cannot be read any more."""
+    """The points named one by one or as all of a domain, and places of such as cannot be read any more.
+
+    With all of a domain goes what its failed runs left, without a name.
+    """
     from vmbackup.errors import DamageError
     from vmbackup.repository.layout import short_id
     from vmbackup.repository.resolve import place_of, resolve
 
     named: list[Point] = []
-    lost = []
+    lost: list[tuple[Any, bytes, str]] = []
     for name in names:
         whole = [point for point in found.points if name in (point.domain, point.uuid)]
         if whole:
             named += whole
+            histories = {point.lineage for point in whole}
+            unread = filter(None, map(place_of, found.damaged))
+            lost += ((*place, short_id(place[1])) for place in unread if place[0] in histories)
+            lost += ((p.lineage, p.session, "") for p in found.partials if p.lineage in histories)
             continue
         try:
             named.append(resolve(found, name))
@@ -179,10 +186,10 @@ def _named(found: "PointList", names: tuple[str, ...]) -> tuple[list["Point"], l
 
 
 def _forget_lost(repository: "Repository", lost: list[tuple[Any, bytes, str]]) -> None:
-    from vmbackup.repository.tombstones import put_trash
+    from vmbackup.repository import tombstones
 
     for lineage, session, _ in lost:
-        put_trash(repository, lineage, session)
+        tombstones.forget(repository, lineage, session)
 
 
 def _document(verdicts: list["Verdict"], gone: list[str], *, dry_run: bool) -> dict[str, Any]:

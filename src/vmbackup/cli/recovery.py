@@ -18,18 +18,23 @@ Write = Callable[[str, str, str, str], None]  # name, id and address of the repo
 
 @contextmanager
 def recovery_file(path: Path) -> Iterator[Write]:
-    """Make `path` (0600, never over another file) and give the function that fills it; gone on a failure.
+    """Make `path` (0600, never over another file) and give the function that fills it.
 
-    Raises ConfigError where it cannot be written.
+    Gone on a failure, unless it is filled by then: a key that opens nothing does no harm, a lost one does. Raises
+    ConfigError where it cannot be written.
     """
     write_secret_file(path, "")
+    filled = False
 
     def write(name: str, repository_id: str, url: str, key: str) -> None:
+        nonlocal filled
         path.unlink()
         write_secret_file(path, _TEXT.format(name=name, id=repository_id, url=url, key=key))
+        filled = True
 
     try:
         yield write
     except BaseException:
-        path.unlink(missing_ok=True)
+        if not filled:
+            path.unlink(missing_ok=True)
         raise

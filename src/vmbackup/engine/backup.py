@@ -52,7 +52,7 @@ def backup(
     except DamageError as error:
         if error.object_key is None:
             raise
-        progress.note(f"{error.message}; the guest is read whole again, without what is damaged")
+        progress.note(f"{error.message}; the guest is read whole again, and nothing is built on it")
         return _Backup(host, repository, domain, options, progress, distrust=error).run()
 
 
@@ -105,7 +105,7 @@ class _Backup:
 
     def _why_reread(self, run: Run) -> str | None:
         if self._distrust:
-            return f"the repository is damaged: {self._distrust.message}"
+            return f"the newest restore point cannot be built on: {self._distrust.message}"
         chunk_size = self._repository.config.chunk_size
         if run.parent and any(disk.chunk_size != chunk_size for disk in run.parent.disks):
             return "the repository's chunk size was changed"

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from vmbackup.errors import UsageError
+from vmbackup.repository import tombstones
 from vmbackup.repository.layout import Lineage
 from vmbackup.repository.points import Point
 from vmbackup.repository.repository import PointList, Repository, newest
 from vmbackup.repository.retention import Candidate, Rules, select
-from vmbackup.repository.tombstones import put_trash
 
 
 @dataclass(frozen=True)
@@ -59,5 +59,5 @@ def forget(repository: Repository, verdicts: Iterable[Verdict]) -> int:
     """Forgets what has no reason to stay, oldest first; gives the number. Space is freed by a prune."""
     doomed = sorted((v.point for v in verdicts if not v.reasons), key=lambda point: (point.time, point.session))
     for point in doomed:
-        put_trash(repository, point.lineage, point.session)
+        tombstones.forget(repository, point.lineage, point.session)
     return len(doomed)

@@ -1,7 +1,7 @@
 """Does the bitmap tell the truth: a few clean chunks of an incremental, compared with the newest restore point.
 
-Change tracking can miss what goes past it: an image that another program wrote to, or put in another's place, a
-snapshot that qemu-img applied. And a disk that was shrunk and grown again is clean where it was cut, and zero.
+Change tracking can miss what goes past it: an image that another program wrote to, or put in another's place. And a
+disk that was shrunk and grown again is clean where it was cut, and zero.
 """
 
 import secrets

@@ -122,7 +122,8 @@ class Qcow2Target:
         self._socket = os.path.join(self._folder, "nbd.sock")
         pid_file = os.path.join(self._folder, "pid")
         # cache=none: the page cache would cost more CPU than the write, and make the final sync long.
-        # It ends with us, however we end, and so does its hold on the image. KILL: after a TERM it may wait for ever.
+        # It ends with the thread that starts it, however that ends, and lets the image go. KILL, for after a
+        # TERM it may wait for ever.
         command = ["setpriv", "--pdeathsig", "KILL", "--", "qemu-nbd", "--format=qcow2", "--cache=none", "--aio=native"]
         command += [
             "--discard=unmap",
@@ -133,7 +134,10 @@ class Qcow2Target:
             str(self._path),
         ]
         with open(os.path.join(self._folder, "log"), "wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            try:
+                self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            except FileNotFoundError:
+                raise TargetError(f"{command[0]} is not installed", "apt install util-linux") from None
         _wait_for(pid_file, self._process, self._log)
 
     def _log(self) -> str:

@@ -136,12 +136,11 @@ class _Cycle:
         )
 
     def _list(self) -> dict[ObjectName, int]:
-        found = {}
-        for folder in (DATA, META, INDEX):
-            for entry in self._store.list(f"{folder}/{self._group}/"):
-                if name := ObjectName.parse(entry.key):
-                    found[name] = entry.size
-        return found
+        return {
+            ObjectName.parse(entry.key): entry.size
+            for folder in (DATA, META, INDEX)
+            for entry in self._store.list(f"{folder}/{self._group}/")
+        }
 
     def _refuse_unknown(self, listed: dict[ObjectName, int], found: PointList) -> None:
         """A session with an index, no commit and no pin has lost its restore point: what that needed is not known."""
@@ -154,11 +153,8 @@ class _Cycle:
 
     def _pins(self) -> Iterator[tuple[bytes, Lineage, Entry]]:
         for entry in self._store.list(f"sessions/{self._group}/"):
-            try:
-                _, _, lineage, session = entry.key.split("/")
-                yield bytes.fromhex(session), Lineage(self._group, bytes.fromhex(lineage)), entry
-            except ValueError:
-                continue
+            _, _, lineage, session = entry.key.split("/")
+            yield bytes.fromhex(session), Lineage(self._group, bytes.fromhex(lineage)), entry
 
     def _open(self) -> dict[bytes, tuple[Lineage, Entry]]:
         """The pinned sessions that may still commit."""
@@ -192,7 +188,7 @@ class _Cycle:
             newest[point.lineage] = max(point.session, newest.get(point.lineage, b""))
         for partial in [p for p in found.partials if p.session < newest.get(p.lineage, b"")]:
             if not self._options.dry_run:
-                tombstones.put_trash(self._repository, partial.lineage, partial.session)
+                tombstones.forget(self._repository, partial.lineage, partial.session)
             found.partials.remove(partial)
             found.forgotten.add(partial.session)
 

@@ -35,15 +35,11 @@ class ObjectName(NamedTuple):
         return f"{Lineage(group, self.lineage).prefix(self.kind, self.session)}{self.number}"
 
     @classmethod
-    def parse(cls, key: str) -> "ObjectName | None":
-        """Of a key below data/, meta/ or index/; None for a name that none of ours has."""
-        try:
-            kind, group, lineage, name = key.split("/")
-            session, _, number = name.partition("-")
-            made = cls(kind, bytes.fromhex(lineage), bytes.fromhex(session), int(number))
-        except ValueError:
-            return None
-        return made if kind in _KINDS and made.key(group) == key else None
+    def parse(cls, key: str) -> "ObjectName":
+        """Of one of our keys below data/, meta/ or index/."""
+        kind, _, lineage, name = key.split("/")
+        session, _, number = name.partition("-")
+        return cls(kind, bytes.fromhex(lineage), bytes.fromhex(session), int(number))
 
 
 def put(store: Store, group: str, names: Iterable[ObjectName]) -> str:

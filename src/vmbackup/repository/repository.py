@@ -288,14 +288,13 @@ class Repository:
     def read_points(self, lineage: Lineage | None = None, *, group: str | None = None) -> PointList:
         """All restore points, or those of a lineage or group; damaged ones as their errors, forgotten ones left out."""
         found: list[Point] = []
-        damaged: list[tuple[bytes | None, DamageError]] = []
+        damaged: list[tuple[bytes, DamageError]] = []
         ended: set[bytes] = set()
         prefix = lineage.prefix("points") if lineage else f"points/{group}/" if group else "points/"
         for entry in self.store.list(prefix):
-            session = None
+            place, session = _point_place(entry.key)
+            ended.add(session)
             try:
-                place, session = _point_place(entry.key)
-                ended.add(session)
                 data = self.store.get(entry.key)
                 if not points.is_abort(data):
                     found.append(points.decode(data, self.group(place.group), place, session, self.writers()))
@@ -347,11 +346,5 @@ def newest(found: list[Point]) -> Point | None:
 
 
 def _point_place(key: str) -> tuple[Lineage, bytes]:
-    try:
-        _, group, lineage, session = key.split("/")
-        place, name = Lineage(group, bytes.fromhex(lineage)), bytes.fromhex(session)
-    except ValueError:
-        raise DamageError(f"{key} is no name of a restore point", object_key=key) from None
-    if len(place.id) != 16 or len(name) != 16:
-        raise DamageError(f"{key} is no name of a restore point", object_key=key)
-    return place, name
+    _, group, lineage, session = key.split("/")
+    return Lineage(group, bytes.fromhex(lineage)), bytes.fromhex(session)

@@ -57,12 +57,12 @@ class Lost:
                     self._packs[ref.number, kind, number] = DamageError(f"{key} {problem}", object_key=key)
                 for kind, number in catalog.root(ref).packs:
                     name = ObjectName(kind, ref.lineage, ref.session, number)
-                    key = name.key(catalog.keys.group)
                     if name in damaged:
+                        key = name.key(catalog.keys.group)
                         error = DamageError(f"{key} is damaged, as 'vmbackup verify' found", object_key=key)
                         self._packs.setdefault((ref.number, kind, number), error)
                     elif name in condemned:
-                        why = RepositoryError(f"{key} is being collected")
+                        why = RepositoryError(f"{name.key(catalog.keys.group)} is being collected")
                         self._packs.setdefault((ref.number, kind, number), why)
             except DamageError as error:
                 self._sessions[ref.number] = error

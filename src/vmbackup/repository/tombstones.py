@@ -1,8 +1,9 @@
 """What was forgotten: trash and dead lists, signed (docs/repository-format.md, section 11)."""
 
+import contextlib
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature
@@ -10,7 +11,7 @@ from cryptography.exceptions import InvalidSignature
 from vmbackup.errors import DamageError
 from vmbackup.repository import frames
 from vmbackup.repository.layout import SESSION_BYTES, Lineage
-from vmbackup.storage_backends import ObjectMissing
+from vmbackup.storage_backends import ObjectExists, ObjectMissing
 
 if TYPE_CHECKING:
     from vmbackup.repository.repository import Repository
@@ -26,12 +27,14 @@ _SIGNER = 8
 _CONTEXT = b"vmbackup tombstone\0"
 
 
-def put_trash(repository: "Repository", lineage: Lineage, session: bytes) -> None:
+def forget(repository: "Repository", lineage: Lineage, session: bytes) -> None:
     """Forgets a session for good (rule F1); it may be forgotten already."""
-    body = _head(b"TRSH", lineage.group) + lineage.id + session
     key = lineage.trash(session)
-    if not repository.exists(key):  # another pruner's signature makes other bytes, and counts as well
-        repository.store.put(key, _signed(repository, body))
+    with contextlib.suppress(ObjectExists):  # another pruner's signature makes other bytes, and counts as well
+        repository.store.put(key, _signed(repository, _head(b"TRSH", lineage.group) + lineage.id + session))
+        return
+    if session not in trashed(repository, lineage.group, lineage):  # what is in its place counts for nothing
+        put_dead(repository, lineage.group, [session])
 
 
 def put_dead(repository: "Repository", group: str, sessions: Iterable[bytes]) -> None:
@@ -44,18 +47,12 @@ def put_dead(repository: "Repository", group: str, sessions: Iterable[bytes]) ->
 
 
 def trashed(repository: "Repository", group: str, lineage: Lineage | None = None) -> dict[bytes, Lineage]:
-    """The sessions of a group, or of one history, that a valid trash names. What counts for nothing is left out."""
+    """The sessions of a group, or of one history, that a valid trash names."""
     found: dict[bytes, Lineage] = {}
     prefix = lineage.prefix("trash") if lineage else f"trash/{group}/"
-    for entry in repository.store.list(prefix):
-        if entry.size > _TRASH_BYTES:
-            continue
-        try:
-            body = _opened(repository, b"TRSH", group, entry.key)
-        except (DamageError, ObjectMissing):
-            continue
+    for key, body in _valid(repository, b"TRSH", group, prefix, _TRASH_BYTES):
         place, session = Lineage(group, body[: Lineage.BYTES]), body[Lineage.BYTES :]
-        if len(session) == SESSION_BYTES and entry.key == place.trash(session):
+        if len(session) == SESSION_BYTES and key == place.trash(session):
             found[session] = place
     return found
 
@@ -63,17 +60,21 @@ def trashed(repository: "Repository", group: str, lineage: Lineage | None = None
 def dead(repository: "Repository", group: str) -> set[bytes]:
     """The sessions that valid dead lists of a group name."""
     found: set[bytes] = set()
-    for entry in repository.store.list(f"dead/{group}/"):
-        if entry.size > _DEAD_BYTES:
-            continue
-        try:
-            body = _opened(repository, b"DEAD", group, entry.key)
-        except (DamageError, ObjectMissing):
-            continue
+    for _, body in _valid(repository, b"DEAD", group, f"dead/{group}/", _DEAD_BYTES):
         ids = body[_COUNT.size :]
         if len(body) >= _COUNT.size and len(ids) == _COUNT.unpack_from(body)[0] * SESSION_BYTES:
             found.update(ids[at : at + SESSION_BYTES] for at in range(0, len(ids), SESSION_BYTES))
     return found
+
+
+def _valid(
+    repository: "Repository", kind: bytes, group: str, prefix: str, most: int
+) -> Iterator[tuple[str, bytes]]:
+    """Keys and bodies of the objects that count; the others are left out."""
+    for entry in repository.store.list(prefix):
+        if entry.size <= most:
+            with contextlib.suppress(DamageError, ObjectMissing):
+                yield entry.key, _opened(repository, kind, group, entry.key)
 
 
 def _head(kind: bytes, group: str) -> bytes:

@@ -103,7 +103,7 @@ def test_the_last_stays_unless_it_is_meant(run: Run, kit: RamKit) -> None:
 
 def test_each_domain_for_itself(run: Run, kit: RamKit) -> None:
     """A rule counts a domain's points; those of others are not touched where a domain is named."""
-    kit.add_guest(RamGuest("other", {"vda": RamDisk(bytearray(MIB))}))
+    kit.host.add(RamGuest("other", {"vda": RamDisk(bytearray(MIB))}))
     for day in range(3):
         kit.host.now = lambda day=day: START + timedelta(days=day)
         kit.backup_guest("other")

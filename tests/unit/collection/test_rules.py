@@ -11,7 +11,6 @@ from tests.unit.collection.steps import DAY
 from tests.unit.collection.test_interleavings import crowd, judge
 from tests.unit.collection.world import CHUNK, World
 from vmbackup.errors import DamageError
-from vmbackup.repository import collect, condemned
 from vmbackup.repository import run as run_module
 from vmbackup.repository.collect import _Cycle
 from vmbackup.repository.repository import PointList
@@ -47,7 +46,7 @@ def no_condemned_lists(patch: pytest.MonkeyPatch) -> None:
 
 def sessions_before_the_list(patch: pytest.MonkeyPatch) -> None:
     """C4: who is open is asked before the list stands."""
-    put, opened = condemned.put, _Cycle._open
+    opened = _Cycle._open
     asked: dict[int, Any] = {}
 
     def collected(self: _Cycle, names: Any) -> Any:
@@ -57,7 +56,6 @@ def sessions_before_the_list(patch: pytest.MonkeyPatch) -> None:
     original = _Cycle._collect
     patch.setattr(_Cycle, "_collect", collected)
     patch.setattr(_Cycle, "_open", lambda self: asked.pop(id(self), None) or opened(self))
-    assert put is collect.condemned.put
 
 
 def nobody_is_waited_for(patch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from tests.unit.collection.steps import DAY, Actor, MemoryStore
-from vmbackup.engine.encoder import Counts, Encoder
+from vmbackup.engine.encoder import Encoder
 from vmbackup.engine.lost import lost_parts, uncovered
 from vmbackup.engine.units import OldMap, units
 from vmbackup.errors import DamageError, VmbackupError
@@ -24,7 +24,7 @@ from vmbackup.repository.packs import PackBuilder
 from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.repository import Repository
 from vmbackup.repository.run import Run
-from vmbackup.repository.tombstones import put_trash
+from vmbackup.repository.tombstones import forget
 from vmbackup.repository.trust import Trust
 
 CHUNK = 4096
@@ -94,7 +94,7 @@ class World:
                 for point in points:
                     if self.chance.random() < share:
                         self.forgotten.add(point.session)
-                        put_trash(repository, point.lineage, point.session)
+                        forget(repository, point.lineage, point.session)
 
         return work
 
@@ -179,7 +179,7 @@ def write(
         ]
         runs = uncovered((Extent(n * CHUNK, CHUNK, kind) for n, kind in enumerate(kinds)), parts, CHUNK)
         load = run.load_node(CHUNK)
-        made, window, counts = [], Window(), Counts()
+        made, window = [], Window()
         for unit in units(runs, CHUNK, OldMap(extents(old.root, load)) if old else None):
             encoder = Encoder(run, window, CHUNK, unit, _storer(run))
             for first, chunks, kind in unit.parts:
@@ -194,7 +194,7 @@ def write(
             run.keep_partial()
         root = MapUpdater(CHUNK, load, run.store_node, run.uses).update(old.root if old else None, made, CHUNKS)
         record = DiskRecord(
-            "vda", "vda", "qcow2", CHUNK * CHUNKS, CHUNK, root, "full", None, counts.read, 0, 0,
+            "vda", "vda", "qcow2", CHUNK * CHUNKS, CHUNK, root, "full", None, 0, 0, 0,
             {"path": "/x", "bus": "virtio"},
         )  # fmt: skip
         public = {

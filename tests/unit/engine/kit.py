@@ -48,9 +48,6 @@ class RamKit:
         self.kept[point.id] = {t: bytes(d.data) for t, d in self.guest.disks.items()}
         return point
 
-    def add_guest(self, guest: RamGuest) -> None:
-        self.host.add(guest)
-
     def backup_guest(self, name: str) -> PointSummary:
         host: Any = self.host
         return backup(host, self.repository, name, self.options, Silent())
