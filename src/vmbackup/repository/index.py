@@ -1,13 +1,13 @@
 """The index of a session: the headers of its packs, in parts and a root (docs/repository-format.md, section 7)."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from vmbackup.errors import DamageError
 from vmbackup.repository import frames
-from vmbackup.repository.crypto import GroupKeys, digest, seal, unseal
+from vmbackup.repository.crypto import DATA, GroupKeys, digest, seal, unseal
 from vmbackup.repository.packs import KINDS, Birth, decode_births, encode_births
 
 PART_BYTES = 4 << 20  # of the 16 MiB that the format allows: it is held while it fills
@@ -47,12 +47,18 @@ class IndexWriter:
     def __init__(self, keys: GroupKeys, own: Birth, put: Callable[[int, bytes], None], first: int = 0) -> None:
         """`first`: the number of the first part, more than 0 where a killed session left parts already."""
         self._keys, self._own, self._put, self._first = keys, own, put, first
+        self._births = {own.session: own}
         self._buffer = bytearray(frames.preamble(b"IDXP"))
         self._parts: list[tuple[int, bytes]] = []
         self._packs: list[PackEntry] = []
 
-    def add(self, kind: str, number: int, size: int, slots: int, sealed: bytes) -> None:
-        """One pack, stored already: `size` bytes of the object, its sealed header."""
+    def add(
+        self, kind: str, number: int, size: int, slots: int, sealed: bytes, births: Iterable[Birth] = ()
+    ) -> None:
+        """One pack, stored already: `size` bytes of the object, its sealed header, the births of its slots."""
+        if kind == DATA:  # what opens a map node is the id key, no envelope
+            for birth in births:
+                self._births.setdefault(birth.session, birth)
         if len(self._buffer) + _RECORD.size + len(sealed) > PART_BYTES:
             self._flush()
         self._buffer += _RECORD.pack(KINDS[kind], number, len(sealed))
@@ -74,7 +80,7 @@ class IndexWriter:
     def finish(self) -> tuple[int, bytes]:
         """Writes the last part and the root; gives the root's (number, digest)."""
         self._flush()
-        body = _COUNT.pack(1) + encode_births([self._own])
+        body = _COUNT.pack(len(self._births)) + encode_births(list(self._births.values()))
         body += _COUNT.pack(self._first) + _COUNT.pack(len(self._parts))
         body += b"".join(_PART.pack(*part) for part in self._parts)
         body += _COUNT.pack(len(self._packs))

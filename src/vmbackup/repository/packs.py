@@ -27,6 +27,7 @@ from vmbackup.repository.crypto import (
 
 PACK_BYTES = 32 << 20  # slots of a pack; one PUT, and about one extent of a full's map
 MAX_SLOTS = 8192  # bounds the header of a pack of well compressed chunks to 590 KB
+MAX_BIRTHS = 256  # of a pack that is made here: 300 KB of envelopes
 MAX_HEADER = 16 << 20
 MAX_PLAIN = 16 << 20
 RECORD = struct.Struct(">32s16sIIIBBHII")
@@ -192,7 +193,7 @@ class PackBuilder:
 
     def begin(self, kind: str, keys: GroupKeys, birth: Birth, secret: bytes, number: int) -> None:
         """Starts pack `number` of the session that `birth` names, written with the group's current id key."""
-        self.kind, self.number, self.birth = kind, number, birth
+        self.kind, self.number, self._births = kind, number, {birth.session: (0, birth)}
         self._key_number = keys.current
         self._header_key = header_key(kind, keys, keys.current, birth.session, number)
         self._decrypt_key = pack_key(kind, keys, birth, secret, number)
@@ -215,6 +216,16 @@ class PackBuilder:
         """Whether one more chunk of that length surely fits."""
         return self.position + plain_length + TAG_BYTES <= self._capacity and len(self._records) < MAX_SLOTS
 
+    @property
+    def births(self) -> list[Birth]:
+        """Of the slots so far, that of the pack's own session first."""
+        return [birth for _, birth in self._births.values()]
+
+    def fits_stored(self, slot: Slot, birth: Birth) -> bool:
+        """Whether a slot of another pack fits as it is."""
+        known = birth.session in self._births or len(self._births) < MAX_BIRTHS
+        return known and self.position + slot.stored <= self._capacity and len(self._records) < MAX_SLOTS
+
     def add(self, chunk_id: bytes, plain: memoryview | bytes) -> int:
         """Compresses and seals a chunk that fits; gives its slot."""
         slot, at = len(self._records), self.position
@@ -232,6 +243,19 @@ class PackBuilder:
         self.position = end
         return slot
 
+    def add_stored(self, slot: Slot, birth: Birth, stored: bytes | memoryview) -> int:
+        """A slot as it lies in another pack, byte by byte; gives its number here. It needs no key of what is in it.
+
+        The caller has compared the bytes with the slot's checksum, and asked `fits_stored`.
+        """
+        number, at = len(self._records), self.position
+        end = at + slot.stored
+        self._view[at:end] = stored
+        at_birth, _ = self._births.setdefault(birth.session, (len(self._births), birth))
+        self._records.append(RECORD.pack(*slot._replace(offset=at, birth=at_birth)))
+        self.position = end
+        return number
+
     def check(self, slots: Iterable[int]) -> None:
         """Decodes slots again and compares their ids. Raises DamageError: encoder or memory lied."""
         opener = SlotOpener(aad_prefix(self._aad[1:17], self.kind), self._id_key)
@@ -242,7 +266,7 @@ class PackBuilder:
 
     def finish(self) -> tuple[memoryview, bytes]:
         """(the whole object, the sealed header). The object lies in the builder's own memory."""
-        header = Header([self.birth], b"".join(self._records), "")
+        header = Header(self.births, b"".join(self._records), "")
         count = len(self._records)
         aad = frames.preamble(b"PACK", self._key_number) + count.to_bytes(4, "big")
         sealed = seal(self._header_key, aad, header.encode())

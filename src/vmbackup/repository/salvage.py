@@ -58,8 +58,8 @@ def _add(
         sealed = fetch(store, key, max(0, size - FOOTER.size - length), length)
         key_number = frames.check_preamble(fetch(store, key, 0, frames.PREAMBLE.size), b"PACK", key)
         header_key = packs.header_key(kind, group, key_number, session, number)
-        packs.open_header(sealed, header_key, key_number, slots, key)
+        header = packs.open_header(sealed, header_key, key_number, slots, key)
     except DamageError:
         return False  # a pack that cannot be read is no chunk to find again
-    index.add(kind, number, size, slots, sealed)
+    index.add(kind, number, size, slots, sealed, header.births)
     return True

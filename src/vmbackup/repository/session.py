@@ -77,7 +77,7 @@ class Session:
         with self._lock:
             if self._index is None:
                 raise RuntimeError("the session's index is closed")
-            self._index.add(builder.kind, builder.number, len(data), len(builder), sealed)
+            self._index.add(builder.kind, builder.number, len(data), len(builder), sealed, builder.births)
             self.pending -= 1
             self.stored_bytes += len(data)
         return len(data)
