@@ -6,9 +6,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from vmbackup.errors import DamageError
 from vmbackup.repository import packs
-from vmbackup.repository.catalog import Catalog, SessionRef, fetch
+from vmbackup.repository.catalog import Catalog, fetch
 from vmbackup.repository.chunks import ChunkReader, Secrets
 from vmbackup.repository.crypto import DATA, META, digest
+from vmbackup.repository.layout import SessionRef
 from vmbackup.repository.packs import FOOTER, Header, Slot
 from vmbackup.repository.usage import PackName
 

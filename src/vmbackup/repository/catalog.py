@@ -2,8 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -11,7 +11,8 @@ from vmbackup.errors import DamageError
 from vmbackup.repository import packs
 from vmbackup.repository.crypto import META, GroupKeys, digest
 from vmbackup.repository.index import IndexRoot, PackEntry, open_root
-from vmbackup.repository.layout import Lineage
+from vmbackup.repository.layout import Lineage, SessionRef
+from vmbackup.repository.moves import Moves, Place, Table
 from vmbackup.repository.nodes import Node, Ref, decode
 from vmbackup.repository.packs import FOOTER, Header
 from vmbackup.storage_backends import ObjectMissing, ObjectTruncated, Store
@@ -21,18 +22,11 @@ _HEADERS = 256
 _ROOTS = 256
 _LEAVES = 64
 
+ReadTables = Callable[[Lineage, frozenset[bytes]], list[Table] | None]
+"""The tables of a history that hold now; None where they are the sessions that are known."""
+
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-class SessionRef(NamedTuple):
-    """An entry of a point's session table: where a session's objects lie, and the digest of its index root."""
-
-    number: int
-    session: bytes
-    lineage: bytes
-    root: int
-    digest: bytes
 
 
 class _Cache(OrderedDict[K, V]):
@@ -52,10 +46,17 @@ class _Cache(OrderedDict[K, V]):
 
 
 class Catalog:
-    """Index roots, headers and map nodes of one group, cached. Safe to share between threads."""
+    """Index roots, headers and map nodes of one group, cached. Safe to share between threads.
 
-    def __init__(self, store: Store, keys: GroupKeys) -> None:
+    `moves`: the tables of moves known so far. What is not where it was is looked for in those of its history, which
+    `read_tables(lineage, known sessions)` gives.
+    """
+
+    def __init__(self, store: Store, keys: GroupKeys, read_tables: ReadTables = lambda _lineage, _known: None) -> None:
         self.store, self.keys = store, keys
+        self.moves = Moves()
+        self._read_tables = read_tables
+        self._refused: frozenset[bytes] = frozenset()
         self._lock = threading.RLock()
         self._roots: _Cache[tuple[bytes, int], IndexRoot] = _Cache(_ROOTS)
         self._headers: _Cache[tuple[bytes, str, int], Header] = _Cache(_HEADERS)
@@ -112,18 +113,74 @@ class Catalog:
                 continue
         raise DamageError(f"the header of {name} cannot be authenticated", object_key=name)
 
+    # Moved slots
+
+    def use(self, tables: Iterable[Table], refused: Iterable[bytes] = ()) -> None:
+        """Tables that were read with the points of their history; those of `refused` sessions are never used."""
+        with self._lock:
+            self._refused = frozenset({*self._refused, *refused})
+            known = {table.session: table for table in (*self.moves.tables, *tables)}
+            self.moves = Moves(table for table in known.values() if table.session not in self._refused)
+
+    def learn(self, lineage: bytes) -> bool:
+        """Reads the tables of a history again, after something was not where it should be. Whether any is new."""
+        with self._lock:
+            old = [table for table in self.moves.tables if table.lineage == lineage]
+            found = self._read_tables(Lineage(self.keys.group, lineage), frozenset(t.session for t in old))
+            if found is None:
+                return False
+            rest = [table for table in self.moves.tables if table.lineage != lineage]
+            before = {table.session for table in self.moves.tables}
+            self.moves = Moves((*rest, *(table for table in found if table.session not in self._refused)))
+            return {table.session for table in self.moves.tables} != before
+
+    def places(self, ref: SessionRef, kind: str, pack: int, slot: int, slots: int = 1) -> list[Place]:
+        """Where consecutive slots lie now. A moved one counts only if its id is the old one. Raises DamageError."""
+        moves = self.moves
+        if not moves.concerns(ref.session):
+            return [Place(ref, pack, slot, slots)]
+        found: list[Place] = []
+        at = slot
+        for place in moves.places(ref, kind, pack, slot, slots):
+            if not place.tables or self._same(ref, kind, pack, at, place):
+                found.append(place)
+            else:
+                found.append(Place(ref, pack, at, place.slots))
+            at += place.slots
+        return found
+
+    def _same(self, ref: SessionRef, kind: str, pack: int, slot: int, place: Place) -> bool:
+        try:
+            new = self.header(place.ref, kind, place.pack).ids_of(place.slot, place.slots)
+        except DamageError:
+            return False
+        return bool(new) and new == self.header(ref, kind, pack).ids_of(slot, place.slots)
+
     def node(self, ref: Ref, first: int, session: SessionRef, chunk_size: int) -> Node:
         """A map node, its id recomputed. Raises DamageError."""
-        name = self.lineage(session).pack(META, session.session, ref.pack)
         with self._lock:
-            data = self._nodes.fetch(ref.id, lambda: self._read_node(ref, session, name))
+            data = self._nodes.fetch(ref.id, lambda: self._find_node(ref, session))
+        name = self.lineage(session).pack(META, session.session, ref.pack)
         return decode(data, ref, first, chunk_size, name)
 
-    def _read_node(self, ref: Ref, session: SessionRef, name: str) -> bytes:
-        header = self.header(session, META, ref.pack)
-        slot = header.slot(ref.slot)
+    def _find_node(self, ref: Ref, session: SessionRef) -> bytes:
+        origin = Place(session, ref.pack, ref.slot, 1)
+        try:
+            (place,) = self.moves.places(session, META, ref.pack, ref.slot, 1)
+            return self._read_node(ref, place)
+        except DamageError:
+            if self.learn(session.lineage):
+                return self._find_node(ref, session)
+            if place == origin:
+                raise
+            return self._read_node(ref, origin)
+
+    def _read_node(self, ref: Ref, place: Place) -> bytes:
+        name = self.lineage(place.ref).pack(META, place.ref.session, place.pack)
+        header = self.header(place.ref, META, place.pack)
+        slot = header.slot(place.slot)
         if slot.id != ref.id:
-            raise DamageError(f"{name}, slot {ref.slot} holds another map node than the map says", object_key=name)
+            raise DamageError(f"{name}, slot {place.slot} holds another map node than the map says", object_key=name)
         stored = fetch(self.store, name, slot.offset, slot.stored)
         birth = header.birth_of(slot)
         key = packs.pack_key(META, self.keys, birth, b"", slot.birth_pack)

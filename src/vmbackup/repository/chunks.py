@@ -1,5 +1,6 @@
 """Reading chunks out of packs: fetched, authenticated, decoded, their ids recomputed."""
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -8,8 +9,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from vmbackup.errors import DamageError
 from vmbackup.repository import packs
-from vmbackup.repository.catalog import Catalog, SessionRef
+from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.crypto import DATA
+from vmbackup.repository.layout import SessionRef
+from vmbackup.repository.moves import Place
 from vmbackup.repository.packs import Birth, Header, Slot
 from vmbackup.repository.repository import Repository
 from vmbackup.storage_backends import ObjectMissing, ObjectTruncated
@@ -25,6 +28,21 @@ class Wanted(NamedTuple):
     slot: int
     chunks: int
     first: int
+
+
+class _Part(NamedTuple):
+    """Wanted slots at their place now; `old` is where they were in the pack that was asked for."""
+
+    slot: int
+    chunks: int
+    first: int
+    old: int
+
+
+def _rest(parts: list[_Part], done: int) -> list[Wanted]:
+    """What is left of the parts, slot by slot at its old place, after so many chunks."""
+    slots = [(part.old + step, part.first + step) for part in parts for step in range(part.chunks)]
+    return [Wanted(old, 1, first) for old, first in slots[done:]]
 
 
 class Secrets:
@@ -56,9 +74,53 @@ class ChunkReader:
         self._buffer = bytearray(1 << 20)
 
     def read(self, ref: SessionRef, pack: int, wanted: Sequence[Wanted]) -> Iterator[tuple[int, bytes]]:
-        """(the caller's number, plain bytes) of each wanted slot, in the order of the pack. Raises DamageError."""
-        header = self._catalog.header(ref, DATA, pack)
-        for group in _spans(header, sorted(wanted)):
+        """(the caller's number, plain bytes) of each wanted slot, wherever it lies now. Raises DamageError.
+
+        They come in the order of the pack, but for those that were moved.
+        """
+        for place, parts in self._placed(ref, pack, sorted(wanted)):
+            done = 0
+            try:
+                for number, data in self._read(place, [Wanted(*part[:3]) for part in parts]):
+                    yield number, data
+                    done += 1
+            except DamageError as error:
+                rest = _rest(parts, done)
+                if self._catalog.learn(ref.lineage):
+                    yield from self.read(ref, pack, rest)
+                elif place.tables:
+                    for one in rest:
+                        yield one.first, self._rescued(ref, pack, one.slot, error)
+                else:
+                    raise
+
+    def _placed(self, ref: SessionRef, pack: int, wanted: list[Wanted]) -> list[tuple[Place, list["_Part"]]]:
+        """What is wanted by the pack that it lies in now."""
+        if not self._catalog.moves.concerns(ref.session):
+            return [(Place(ref, pack, 0, 0), [_Part(*one, one.slot) for one in wanted])]
+        found: dict[tuple[bytes, int], tuple[Place, list[_Part]]] = {}
+        for slot, chunks, first in wanted:
+            at = 0
+            for place in self._catalog.places(ref, DATA, pack, slot, chunks):
+                _, parts = found.setdefault((place.ref.session, place.pack), (place, []))
+                parts.append(_Part(place.slot, place.slots, first + at, slot + at))
+                at += place.slots
+        for _, parts in found.values():
+            parts.sort()
+        return list(found.values())
+
+    def _rescued(self, ref: SessionRef, pack: int, slot: int, error: DamageError) -> bytes:
+        """A chunk whose pack has damage: from where it is now, or from where it was, whichever is whole."""
+        (place,) = self._catalog.places(ref, DATA, pack, slot)
+        for tried in (place, Place(ref, pack, slot, 1)):
+            with contextlib.suppress(DamageError):
+                ((_, data),) = self._read(tried, [Wanted(tried.slot, 1, 0)])
+                return data
+        raise error
+
+    def _read(self, place: Place, wanted: list[Wanted]) -> Iterator[tuple[int, bytes]]:
+        header = self._catalog.header(place.ref, DATA, place.pack)
+        for group in _spans(header, wanted):
             start, end = group[0][1].offset, group[-1][1].offset + group[-1][1].stored
             view = self._fetch(header, start, end - start)
             for number, slot in group:

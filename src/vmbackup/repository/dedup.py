@@ -4,8 +4,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Container
 
-from vmbackup.repository.catalog import Catalog, SessionRef
+from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.crypto import DATA
+from vmbackup.repository.layout import SessionRef
 
 Place = tuple[int, int, int]  # session number, pack, slot
 

@@ -5,7 +5,7 @@ import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from vmbackup.errors import UsageError
 
@@ -70,3 +70,13 @@ class Lineage:
     def prefix(self, folder: str, session: bytes | None = None) -> str:
         """The prefix of all keys of one folder, or of one session's in it."""
         return self._key(folder, "" if session is None else f"{session.hex()}-")
+
+
+class SessionRef(NamedTuple):
+    """An entry of a point's session table: where a session's objects lie, and the digest of its index root."""
+
+    number: int
+    session: bytes
+    lineage: bytes
+    root: int
+    digest: bytes

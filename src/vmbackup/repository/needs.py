@@ -1,8 +1,9 @@
 """What restore points need: every pack that their maps reach, and the indexes of those packs' sessions."""
 
-from vmbackup.repository.catalog import Catalog, SessionRef
+from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.condemned import INDEX, ObjectName
 from vmbackup.repository.crypto import DATA, META
+from vmbackup.repository.layout import SessionRef
 from vmbackup.repository.nodes import ZERO, Ref
 from vmbackup.repository.points import POINT, DiskRecord, Point
 from vmbackup.repository.usage import load, session_of

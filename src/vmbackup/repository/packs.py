@@ -127,6 +127,10 @@ class Header:
         at = slot * RECORD.size
         return self.records[at : at + 32]
 
+    def ids_of(self, slot: int, slots: int) -> list[bytes]:
+        """The ids of consecutive slots; fewer where the pack ends."""
+        return [self.id(number) for number in range(slot, min(slot + slots, len(self)))]
+
     def slot(self, number: int) -> Slot:
         """A slot's record, its lengths within bounds. Raises DamageError."""
         if number >= len(self):

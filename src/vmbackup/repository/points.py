@@ -10,14 +10,14 @@ import zstandard
 from cryptography.exceptions import InvalidSignature
 
 from vmbackup.errors import DamageError, RepositoryError
-from vmbackup.repository import frames
-from vmbackup.repository.catalog import SessionRef
+from vmbackup.repository import frames, moves
 from vmbackup.repository.crypto import GroupKeys, derive, digest, seal, unseal
 from vmbackup.repository.keys import Enrolment, WriterKey
-from vmbackup.repository.layout import Lineage, point_id
+from vmbackup.repository.layout import Lineage, SessionRef, point_id
 from vmbackup.repository.nodes import Ref
 
-POINT, PARTIAL = 1, 2
+POINT, PARTIAL, MOVES = 1, 2, 3
+HEAD = frames.PREAMBLE.size + 1  # bytes that tell the kind
 MAX_PART = 64 << 20
 KNOWN_FEATURES: frozenset[str] = frozenset()
 
@@ -68,7 +68,8 @@ class DiskRecord:
 class Point:
     """A restore point, or a partial, that was read and whose signature holds.
 
-    `rows` is the session table, read when it is needed: of hundreds of points few are.
+    `rows` is the session table, read when it is needed: of hundreds of points few are; `moved` those of a table of
+    moves.
     `digest` is that of the whole object; `public` the JSON of its public part.
     """
 
@@ -80,6 +81,7 @@ class Point:
     digest: bytes
     public: dict[str, Any] = field(repr=False)
     rows: bytes = field(repr=False)
+    moved: bytes = field(repr=False)
     sealed_private: bytes = field(repr=False)
     aad: bytes = field(repr=False)
 
@@ -134,6 +136,10 @@ class Point:
         """The envelope of the session's secret."""
         return bytes.fromhex(self.public["envelope"])
 
+    def move_table(self) -> moves.Table:
+        """What a table of moves tells."""
+        return moves.Table(self.lineage.id, self.session, self.table, self.moved)
+
     def own_ref(self, number: int) -> SessionRef:
         """A reference to the point's own session."""
         index = self.public["index"]
@@ -180,6 +186,11 @@ def is_abort(data: bytes) -> bool:
     return data[8:12] == b"ABRT"
 
 
+def kind_of(head: bytes) -> int:
+    """The kind that the first HEAD bytes of a commit tell; 0 for "aborted"."""
+    return head[frames.PREAMBLE.size] if len(head) >= HEAD and head[8:12] == b"POIN" else 0
+
+
 def decode(data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, writers: dict[bytes, Enrolment]) -> Point:
     """A point whose place and signature hold. Raises DamageError, RepositoryError (newer)."""
     name = lineage.point(session)
@@ -189,9 +200,9 @@ def decode(data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, write
     writer = data[head_size - 8 : head_size]
     if data[:head_size] != _head(kind, number, lineage, session, writer):
         raise DamageError(f"{name} does not belong where it lies", object_key=name)
-    if kind not in (POINT, PARTIAL):
+    if kind not in (POINT, PARTIAL, MOVES):
         raise RepositoryError(f"{name} is of a kind that only a newer vmbackup knows", "upgrade vmbackup on this host")
-    if writer not in writers or not writers[writer].may_write(lineage.group):
+    if not _is_entitled(writers.get(writer), kind, lineage.group):
         raise DamageError(f"{name} was signed by a writer that is not enrolled for its group", object_key=name)
     try:
         writers[writer].public.verify(data[-_SIGNATURE:], _CONTEXT + keys.realm + data[:-_SIGNATURE])
@@ -208,9 +219,11 @@ def decode(data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, write
         public = frames.parse(body[_LENGTH.size : _LENGTH.size + length], name)
         at = _LENGTH.size + length
         (count,) = _LENGTH.unpack_from(body, at)
-        rows = body[at + _LENGTH.size :]
-        if len(rows) != count * _TABLE.size:
+        at += _LENGTH.size
+        rows, rest = body[at : at + count * _TABLE.size], body[at + count * _TABLE.size :]
+        if len(rows) != count * _TABLE.size or (rest and kind != MOVES):
             raise DamageError(f"{name} is malformed", object_key=name)
+        moved = moves.split(rest, name) if kind == MOVES else b""
     except struct.error as error:
         raise DamageError(f"{name} is malformed", object_key=name) from error
     if unknown := set(public.get("features", ())) - KNOWN_FEATURES:
@@ -218,10 +231,17 @@ def decode(data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, write
             f"{name} needs features that this version lacks: {', '.join(sorted(unknown))}",
             "upgrade vmbackup on this host",
         )
-    point = Point(name, kind, lineage, session, writer, digest(data), public, rows, private, data[:head_size])
+    point = Point(name, kind, lineage, session, writer, digest(data), public, rows, moved, private, data[:head_size])
     if kind == POINT:
         _check(point, name)
     return point
+
+
+def _is_entitled(writer: Enrolment | None, kind: int, group: str) -> bool:
+    """Whether it may sign that. Moves of one who may only write are read, for they are no damage, and count not."""
+    if writer is None:
+        return False
+    return writer.may_write(group) or (kind == MOVES and writer.may_collect(group))
 
 
 def _check(point: Point, name: str) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryError, UsageError
-from vmbackup.repository import frames, keys, making, points, tombstones
+from vmbackup.repository import frames, keys, making, points, tables, tombstones
 from vmbackup.repository.catalog import Catalog, fetch
 from vmbackup.repository.crypto import GroupKeys, envelope_info
 from vmbackup.repository.keys import Enrolment, ReaderKeys, Secret, SlotInfo
 from vmbackup.repository.layout import Lineage
 from vmbackup.repository.objects import Objects
 from vmbackup.repository.opening import RepositoryConfig, number_of, read_config, unlock
-from vmbackup.repository.points import PARTIAL, POINT, Point
+from vmbackup.repository.points import MOVES, PARTIAL, POINT, Point
 from vmbackup.repository.trust import Seen, Trust
 from vmbackup.storage_backends import ObjectExists, ObjectMissing, ObjectTruncated, Store, occupants
 
@@ -31,7 +31,8 @@ _TRIES = 8
 class PointList:
     """What lies below `points/` and is not forgotten: restore points newest first, partials, errors of unreadable ones.
 
-    `ended`: the sessions that can never commit any more, forgotten ones too.
+    `moves`: the tables of moves that count, for their signers may collect. `ended`: the sessions that can never commit
+    any more, forgotten ones too.
     """
 
     points: list[Point]
@@ -39,6 +40,7 @@ class PointList:
     damaged: list[DamageError]
     ended: set[bytes]
     forgotten: set[bytes] = field(default_factory=set)
+    moves: list[Point] = field(default_factory=list)
 
 
 class Repository:
@@ -210,8 +212,12 @@ class Repository:
     def catalog(self, group: str = DEFAULT_GROUP) -> Catalog:
         """The headers and maps of a group."""
         if group not in self._catalogs:
-            self._catalogs[group] = Catalog(self.store, self.group(group))
+            self._catalogs[group] = self.new_catalog(group)
         return self._catalogs[group]
+
+    def new_catalog(self, group: str) -> Catalog:
+        """The same, with nothing cached yet."""
+        return Catalog(self.store, self.group(group), lambda lineage, known: tables.read(self, lineage, known))
 
     def open_envelope(self, group: str, session: bytes, epoch: int, envelope: bytes, name: str) -> bytes:
         """A session's secret. Raises AccessError."""
@@ -312,6 +318,7 @@ class Repository:
             [error for session, error in damaged if session not in gone],
             ended | gone,
             gone,
+            [p for p in valid if p.kind == MOVES and self.writers()[p.writer].may_collect(p.lineage.group)],
         )
 
     def _forgotten(self, lineage: Lineage | None, group: str | None) -> set[bytes]:

@@ -11,11 +11,10 @@ from blake3 import blake3
 from vmbackup.errors import DamageError, JobConflictError
 from vmbackup.repository import condemned, damage
 from vmbackup.repository import session as sessions
-from vmbackup.repository.catalog import Catalog, SessionRef
 from vmbackup.repository.condemned import ObjectName
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.dedup import SparseIndex
-from vmbackup.repository.layout import Lineage
+from vmbackup.repository.layout import Lineage, SessionRef
 from vmbackup.repository.nodes import Node, Ref
 from vmbackup.repository.packs import PackBuilder
 from vmbackup.repository.points import Point, encode_table
@@ -44,7 +43,7 @@ class Run:
 
     def __init__(self, repository: Repository, lineage: Lineage, host: str) -> None:
         self.repository, self.lineage, self.host = repository, lineage, host
-        self.catalog = Catalog(repository.store, repository.group(lineage.group))  # what is lost since is not cached
+        self.catalog = repository.new_catalog(lineage.group)  # what is lost since is not cached
         self.warnings: list[str] = []
         self.parent: Point | None = None
         self.points: list[Point] = []

@@ -2,10 +2,10 @@
 
 from vmbackup.errors import DamageError
 from vmbackup.repository import frames, packs
-from vmbackup.repository.catalog import SessionRef, fetch
+from vmbackup.repository.catalog import fetch
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.index import IndexWriter
-from vmbackup.repository.layout import Lineage
+from vmbackup.repository.layout import Lineage, SessionRef
 from vmbackup.repository.packs import FOOTER, Birth, read_footer
 from vmbackup.repository.repository import Repository
 from vmbackup.repository.session import create_point, put_partial, read_pin

@@ -7,10 +7,9 @@ from typing import Any
 
 from vmbackup.errors import RepositoryError
 from vmbackup.repository import frames, points, tombstones
-from vmbackup.repository.catalog import SessionRef
 from vmbackup.repository.crypto import DATA, META, envelope_info, seal, unseal
 from vmbackup.repository.index import IndexWriter
-from vmbackup.repository.layout import Lineage, new_session
+from vmbackup.repository.layout import Lineage, SessionRef, new_session
 from vmbackup.repository.packs import Birth, PackBuilder
 from vmbackup.repository.points import PARTIAL, POINT, Point
 from vmbackup.repository.repository import Repository

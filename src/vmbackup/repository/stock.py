@@ -3,9 +3,10 @@
 from collections.abc import Container, Iterable
 
 from vmbackup.errors import DamageError, RepositoryError, VmbackupError
-from vmbackup.repository.catalog import Catalog, SessionRef
+from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.condemned import ObjectName
 from vmbackup.repository.index import PackEntry
+from vmbackup.repository.layout import SessionRef
 
 
 class Stock:

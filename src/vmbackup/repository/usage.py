@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vmbackup.errors import DamageError
-from vmbackup.repository.catalog import Catalog, SessionRef
+from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.crypto import DATA, META
+from vmbackup.repository.layout import SessionRef
 from vmbackup.repository.nodes import ZERO, Node, Ref, Run
 from vmbackup.repository.points import DiskRecord, Point
 
