@@ -4,7 +4,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,12 @@ from vmbackup.hypervisor import Check
 if TYPE_CHECKING:
     from vmbackup.config.models import Config
     from vmbackup.config.models import Repository as Settings
+    from vmbackup.repository.points import Point
     from vmbackup.storage_backends import BucketFacts, ProbeResult
 
 _LOW_SPACE = GIB  # of a repository: a full one fails the next run, some of it is needed to see that in time
 _SKEW_SECONDS = 60.0  # of the store's clock to ours: times of objects are compared with it when dead runs are judged
+_UNVERIFIED = timedelta(days=7)  # a restore point that is older should have been verified once
 _OLDEST_SANE = datetime(2024, 1, 1, tzinfo=UTC)  # a clock before it was never set
 
 
@@ -101,6 +103,7 @@ def repository_checks(config: "Config", name: str) -> Iterator[Check]:
         yield Check("repository", name, "fail", message, f"vmbackup --repository {name} verify")
     else:
         yield Check("repository", name, "ok", f"{repository.id} opened, restore points: {len(found.points)}")
+    yield _verified_check(config.daemon.state_dir, name, repository.config.repository.hex(), found.points)
 
 
 def _store_check(name: str, settings: "Settings", probe: "ProbeResult") -> Check:
@@ -123,6 +126,26 @@ def _bucket_check(name: str, facts: "BucketFacts") -> Check:
         message = f"{told}; it does not tell its lifecycle rules: one that expires objects would destroy restore points"
         return Check("bucket", name, "warn", message, fix)
     return Check("bucket", name, "ok", f"{told}, no rule that expires objects")
+
+
+def _verified_check(state_dir: Path, name: str, repository: str, points: list["Point"]) -> Check:
+    """When this host last verified the repository, and whether damage is known."""
+    from vmbackup.engine.verified import recall
+
+    verify = f"vmbackup --repository {name} verify"
+    kept, now = recall(state_dir, name, repository), datetime.now(UTC)
+    if kept and kept.damaged:
+        return Check("verified", name, "warn", f"objects known to be damaged: {len(kept.damaged)}", f"{verify} --last")
+    old = any(now - point.time > _UNVERIFIED for point in points)
+    if kept is None or kept.time is None:
+        return Check("verified", name, "warn" if old else "ok", "never on this host", verify)
+    told = f"{format_duration((now - kept.time).total_seconds())} ago, no damage known"
+    if kept.reading is None:
+        fix = f"{verify} --read-data=10"
+        return Check("verified", name, "warn" if old else "ok", f"{told}, but no data was ever read", fix)
+    reading, share = kept.reading, f"{kept.reading.share * 100:.3g} %"
+    read = f"{share} of the data read {format_duration((now - reading.time).total_seconds())} ago"
+    return Check("verified", name, "ok", f"{told}; {read}")
 
 
 def _clock_check(name: str, probe: "ProbeResult") -> Check:

@@ -1,15 +1,19 @@
 """`vmbackup verify`: is all there that restore points need, and is it what it should be."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from vmbackup.cli.options import Command, State
-from vmbackup.errors import UsageError
+from vmbackup.errors import NotFoundError, TargetError, UsageError
 
 if TYPE_CHECKING:
-    from vmbackup.engine.verify import Damage, VerifySummary
+    from vmbackup.config.models import Config
+    from vmbackup.engine.findings import Damage
+    from vmbackup.engine.verified import Verified
+    from vmbackup.engine.verify import VerifySummary
 
 
 class _Verify(Command):
@@ -23,26 +27,89 @@ class _Verify(Command):
 @click.command("verify", cls=_Verify, short_help="Check the repository, on demand down to each byte.")
 @click.argument("point", required=False)
 @click.option("--read-data", metavar="[=PERCENT]", help="Read and authenticate the data too, or a share of it.")
+@click.option(
+    "--textfile",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write what is known now as Prometheus metrics, for node_exporter.",
+)
+@click.option("--last", is_flag=True, help="Only tell what the last verification on this host found.")
 @click.pass_obj
-def command(state: State, point: str | None, read_data: str | None) -> int:
-    """Check that every object that restore points need exists, with its size: all points, or POINT."""
+def command(state: State, point: str | None, read_data: str | None, textfile: Path | None, last: bool) -> int:
+    """Check that every object that restore points need exists, with its size: all points, or POINT.
+
+    What was found damaged before is read again, whatever is asked for. With a key that reads no stored data (a
+    writer's), data is compared with its checksums instead of being decoded.
+    """
     share = _share(read_data)
+    if last and (point is not None or share is not None):
+        raise UsageError("--last reads nothing", "leave out POINT and --read-data, or --last")
     from vmbackup.cli import access
-    from vmbackup.cli.output import say, say_json
+
+    config = access.load_config(state)
+    name, _ = access.named_repository(config, state.repository)
+    if last:
+        kept = _recall(config, name)
+        _say_last(state, kept)
+    else:
+        kept, found = _verify(state, config, name, point, share)
+        _say(state, found, kept)
+    if textfile is not None:
+        from vmbackup.engine.verified import exposition, write_atomically
+
+        text = exposition(name, kept, _jobs(config, name, kept.domains))
+        write_atomically(textfile.absolute(), text, mode=0o644)
+    return 4 if (kept if last else found).damaged else 0
+
+
+def _verify(
+    state: State, config: "Config", name: str, point: str | None, share: float | None
+) -> tuple["Verified", "VerifySummary"]:
+    from vmbackup.cli import access
+    from vmbackup.cli.output import warn
+    from vmbackup.engine.verified import after, keep, known_damage, recall
     from vmbackup.engine.verify import verify
     from vmbackup.repository.resolve import resolve
 
-    config = access.load_config(state)
-    with access.opened_repository(config, state.repository) as repository:
+    folder = config.daemon.state_dir
+    with access.opened_repository(config, name) as repository:
         points = None if point is None else [resolve(repository.survey(), point)]
+        place = repository.config.repository.hex()
+        before = recall(folder, name, place)
         with access.progress(state) as progress:
-            found = verify(repository, points, share, progress)
-    if state.json:
-        say_json(_document(found))
-    else:
-        for line in _text(found):
-            say(line)
-    return 4 if found.damaged else 0
+            found = verify(repository, points, share, progress, suspects=known_damage(before))
+    kept = after(before, place, found, everything=point is None)
+    try:
+        keep(folder, name, kept)
+    except TargetError as error:
+        warn(f"the result is not kept: {error.message}")
+    return kept, found
+
+
+def _recall(config: "Config", name: str) -> "Verified":
+    from vmbackup.engine.verified import recall
+
+    kept = recall(config.daemon.state_dir, name)
+    if kept is None:
+        raise NotFoundError(
+            f"this host has never verified repository {name}", f"run 'vmbackup --repository {name} verify'"
+        )
+    return kept
+
+
+def _jobs(config: "Config", name: str, domains: Iterable[str]) -> dict[str, str]:
+    """The job that backs up each domain into the repository; none for a domain that has no such job."""
+    from fnmatch import fnmatchcase
+
+    first = next(iter(config.repositories))
+    found: dict[str, str] = {}
+    for job_name, job in config.jobs.items():
+        if (job.repository or first) == name:
+            for domain in domains:
+                wanted = any(fnmatchcase(domain, pattern) for pattern in job.domains)
+                if wanted and not any(fnmatchcase(domain, pattern) for pattern in job.exclude):
+                    found.setdefault(domain, job_name)
+    return found
 
 
 def _share(percent: str | None) -> float | None:
@@ -58,39 +125,100 @@ def _share(percent: str | None) -> float | None:
     return number / 100
 
 
-def _document(found: "VerifySummary") -> dict[str, object]:
-    return {
-        "checked": {"points": found.points, "objects": found.objects, "bytes": found.bytes},
-        "damaged": [
-            {"object": d.object, "problem": d.problem, "points": list(d.points), "disks": list(d.disks)}
-            for d in found.damaged
-        ],
-    }
+def _say(state: State, found: "VerifySummary", kept: "Verified") -> None:
+    from vmbackup.cli.output import say, say_json
+
+    if state.json:
+        say_json(
+            {
+                "checked": {"points": found.points, "objects": found.objects, "bytes": found.bytes},
+                "read": found.read,
+                "share": found.share,
+                "damaged": [damage.to_json() for damage in found.damaged],
+                "known_damaged": len(kept.damaged),
+            }
+        )
+        return
+    for line in _text(found):
+        say(line)
 
 
-def _suffering(damage: "Damage") -> list[str]:
+def _say_last(state: State, kept: "Verified") -> None:
+    from vmbackup.cli.output import say, say_json
+
+    reading = kept.reading
+    if state.json:
+        say_json(
+            {
+                "time": kept.time and kept.time.isoformat(),
+                "checked": {"points": kept.points, "objects": kept.objects, "bytes": kept.bytes},
+                "read": reading and reading.how,
+                "share": reading and reading.share,
+                "read_time": reading and reading.time.isoformat(),
+                "damaged": [damage.to_json() for damage in kept.damaged],
+            }
+        )
+        return
+    for line in _last_text(kept):
+        say(line)
+
+
+def suffering(damage: "Damage") -> list[str]:
     """The restore points that an object's damage spoils, with the disks."""
     disks = f" ({', '.join(damage.disks)})" if damage.disks else ""
     return [f"{point}{disks}" for point in damage.points]
 
 
-def _text(found: "VerifySummary") -> Sequence[str]:
-    from vmbackup.cli.output import clean, counted, paint
-    from vmbackup.config.units import format_size
+def damage_lines(damaged: Iterable["Damage"]) -> list[str]:
+    """Damaged objects, and below each who suffers."""
+    from vmbackup.cli.output import clean, paint
 
     lines = []
-    for damage in found.damaged:
+    for damage in damaged:
         lines += [
             f"{paint('damaged', 'red')}  {clean(damage.object)}: {clean(damage.problem)}",
-            *(f"         suffers: {clean(line)}" for line in _suffering(damage)),
+            *(f"         suffers: {clean(line)}" for line in suffering(damage)),
         ]
-    checked = (
-        f"{counted(found.points, 'restore point')}, {counted(found.objects, 'object')}, {format_size(found.bytes)}"
-    )
-    if found.damaged:
-        suffer = len({point for damage in found.damaged for point in damage.points})
-        told = f"damaged: {counted(len(found.damaged), 'object')}; suffering: {counted(suffer, 'restore point')}"
-        lines.append(f"{checked} checked; {told}")
-    else:
-        lines.append(f"{checked} checked: no damage")
     return lines
+
+
+def damage_total(damaged: Sequence["Damage"]) -> str:
+    """Numbers of damaged objects and suffering points; "no damage" where there is none."""
+    from vmbackup.cli.output import counted
+
+    if not damaged:
+        return "no damage"
+    suffer = len({point for damage in damaged for point in damage.points})
+    return f"damaged: {counted(len(damaged), 'object')}; suffering: {counted(suffer, 'restore point')}"
+
+
+def _text(found: "VerifySummary") -> list[str]:
+    from vmbackup.cli.output import counted
+    from vmbackup.config.units import format_size
+
+    numbers = f"{counted(found.points, 'restore point')}, {counted(found.objects, 'object')}"
+    checked = f"{numbers}, {format_size(found.bytes)} checked"
+    if found.read and found.share:
+        checked += f", {_reading(found.read, found.share)}"
+    joint = "; " if found.damaged else ": "
+    return [*damage_lines(found.damaged), f"{checked}{joint}{damage_total(found.damaged)}"]
+
+
+def _reading(how: str, share: float) -> str:
+    """How much data was read, and how."""
+    data = "all data" if share >= 1 else f"{share * 100:.3g} % of the data"
+    return f"{data} decoded" if how == "decoded" else f"{data} compared with its checksums (this key cannot decode it)"
+
+
+def _last_text(kept: "Verified") -> list[str]:
+    from vmbackup.cli.output import local_time
+
+    never = "never on this host"
+    reading = kept.reading
+    read = f"{local_time(reading.time)}, {_reading(reading.how, reading.share)}" if reading else never
+    return [
+        *damage_lines(kept.damaged),
+        f"verified: {local_time(kept.time) if kept.time else never}",
+        f"data read: {read}",
+        damage_total(kept.damaged),
+    ]

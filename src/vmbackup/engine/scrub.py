@@ -1,10 +1,15 @@
-"""Reading packs whole: every slot's checksum, and where this key can read, every chunk decoded."""
+"""Reading packs whole: every slot's checksum; map nodes, and where the key can read, every chunk decoded."""
 
+import queue
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from vmbackup.engine.pipeline import default_workers
 from vmbackup.errors import DamageError
+from vmbackup.progress import Progress
 from vmbackup.repository import packs
 from vmbackup.repository.catalog import Catalog, fetch
 from vmbackup.repository.chunks import ChunkReader, Secrets
@@ -23,11 +28,15 @@ class PackReport:
 
 
 class Scrubber:
-    """Checks packs. Not shared between threads."""
+    """Checks packs. Not shared between threads.
 
-    def __init__(self, catalog: Catalog, secrets: Secrets) -> None:
+    Without `secrets`, as with a writer's key, chunks are compared with the checksums of their stored bytes: flipped
+    bits are found, but not what was wrong before it was encrypted.
+    """
+
+    def __init__(self, catalog: Catalog, secrets: Secrets | None) -> None:
         self._catalog = catalog
-        self._reader = ChunkReader(catalog, secrets)
+        self._reader = ChunkReader(catalog, secrets) if secrets else None
 
     def check(self, ref: SessionRef, name: PackName) -> PackReport:
         """Reads a pack to its last byte."""
@@ -65,10 +74,40 @@ class Scrubber:
 
     def _decode(self, header: Header, slot: Slot, stored: memoryview) -> None:
         if f"/{DATA}/" in f"/{header.name}":
-            self._reader.open(header, slot, stored)
+            if self._reader:
+                self._reader.open(header, slot, stored)
             return
         keys = self._catalog.keys
         birth = header.birth_of(slot)
         key = packs.pack_key(META, keys, birth, b"", slot.birth_pack)
         opener = packs.SlotOpener(packs.aad_prefix(keys.realm, META), keys.chunk_id_key(birth.key_number))
         opener.open(slot, stored, AESGCM(key), header.name)
+
+
+def scrub(
+    catalog: Catalog,
+    secrets: Secrets | None,
+    sessions: Mapping[bytes, SessionRef],
+    sizes: Mapping[PackName, int],
+    progress: Progress,
+) -> dict[PackName, PackReport]:
+    """Reads the packs of `sizes` (bytes, for the progress) in several threads; gives those with a problem."""
+    workers = default_workers()
+    free: queue.SimpleQueue[Scrubber] = queue.SimpleQueue()
+    for _ in range(workers):
+        free.put(Scrubber(catalog, secrets))
+    progress.start("reading packs", sum(sizes.values()))
+
+    def check(name: PackName) -> tuple[PackName, PackReport]:
+        scrubber = free.get()
+        try:
+            return name, scrubber.check(sessions[name.session], name)
+        finally:
+            free.put(scrubber)
+            progress.advance("reading packs", sizes[name])
+
+    try:
+        with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
+            return {name: report for name, report in pool.map(check, sizes) if report.problem}
+    finally:
+        progress.finish("reading packs")

@@ -1,15 +1,13 @@
 """Is all there that restore points need, and is it what it was when it was written."""
 
-import queue
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from vmbackup.engine.pipeline import default_workers
-from vmbackup.engine.scrub import PackReport, Scrubber
+from vmbackup.engine.findings import Damage, Findings
+from vmbackup.engine.scrub import PackReport, scrub
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.progress import Progress
 from vmbackup.repository import damage, frames, keys
@@ -25,78 +23,73 @@ from vmbackup.repository.stock import Stock
 from vmbackup.repository.usage import DiskUsage, PackName, Usage, load
 from vmbackup.storage_backends import ObjectMissing, StoreError
 
-
-@dataclass(frozen=True)
-class Damage:
-    """An object, what is wrong with it, and the restore points (ids) and disks (targets) that suffer."""
-
-    object: str
-    problem: str
-    points: tuple[str, ...]
-    disks: tuple[str, ...]
+Reading = Literal["decoded", "checksums"]
 
 
 @dataclass(frozen=True)
 class VerifySummary:
-    """What was checked (numbers; bytes of the objects) and found."""
+    """What was checked (numbers; bytes of the objects) and found.
+
+    `read`: how data was read, None where it was not; `share`: so much of the packs, of 1. `keys` are the objects that
+    were looked at, `domains` those of the points.
+    """
 
     points: int
     objects: int
     bytes: int
     damaged: tuple[Damage, ...]
+    read: Reading | None = None
+    share: float | None = None
+    keys: frozenset[str] = frozenset()
+    domains: tuple[str, ...] = ()
 
 
 def verify(
-    repository: Repository, points: Sequence[Point] | None, read_data: float | None, progress: Progress
+    repository: Repository,
+    points: Sequence[Point] | None,
+    read_data: float | None,
+    progress: Progress,
+    *,
+    suspects: Container[str] = (),
 ) -> VerifySummary:
     """Checks what `points` need, or (None) what all points and the repository itself need.
 
     `read_data`: None: objects exist, with their sizes, maps and indexes are whole; a share of 1: so much of the packs
-    is read and authenticated too. Damage is an answer, no error; raises what opening the store raises.
+    is read and authenticated too. What was found damaged before, by anyone's record or as `suspects` (keys), is always
+    read. Damage is an answer, no error; raises what opening the store raises.
     """
-    check = _Verify(repository, read_data, progress)
+    check = _Verify(repository, read_data, progress, suspects)
     if points is None:
         found = repository.survey()
         check.repository_itself()
         check.vanished(found)
         points = found.points
     check.points(points)
-    return check.summary(len(points))
-
-
-class _Findings:
-    """Damage by object, as it is found."""
-
-    def __init__(self) -> None:
-        self._problems: dict[str, str] = {}
-        self._points: dict[str, dict[str, None]] = defaultdict(dict)
-        self._disks: dict[str, dict[str, None]] = defaultdict(dict)
-
-    def add(self, key: str, problem: str, points: Iterable[str] = (), disks: Iterable[str] = ()) -> None:
-        self._problems.setdefault(key, problem.removeprefix(key).strip() or problem)
-        self._points[key].update(dict.fromkeys(points))
-        self._disks[key].update(dict.fromkeys(disks))
-
-    def error(self, error: DamageError, points: Iterable[str] = (), disks: Iterable[str] = ()) -> None:
-        self.add(error.object_key or "?", error.message, points, disks)
-
-    def all(self) -> tuple[Damage, ...]:
-        return tuple(
-            Damage(key, problem, tuple(self._points[key]), tuple(self._disks[key]))
-            for key, problem in sorted(self._problems.items())
-        )
+    return check.summary(points)
 
 
 class _Verify:
-    def __init__(self, repository: Repository, read_data: float | None, progress: Progress) -> None:
+    def __init__(
+        self, repository: Repository, read_data: float | None, progress: Progress, suspects: Container[str]
+    ) -> None:
         self._repository, self._share, self._progress = repository, read_data, progress
+        self._suspects = suspects
         self._store = repository.store
-        self._found = _Findings()
+        self._found = Findings()
         self._objects: dict[str, int] = {}
 
-    def summary(self, points: int) -> VerifySummary:
+    def summary(self, points: Sequence[Point]) -> VerifySummary:
         """The result."""
-        return VerifySummary(points, len(self._objects), sum(self._objects.values()), self._found.all())
+        return VerifySummary(
+            len(points),
+            len(self._objects),
+            sum(self._objects.values()),
+            self._found.all(),
+            None if self._share is None else "decoded" if can_read(self._repository) else "checksums",
+            self._share,
+            frozenset(self._objects),
+            tuple(sorted({point.domain for point in points})),
+        )
 
     def repository_itself(self) -> None:
         """Config, copies, key slots, groups, enrolments."""
@@ -177,14 +170,29 @@ class _Verify:
                 self._found.error(error, [point.id], [disk.target])
         wanted = set().union(*(need.packs for _, _, need in needs)) if needs else set()
         broken = self._sizes(catalog, usage, wanted)
-        if self._share is not None:
-            read = self._read(catalog, usage, sorted(wanted - broken.keys()))
+        if chosen := self._chosen(catalog, usage, wanted - broken.keys()):
+            sizes = {n: self._objects.get(self._key(catalog, usage, n), 0) for n in chosen}
+            secrets = Secrets(self._repository, catalog.keys.group) if can_read(self._repository) else None
+            read = scrub(catalog, secrets, usage.sessions, sizes, self._progress)
             self._record(catalog, usage, read)
             broken |= read
         if broken:
             self._blame(catalog, usage, needs, broken)
 
+    def _chosen(self, catalog: Catalog, usage: Usage, names: set[PackName]) -> list[PackName]:
+        """The packs to read: all or a random share, and what was found damaged before."""
+        records = damage.read(self._store, catalog.keys.group).values()
+        recorded = {PackName(r.session, r.kind, r.number) for r in records}
+        chosen = {n for n in names if n in recorded or self._key(catalog, usage, n) in self._suspects}
+        rest = sorted(names - chosen)
+        if self._share is not None and rest:
+            chosen.update(rest if self._share >= 1 else random.sample(rest, max(1, round(len(rest) * self._share))))
+        return sorted(chosen)
+
     def _documents(self, point: Point) -> None:
+        """The private part; its signature was checked with the point's."""
+        if not can_read(self._repository):
+            return
         try:
             self._repository.documents(point)
         except DamageError as error:
@@ -219,7 +227,7 @@ class _Verify:
         self._objects[key] = found
         if found != size:
             return f"has {found} bytes instead of {size}"
-        if self._share is not None and digest(fetch(self._store, key)) != expected:
+        if (self._share is not None or key in self._suspects) and digest(fetch(self._store, key)) != expected:
             return "is damaged: its digest differs"
         return ""
 
@@ -250,33 +258,6 @@ class _Verify:
             self._objects[self._key(catalog, usage, name)] = stock.size(ref, name.kind, name.number) or 0
         return broken
 
-    def _read(self, catalog: Catalog, usage: Usage, names: list[PackName]) -> dict[PackName, PackReport]:
-        """Reads packs, or a random share of them, in several threads."""
-        share = self._share or 0.0
-        if share < 1:
-            names = random.sample(names, max(1, round(len(names) * share))) if names else []
-        secrets = Secrets(self._repository, catalog.keys.group)
-        workers = default_workers()
-        free: queue.SimpleQueue[Scrubber] = queue.SimpleQueue()
-        for _ in range(workers):
-            free.put(Scrubber(catalog, secrets))
-        sizes = {n: self._objects.get(self._key(catalog, usage, n), 0) for n in names}
-        self._progress.start("reading packs", sum(sizes.values()))
-
-        def check(name: PackName) -> tuple[PackName, PackReport]:
-            scrubber = free.get()
-            try:
-                return name, scrubber.check(usage.sessions[name.session], name)
-            finally:
-                free.put(scrubber)
-                self._progress.advance("reading packs", sizes[name])
-
-        try:
-            with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
-                return {name: report for name, report in pool.map(check, names) if report.problem}
-        finally:
-            self._progress.finish("reading packs")
-
     def _key(self, catalog: Catalog, usage: Usage, name: PackName) -> str:
         return catalog.lineage(usage.sessions[name.session]).pack(name.kind, name.session, name.number)
 
@@ -294,6 +275,11 @@ class _Verify:
             for point, disk, need in needs:
                 if name in need.packs and _suffers(catalog, point, disk, name, report):
                     self._found.add(key, report.problem, [point.id], [disk.target])
+
+
+def can_read(repository: Repository) -> bool:  # noqa: ARG001
+    """Whether the key that it was opened with decodes what is stored."""
+    return True
 
 
 def _check_place(document: dict[str, Any], key: str) -> None:

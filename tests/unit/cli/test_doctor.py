@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ from vmbackup.cli import access
 from vmbackup.errors import HypervisorError, NotFoundError
 from vmbackup.hypervisor import Check
 from vmbackup.hypervisor.source import DomainInfo
+from vmbackup.repository import Repository
+from vmbackup.repository.points import Point
+from vmbackup.repository.repository import PointList
 
 from .conftest import Run
-from .samples import UUID
+from .samples import UUID, point
 
 
 @pytest.fixture
@@ -115,3 +120,30 @@ def test_each_mistake_of_the_configuration_is_a_line(run: Run, config_file: Path
 
 def test_a_missing_configuration_is_a_failure(bare: Run) -> None:
     assert bare("--config", "/nowhere.toml", "doctor").code == 1
+
+
+def test_the_last_verification(run: Run, host: list[Check], repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never is a warning once there are points of some age; known damage is one at once."""
+
+    def told(*points: Point) -> tuple[str, str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(Repository, "read_points", lambda _: PointList(list(points), [], [], set()))
+            check = _found(run)["verified", "local"]
+        return check["status"], check["message"]
+
+    young = point(0, "aaaa0001")
+    old = replace(young, public={**young.public, "time": (datetime.now(UTC) - timedelta(days=8)).isoformat()})
+    assert told() == ("ok", "never on this host")
+    assert told(old) == ("warn", "never on this host")
+    assert run("verify").code == 0
+    assert told()[0] == "ok"
+    status, message = told(old)
+    assert status == "warn"
+    assert message.endswith("no damage known, but no data was ever read")
+    assert run("verify", "--read-data=20").code == 0
+    status, message = told(old)
+    assert status == "ok"
+    assert "no damage known; 20 % of the data read" in message
+    (repository / "config.copy" / "1").unlink()
+    assert run("verify").code == 4
+    assert told() == ("warn", "objects known to be damaged: 1")
