@@ -70,4 +70,4 @@ def point(
         "seal_seconds": 1.0,
         "duration_seconds": 1.0,
     }
-    return Point(place.point(name), POINT, place, name, bytes(8), bytes(32), public, b"", b"", b"")
+    return Point(place.point(name), POINT, place, name, bytes(8), bytes(32), public, b"", b"", b"", b"")

@@ -53,7 +53,7 @@ def test_a_key_that_reads_nothing_compares_checksums(kit: RamKit, kind: str) -> 
     assert kit.verify().damaged == ()
     assert kit.verify().read == "checksums"
     path = pack(kit, kind)
-    flip(path, 100)
+    flip(path, 20)
     kit.reopen()
     (damage, *_) = kit.verify().damaged
     assert (path.name in damage.object, damage.disks) == (True, ("vda",))
