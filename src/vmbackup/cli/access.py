@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from vmbackup.config.models import Config
     from vmbackup.config.models import Repository as RepositoryConfig
     from vmbackup.hypervisor import Host
+    from vmbackup.repository.keys import Secret
     from vmbackup.repository.repository import Repository
     from vmbackup.repository.trust import Trust
+    from vmbackup.repository.writers import WriterKeys
     from vmbackup.storage_backends import Store
 
 
@@ -75,8 +77,7 @@ def open_store_of(repository: "RepositoryConfig", *, create: bool = False) -> "S
 
 @contextlib.contextmanager
 def opened_repository(config: "Config", name: str | None) -> Iterator["Repository"]:
-    """The repository `name`, opened with its passphrase, closed at the end."""
-    from vmbackup.repository.keys import Secret
+    """The repository `name`, opened with its passphrase or writer key, closed at the end."""
     from vmbackup.repository.repository import Repository
 
     name, settings = named_repository(config, name)
@@ -84,10 +85,21 @@ def opened_repository(config: "Config", name: str | None) -> Iterator["Repositor
     make_folder(config.host.cache_dir)
     store = open_store_of(settings)
     try:
-        secret = Secret.passphrase(passphrase_of(name, settings))
-        yield Repository.open(store, secret, trust(config.daemon.state_dir))
+        yield Repository.open(store, _key_of(name, settings), trust(config.daemon.state_dir))
     finally:
         store.close()
+
+
+def _key_of(name: str, settings: "RepositoryConfig") -> "Secret | WriterKeys":
+    """What opens the repository. AccessError, ConfigError."""
+    from vmbackup.config.secrets import read_writer_key
+    from vmbackup.repository.keys import Secret
+    from vmbackup.repository.writers import WriterKeys
+
+    path = settings.writer_key_file
+    if path is None:
+        return Secret.passphrase(passphrase_of(name, settings))
+    return WriterKeys.from_text(read_writer_key(path), str(path))
 
 
 def trust(state_dir: Path) -> "Trust":

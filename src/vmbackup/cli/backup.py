@@ -57,6 +57,7 @@ def command(
         host = stack.enter_context(access.opened_host(config))
         names = list(dict.fromkeys(domains)) if domains else _select(host, settings)
         repository = stack.enter_context(access.opened_repository(config, repository_name))
+        repository.check_may_write()
         run = _Run(state, host, repository, options)
         return run.plan(names) if dry_run else run.backup(names)
 

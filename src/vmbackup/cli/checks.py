@@ -32,9 +32,14 @@ def config_checks(path: Path | None, config: "Config") -> Iterator[Check]:
         told = f"repositories: {len(config.repositories)}, jobs: {len(config.jobs)}"
         yield _private(path, "config", 0o022, f"valid: {told}", "others may change it, and it is read as root")
     for repository in config.repositories.values():
-        for file in (repository.passphrase_file, repository.access_key_file, repository.secret_key_file):
+        for file in _secret_files(repository):
             if file is not None and file.exists():
                 yield _private(file, "secret", 0o077, "readable by its owner only", "others may read it")
+
+
+def _secret_files(repository: "Settings") -> tuple[Path | None, ...]:
+    keys = repository.passphrase_file, repository.writer_key_file
+    return *keys, repository.access_key_file, repository.secret_key_file
 
 
 def _private(path: Path, name: str, forbidden: int, well: str, wrong: str) -> Check:

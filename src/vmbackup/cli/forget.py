@@ -69,6 +69,7 @@ def command(
         raise UsageError("nothing says what to forget", "name restore points, or use --keep-daily 7 or --job NAME")
     repository_name = state.repository or (given.repository if given else None)
     with access.opened_repository(config, repository_name) as repository:
+        repository.check_may_collect()
         found = repository.survey()
         lost: list[tuple[Any, bytes, str]] = []
         if rules is not None:

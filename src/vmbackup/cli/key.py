@@ -37,10 +37,11 @@ def list_slots(state: State) -> int:
     from vmbackup.cli import access
     from vmbackup.cli.output import local_time, say, say_json, table, warn
     from vmbackup.errors import DamageError
+    from vmbackup.repository import slots as key_slots
 
     config = access.load_config(state)
     with access.opened_repository(config, state.repository) as repository:
-        found = list(repository.slots())
+        found = list(key_slots.listed(repository))
     slots = sorted((slot for slot in found if not isinstance(slot, DamageError)), key=lambda s: s.created)
     damaged = [slot for slot in found if isinstance(slot, DamageError)]
     if state.json:
@@ -69,13 +70,14 @@ def add(state: State, label: str | None, file: Path | None) -> None:
     """Add a passphrase that opens the repository beside those it has."""
     from vmbackup.cli import access
     from vmbackup.cli.output import say, say_json
+    from vmbackup.repository import slots
     from vmbackup.repository.keys import Secret
 
     config = access.load_config(state)
     name, _ = access.named_repository(config, state.repository)
     with access.opened_repository(config, state.repository) as repository:
         secret = Secret.passphrase(access.new_passphrase(name, file))
-        slot = repository.add_slot(secret, label or access.host_name())
+        slot = slots.add(repository, secret, label or access.host_name())
     if state.json:
         say_json({"key": {"id": slot, "kind": secret.kind, "label": label or access.host_name()}})
     else:
@@ -97,11 +99,12 @@ def export_recovery(state: State, output: Path, label: str | None) -> None:
     from vmbackup.cli import access
     from vmbackup.cli.output import say, say_json
     from vmbackup.cli.recovery import recovery_file
+    from vmbackup.repository import slots
 
     config = access.load_config(state)
     name, settings = access.named_repository(config, state.repository)
     with access.opened_repository(config, state.repository) as repository, recovery_file(output) as write:
-        key = repository.add_recovery(label or access.host_name())
+        key = slots.add_recovery(repository, label or access.host_name())
         write(name, repository.id, settings.url, key)
     if state.json:
         say_json({"recovery_key_file": str(output.absolute())})

@@ -3,6 +3,7 @@
 import os
 import secrets
 import shlex
+import stat
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -82,6 +83,20 @@ def read_key_file(path: Path, what: str) -> str:
     if not key.isascii() or not key.isprintable() or " " in key or not key:
         raise ConfigError(f"{path} holds no {what}", hint)
     return key
+
+
+def read_writer_key(path: Path) -> str:
+    """The text of a writer's key file. AccessError where it cannot be read, ConfigError where others may read it."""
+    content = _content(path, "writer key file", "make one with 'vmbackup key add-writer', and bring it here")
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise ConfigError(f"the writer key file {path} has mode {mode:04o}: others may read it", f"chmod 600 {path}")
+    if len(content) > _LONGEST:
+        raise ConfigError(f"{path} is too large for a writer key", "correct writer_key_file")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no writer key", "correct writer_key_file") from None
 
 
 def _content(path: Path, what: str, hint: str) -> bytes:

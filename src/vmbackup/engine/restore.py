@@ -64,6 +64,7 @@ def restore(repository: Repository, point: Point, options: RestoreOptions, progr
     DamageError naming point and disk, NotFoundError (no such disk), AccessError.
     """
     started = time.monotonic()
+    repository.check_may_read()
     disks = _choose(point, options.disks)
     _refuse_existing(options.output, disks, options.format)
     documents = _new_documents(options.output, repository.documents(point))

@@ -85,7 +85,7 @@ class _Verify:
             len(self._objects),
             sum(self._objects.values()),
             self._found.all(),
-            None if self._share is None else "decoded" if can_read(self._repository) else "checksums",
+            None if self._share is None else "decoded" if self._repository.can_read else "checksums",
             self._share,
             frozenset(self._objects),
             tuple(sorted({point.domain for point in points})),
@@ -93,7 +93,7 @@ class _Verify:
 
     def repository_itself(self) -> None:
         """Config, copies, key slots, groups, enrolments."""
-        verify_key = self._repository.reader.verify_key
+        verify_key = self._repository.verify_key
         documents = {"config/": b"CONF", "config.copy/": b"CONF", "groups/": b"GRUP", "writers/": b"WRTR"}
         for prefix, kind in documents.items():
             for key, data in self._read_all(prefix):
@@ -110,7 +110,7 @@ class _Verify:
         for group in {*self._repository.groups(), "default"}:
             self._must_exist(f"groups/{group}/1")
             self._must_exist(f"groups/{group}/2")
-        self._must_exist(f"writers/{self._repository.reader.writer.id.hex()}")
+        self._must_exist(f"writers/{self._repository.writer.id.hex()}")
         for slot in self._repository.config.slots:
             self._must_exist(f"keys/{slot}")
 
@@ -172,7 +172,7 @@ class _Verify:
         broken = self._sizes(catalog, usage, wanted)
         if chosen := self._chosen(catalog, usage, wanted - broken.keys()):
             sizes = {n: self._objects.get(self._key(catalog, usage, n), 0) for n in chosen}
-            secrets = Secrets(self._repository, catalog.keys.group) if can_read(self._repository) else None
+            secrets = Secrets(self._repository, catalog.keys.group) if self._repository.can_read else None
             read = scrub(catalog, secrets, usage.sessions, sizes, self._progress)
             self._record(catalog, usage, read)
             broken |= read
@@ -191,7 +191,7 @@ class _Verify:
 
     def _documents(self, point: Point) -> None:
         """The private part; its signature was checked with the point's."""
-        if not can_read(self._repository):
+        if not self._repository.can_read:
             return
         try:
             self._repository.documents(point)
@@ -275,11 +275,6 @@ class _Verify:
             for point, disk, need in needs:
                 if name in need.packs and _suffers(catalog, point, disk, name, report):
                     self._found.add(key, report.problem, [point.id], [disk.target])
-
-
-def can_read(repository: Repository) -> bool:  # noqa: ARG001
-    """Whether the key that it was opened with decodes what is stored."""
-    return True
 
 
 def _check_place(document: dict[str, Any], key: str) -> None:

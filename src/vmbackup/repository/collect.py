@@ -59,7 +59,11 @@ def prune(
     note: Callable[[str], None] = lambda _text: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> PruneReport:
-    """Collects all groups. Raises DamageError where what is needed cannot be known: then nothing is deleted."""
+    """Collects all groups, a writer's key its own.
+
+    Raises AccessError, and DamageError where what is needed cannot be known: then nothing is deleted.
+    """
+    repository.check_may_collect()
     probe = repository.store.probe()
     if not probe.put_if_absent and not options.exclusive:
         raise UsageError(

@@ -13,8 +13,8 @@ MAGIC = b"vmbackup"
 VERSION = 1
 PREAMBLE = struct.Struct(">8s4sHH")
 MAX_DOCUMENT = 1 << 20  # bytes; a config with hundreds of epochs takes 300 KiB
-_LENGTH = struct.Struct(">I")
-_SIGNATURE = 64
+LENGTH = struct.Struct(">I")
+SIGNATURE = 64
 _CONTEXT = b"vmbackup signed document\0"
 
 
@@ -57,18 +57,18 @@ def parse(data: bytes, name: str) -> dict[str, Any]:
 def sign_document(kind: bytes, document: object, key: Ed25519PrivateKey) -> bytes:
     """A whole signed object."""
     body = canonical(document)
-    head = preamble(kind) + _LENGTH.pack(len(body)) + body
+    head = preamble(kind) + LENGTH.pack(len(body)) + body
     return head + key.sign(_CONTEXT + head)
 
 
 def open_document(data: bytes, kind: bytes, name: str, key: Ed25519PublicKey) -> dict[str, Any]:
     """The document of a signed object whose signature holds. Raises DamageError, RepositoryError."""
     check_preamble(data, kind, name)
-    start = PREAMBLE.size + _LENGTH.size
+    start = PREAMBLE.size + LENGTH.size
     if len(data) < start:
         raise DamageError(f"{name} is cut: {len(data)} bytes", object_key=name)
-    (length,) = _LENGTH.unpack_from(data, PREAMBLE.size)
-    if length > MAX_DOCUMENT or len(data) != start + length + _SIGNATURE:
+    (length,) = LENGTH.unpack_from(data, PREAMBLE.size)
+    if length > MAX_DOCUMENT or len(data) != start + length + SIGNATURE:
         raise DamageError(f"{name} has the wrong length", object_key=name)
     try:
         key.verify(data[start + length :], _CONTEXT + data[: start + length])

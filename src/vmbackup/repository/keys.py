@@ -5,7 +5,7 @@ import os
 import struct
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from vmbackup.errors import AccessError, DamageError, UsageError
 from vmbackup.repository import frames
 from vmbackup.repository.crypto import PrivateKey, digest
+from vmbackup.repository.writers import WriterKey, WriterKeys
 
 _LENGTH = struct.Struct(">I")
 _MAX_SLOT = 64 << 10
@@ -28,42 +29,10 @@ _COSTS_RANDOM = {"memory_kib": 8192, "iterations": 1, "lanes": 1}
 
 
 @dataclass(frozen=True)
-class WriterKey:
-    """Who signs restore points: 8 bytes of id, a name, a role (`reader`, `backup`, `prune`) and a group."""
-
-    id: bytes
-    name: str
-    role: str
-    group: str
-    private: Ed25519PrivateKey = field(repr=False)
-
-    @classmethod
-    def generate(cls, name: str, role: str, group: str) -> "WriterKey":
-        """A new one."""
-        return cls(os.urandom(8), name, role, group, Ed25519PrivateKey.generate())
-
-
-@dataclass(frozen=True)
-class Enrolment:
-    """A writer as the realm enrolled it."""
-
-    id: bytes
-    role: str
-    group: str
-    public: Ed25519PublicKey
-
-    def may_collect(self, group: str) -> bool:
-        """Whether what it forgets of the group is forgotten."""
-        return self.role == "reader" or (self.role == "prune" and self.group == group)
-
-    def may_write(self, group: str) -> bool:
-        """Whether restore points of the group count that it signed."""
-        return self.role == "reader" or (self.role == "backup" and self.group == group)
-
-
-@dataclass(frozen=True)
 class ReaderKeys:
     """All that a reader has: the realm's signing key, the private key of each epoch, a writer's key of its own."""
+
+    reads: ClassVar[bool] = True
 
     realm: bytes
     signing: Ed25519PrivateKey = field(repr=False)
@@ -85,6 +54,16 @@ class ReaderKeys:
         """The realm's public signing key, from the wrapped bundle and never from the store."""
         return self.signing.public_key()
 
+    def private(self, epoch: int) -> PrivateKey:
+        """The private key of an epoch. Raises AccessError."""
+        try:
+            return self.epochs[epoch]
+        except KeyError:
+            raise AccessError(
+                f"this passphrase does not read what was stored since epoch {epoch} of the keys began",
+                "the keys were rotated: open the repository with the passphrase or recovery key that was made then",
+            ) from None
+
     def to_bundle(self) -> bytes:
         """JSON, to be wrapped."""
         return frames.canonical(
@@ -93,32 +72,23 @@ class ReaderKeys:
                 "signing_private": self.signing.private_bytes_raw().hex(),
                 "signing_public": self.verify_key.public_bytes_raw().hex(),
                 "epochs": [{"number": n, "private_key": k.raw.hex()} for n, k in sorted(self.epochs.items())],
-                "writer": {
-                    "id": self.writer.id.hex(),
-                    "name": self.writer.name,
-                    "role": self.writer.role,
-                    "group": self.writer.group,
-                    "private_key": self.writer.private.private_bytes_raw().hex(),
-                },
+                "writer": self.writer.document(),
             }
         )
 
     @classmethod
     def from_bundle(cls, bundle: dict[str, Any]) -> "ReaderKeys":
         """The keys of an unwrapped bundle."""
-        writer = bundle["writer"]
         return cls(
             bytes.fromhex(bundle["realm"]),
             Ed25519PrivateKey.from_private_bytes(bytes.fromhex(bundle["signing_private"])),
             {e["number"]: PrivateKey(bytes.fromhex(e["private_key"])) for e in bundle["epochs"]},
-            WriterKey(
-                bytes.fromhex(writer["id"]),
-                writer["name"],
-                writer["role"],
-                writer["group"],
-                Ed25519PrivateKey.from_private_bytes(bytes.fromhex(writer["private_key"])),
-            ),
+            WriterKey.from_document(bundle["writer"]),
         )
+
+
+Identity = ReaderKeys | WriterKeys
+"""What a repository is opened with: what a passphrase opens, or the key file of a writer."""
 
 
 @dataclass(frozen=True)

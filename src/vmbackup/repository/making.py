@@ -7,6 +7,7 @@ from typing import Any
 from vmbackup.repository import frames
 from vmbackup.repository.keys import ReaderKeys
 from vmbackup.repository.layout import check_group
+from vmbackup.repository.writers import WriterKey
 
 _GROUP_INFO = b"vmbackup/1/group\0"
 
@@ -46,9 +47,8 @@ def group_info(realm: bytes, group: str, epoch: int) -> bytes:
     return _GROUP_INFO + realm + epoch.to_bytes(4, "big") + group.encode()
 
 
-def own_enrolment(reader: ReaderKeys) -> tuple[str, bytes]:
-    """The reader's own, as a writer: its name and the object."""
-    writer = reader.writer
+def enrolment(reader: ReaderKeys, writer: WriterKey) -> tuple[str, bytes]:
+    """A writer's: its name and the object."""
     document = {
         "realm": reader.realm.hex(),
         "writer": writer.id.hex(),

@@ -1,5 +1,7 @@
 """Opening a repository: from a secret to its keys, and to the config that holds."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,7 +9,7 @@ from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryE
 from vmbackup.repository import frames, keys
 from vmbackup.repository.catalog import fetch
 from vmbackup.repository.crypto import PublicKey
-from vmbackup.repository.keys import ReaderKeys, Secret
+from vmbackup.repository.keys import Identity, ReaderKeys, Secret
 from vmbackup.storage_backends import Store
 
 
@@ -85,7 +87,33 @@ def unlock(store: Store, secret: Secret, known: str) -> tuple[ReaderKeys, str]:
     )
 
 
-def read_config(store: Store, reader: ReaderKeys) -> RepositoryConfig:
+def read_first(store: Store, identity: Identity) -> RepositoryConfig:
+    """The config, as `read_config`; a writer's key says whether it belongs here at all. AccessError, NotFoundError."""
+    try:
+        return read_config(store, identity)
+    except DamageError:
+        if identity.reads:  # its key came out of this very store
+            raise
+        realms = set(_realms_told(store))
+        if not realms and next(store.list("keys/"), None) is None:
+            raise NotFoundError(f"there is no repository at {store.url}", "make one with 'vmbackup init'") from None
+        if realms and identity.realm.hex() not in realms:
+            raise AccessError(
+                f"this host's writer key belongs to another repository than the one at {store.url}",
+                "correct url or writer_key_file, or get a key by 'vmbackup key add-writer' of this repository",
+            ) from None
+        raise
+
+
+def _realms_told(store: Store) -> Iterator[str]:
+    """The realms that configs name, whoever signed them."""
+    start = frames.PREAMBLE.size + frames.LENGTH.size
+    for entry in store.list("config/"):
+        with contextlib.suppress(DamageError):
+            yield str(frames.parse(fetch(store, entry.key)[start : -frames.SIGNATURE], entry.key).get("realm"))
+
+
+def read_config(store: Store, identity: Identity) -> RepositoryConfig:
     """The highest config with a valid signature, its copy where it is damaged. Raises DamageError, RepositoryError."""
     names = {number_of(e.key) for folder in ("config/", "config.copy/") for e in store.list(folder)}
     errors: list[DamageError] = []
@@ -93,14 +121,14 @@ def read_config(store: Store, reader: ReaderKeys) -> RepositoryConfig:
         for folder in ("config", "config.copy"):
             key = f"{folder}/{number}"
             try:
-                document = frames.open_document(fetch(store, key), b"CONF", key, reader.verify_key)
+                document = frames.open_document(fetch(store, key), b"CONF", key, identity.verify_key)
                 config = RepositoryConfig.from_document(document)
             except DamageError as error:
                 errors.append(error)
                 continue
             except (KeyError, TypeError, ValueError) as error:
                 raise DamageError(f"{key} lacks what a config must have", object_key=key) from error
-            if config.version != number or config.realm != reader.realm:
+            if config.version != number or config.realm != identity.realm:
                 errors.append(DamageError(f"{key} does not belong where it lies", object_key=key))
                 continue
             if config.features["refuse"]:

@@ -12,9 +12,9 @@ from cryptography.exceptions import InvalidSignature
 from vmbackup.errors import DamageError, RepositoryError
 from vmbackup.repository import frames, moves
 from vmbackup.repository.crypto import GroupKeys, derive, digest, seal, unseal
-from vmbackup.repository.keys import Enrolment, WriterKey
 from vmbackup.repository.layout import Lineage, SessionRef, point_id
 from vmbackup.repository.nodes import Ref
+from vmbackup.repository.writers import Enrolment, WriterKey
 
 POINT, PARTIAL, MOVES = 1, 2, 3
 HEAD = frames.PREAMBLE.size + 1  # bytes that tell the kind

@@ -67,8 +67,10 @@ class Run:
         """Pins a session, then reads what the run relies on.
 
         The caller holds this host's lock of the guest, so sessions of this host are dead and are salvaged first.
-        Raises JobConflictError where another host backs the guest up right now, RepositoryError, DamageError.
+        Raises JobConflictError where another host backs the guest up right now, AccessError, RepositoryError,
+        DamageError.
         """
+        repository.check_may_write(lineage.group)
         run = cls(repository, lineage, host)
         run._salvage()
         run._main = run._filling = run._pin_session()

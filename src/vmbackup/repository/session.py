@@ -118,7 +118,7 @@ class Session:
         }
         repository = self.repository
         data = points.encode(
-            POINT, self.keys, repository.reader.writer, self.lineage, self.id, self.secret, public, table, documents
+            POINT, self.keys, repository.writer, self.lineage, self.id, self.secret, public, table, documents
         )
         create_point(repository, self.lineage, self.id, data)
         return points.decode(data, self.keys, self.lineage, self.id, repository.writers())
@@ -161,7 +161,7 @@ def put_partial(
     data = points.encode(
         PARTIAL,
         repository.group(lineage.group),
-        repository.reader.writer,
+        repository.writer,
         lineage,
         session,
         b"",

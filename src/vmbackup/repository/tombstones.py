@@ -28,7 +28,8 @@ _CONTEXT = b"vmbackup tombstone\0"
 
 
 def forget(repository: "Repository", lineage: Lineage, session: bytes) -> None:
-    """Forgets a session for good (rule F1); it may be forgotten already."""
+    """Forgets a session for good (rule F1); it may be forgotten already. Raises AccessError."""
+    repository.check_may_collect(lineage.group)
     key = lineage.trash(session)
     with contextlib.suppress(ObjectExists):  # another pruner's signature makes other bytes, and counts as well
         repository.store.put(key, _signed(repository, _head(b"TRSH", lineage.group) + lineage.id + session))
@@ -67,9 +68,7 @@ def dead(repository: "Repository", group: str) -> set[bytes]:
     return found
 
 
-def _valid(
-    repository: "Repository", kind: bytes, group: str, prefix: str, most: int
-) -> Iterator[tuple[str, bytes]]:
+def _valid(repository: "Repository", kind: bytes, group: str, prefix: str, most: int) -> Iterator[tuple[str, bytes]]:
     """Keys and bodies of the objects that count; the others are left out."""
     for entry in repository.store.list(prefix):
         if entry.size <= most:
@@ -87,7 +86,7 @@ def _bound(repository: "Repository") -> bytes:
 
 
 def _signed(repository: "Repository", body: bytes) -> bytes:
-    writer = repository.reader.writer
+    writer = repository.writer
     data = body + writer.id
     return data + writer.private.sign(_bound(repository) + data)
 

@@ -23,7 +23,12 @@ Answers = dict[str, PointSummary | BaseException]
 
 
 class _Host:
+    """As the hypervisor, and as a repository that takes restore points."""
+
     names = ("db", "scratch-1", "web1")
+
+    def check_may_write(self) -> None:
+        pass
 
     def domains(self) -> list[DomainInfo]:
         return [DomainInfo(name, UUID, 1, "running") for name in self.names]

@@ -38,7 +38,7 @@ def test_a_replicas_trash_counts_for_nothing_here(kit: RamKit) -> None:
     """Repositories of one realm share the keys; what was forgotten in one may not be played back into another."""
     point, here = kit.points()[3], kit.repository
     elsewhere = MemoryStore()
-    replica = Repository(elsewhere, here.reader, replace(here.config, repository=bytes(16)), Trust(None))
+    replica = Repository(elsewhere, here.identity, replace(here.config, repository=bytes(16)), Trust(None))
     key = point.lineage.trash(point.session)
     tombstones.forget(replica, point.lineage, point.session)
     tombstones.put_dead(replica, "default", [point.session])

@@ -58,7 +58,7 @@ class World:
         """A process of its own: nothing is cached of another's."""
         _, made = base()
         handle: Any = store
-        return Repository(handle, made.reader, made.config, Trust(None))
+        return Repository(handle, made.identity, made.config, Trust(None))
 
     def add(self, name: str, work: Callable[[Repository], None]) -> Actor:
         actor = Actor(name, self.store, lambda me: work(self.repository(me)))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import vmbackup.engine.verify
 from tests.unit.engine.kit import RamKit
 from vmbackup.engine.verify import VerifySummary, verify
 from vmbackup.errors import AccessError
@@ -44,7 +43,7 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AccessError("this key reads nothing")
 
     monkeypatch.setattr(Repository, "open_envelope", refuse)
-    monkeypatch.setattr(vmbackup.engine.verify, "can_read", lambda _: False)
+    monkeypatch.setattr(Repository, "can_read", False)
 
 
 @pytest.mark.usefixtures("writer")

@@ -10,6 +10,7 @@ import pytest
 from tests.unit.engine.kit import SECRET, RamKit
 from vmbackup.errors import DamageError
 from vmbackup.repository import Repository
+from vmbackup.repository import slots as slot_list
 from vmbackup.repository.keys import Secret
 from vmbackup.repository.layout import short_id
 from vmbackup.repository.resolve import resolve
@@ -85,11 +86,11 @@ def test_added_slots_are_listed_though_others_add_too(kit: RamKit, monkeypatch: 
         nonlocal first
         if first:
             first = False
-            other.add_slot(Secret.passphrase("one", random=True), "other host")
+            slot_list.add(other, Secret.passphrase("one", random=True), "other host")
         original(self, document)
 
     monkeypatch.setattr(Repository, "_put_config", put)
-    kit.repository.add_slot(Secret.passphrase("two", random=True), "this host")
+    slot_list.add(kit.repository, Secret.passphrase("two", random=True), "this host")
     kit.reopen()
     assert kit.repository.config.version == 3
     assert set(kit.repository.config.slots) == {path.name for path in slots(kit)}
@@ -126,7 +127,7 @@ def test_foreign_files_are_no_objects(kit: RamKit, folder: str, name: str) -> No
     path.write_text("?")
     kit.reopen()
     assert len(kit.repository.survey().points) == 2
-    assert len(list(kit.repository.slots())) == 2
+    assert len(list(slot_list.listed(kit.repository))) == 2
     kit.backup()
     kit.check_all()
 

@@ -1,0 +1,226 @@
+"""The documents of an open repository, and what its key opens: config, groups, enrolments, envelopes."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryError
+from vmbackup.repository import frames, making
+from vmbackup.repository.catalog import fetch
+from vmbackup.repository.crypto import GroupKeys, envelope_info
+from vmbackup.repository.keys import Identity, ReaderKeys
+from vmbackup.repository.layout import Lineage
+from vmbackup.repository.objects import Objects
+from vmbackup.repository.opening import RepositoryConfig, number_of, read_config
+from vmbackup.repository.trust import Seen, Trust
+from vmbackup.repository.writers import BY_READER, NOT_A_READER, Enrolment, WriterKey
+from vmbackup.storage_backends import ObjectExists, Store
+
+DEFAULT_GROUP = "default"
+# A config version is made by one host at a time; this many others may be first.
+_TRIES = 8
+
+
+class Keyring:
+    """What the key that a repository was opened with may do and open. Safe to share between threads."""
+
+    def __init__(self, store: Store, identity: Identity, config: RepositoryConfig, trust: Trust) -> None:
+        self.store: Store = Objects(store)
+        self.identity, self.config = identity, config
+        self._trust = trust
+        self._slot = ""
+        self._groups: dict[str, GroupKeys] = {}
+        self._writers: dict[bytes, Enrolment] | None = None
+
+    # Who it is
+
+    @property
+    def id(self) -> str:
+        """The 8 hex digits that stand in the names of its checkpoints."""
+        return self.config.repository.hex()[:8]
+
+    @property
+    def can_read(self) -> bool:
+        """Whether this key decodes what is stored."""
+        return self.identity.reads
+
+    @property
+    def reader(self) -> ReaderKeys:
+        """All keys of a reader. Raises AccessError for a writer."""
+        if isinstance(self.identity, ReaderKeys):
+            return self.identity
+        raise AccessError("this host's key may not do that", BY_READER)
+
+    @property
+    def writer(self) -> WriterKey:
+        """What signs restore points and what is forgotten here."""
+        return self.identity.writer
+
+    @property
+    def verify_key(self) -> Ed25519PublicKey:
+        """The realm's public signing key, from the key and never from the store."""
+        return self.identity.verify_key
+
+    def check_may_read(self) -> None:
+        """Raises AccessError unless this key decodes what is stored."""
+        if not self.can_read:
+            raise AccessError(NOT_A_READER, BY_READER)
+
+    def check_may_write(self, group: str | None = None) -> None:
+        """Raises AccessError unless restore points count that this key signs."""
+        if not self.writer.enrolment().may_write(group or self.writer.group):
+            self._refuse("make restore points", "backup")
+
+    def check_may_collect(self, group: str | None = None) -> None:
+        """Raises AccessError unless what this key forgets is forgotten."""
+        if not self.writer.enrolment().may_collect(group or self.writer.group):
+            self._refuse("forget or delete anything", "prune")
+
+    def _refuse(self, what: str, role: str) -> None:
+        own = self.writer
+        raise AccessError(
+            f"the key of this host ('{own.name}', role {own.role}, group {own.group}) may not {what}",
+            f"use a key of role {role} ('vmbackup key add-writer --role {role}'), or run this with the passphrase",
+        )
+
+    # The config
+
+    def _put_config(self, document: dict[str, Any]) -> None:
+        """A version and its copy. Raises ObjectExists where another host made that version."""
+        signed = frames.sign_document(b"CONF", document, self.reader.signing)
+        for folder in ("config", "config.copy"):
+            self.store.put(f"{folder}/{document['version']}", signed)
+
+    def change_config(self, change: Callable[[RepositoryConfig], dict[str, Any]], failed: str) -> None:
+        """A new version with the fields that `change` gives for the one that holds; `failed` tells what if it cannot.
+
+        Raises RepositoryError where other hosts are always first.
+        """
+        for _ in range(_TRIES):
+            self.recheck()
+            fields = change(self.config)
+            with contextlib.suppress(ObjectExists):  # another host was first: its version is read, and followed
+                self._put_config({**self.config.document, **fields, "version": self.config.version + 1})
+                self.recheck()
+                return
+        raise RepositoryError(
+            f"{failed}, but other hosts change the config at the same time: it is not listed there",
+            "run the command again",
+        )
+
+    def _seen(self) -> Seen:
+        config = self.config
+        verify = self.verify_key.public_bytes_raw().hex()
+        return Seen(config.repository.hex(), config.realm.hex(), verify, config.version, self._slot)
+
+    def recheck(self) -> None:
+        """Reads the config again, as before each commit. Raises RepositoryError where a newer one forbids writing."""
+        before = self.config.version
+        self.config = config = read_config(self.store, self.identity)
+        self._trust.check(self.store.place, self._seen())
+        if config.version != before:
+            self.forget_writers()
+        if config.features["read_only"]:
+            raise RepositoryError(
+                f"the repository uses features of a newer vmbackup: {', '.join(config.features['read_only'])}",
+                "this version may only read it; upgrade vmbackup on this host",
+            )
+
+    # Groups
+
+    @property
+    def home(self) -> str:
+        """The group that this key writes to unless told."""
+        return self.writer.group
+
+    def group(self, name: str | None = None) -> GroupKeys:
+        """The keys of a group, of the own one unless told. Raises AccessError, NotFoundError, DamageError."""
+        name = name or self.home
+        if name not in self._groups:
+            self._groups[name] = self._read_group(name)
+        return self._groups[name]
+
+    def _read_group(self, name: str) -> GroupKeys:
+        """The highest number that can be read: init writes two, so that damage to one costs nothing."""
+        if not isinstance(self.identity, ReaderKeys):
+            if name == self.home:
+                return self.identity.keys
+            raise AccessError(f"this host's key is of group '{self.home}', not of '{name}'", BY_READER)
+        errors: list[DamageError] = []
+        for entry in sorted(self.store.list(f"groups/{name}/"), key=lambda e: number_of(e.key), reverse=True):
+            try:
+                data = fetch(self.store, entry.key)
+                document = frames.open_document(data, b"GRUP", entry.key, self.verify_key)
+                return self._open_group(name, document, entry.key)
+            except DamageError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        if name == DEFAULT_GROUP or next(self.store.list(f"points/{name}/"), None):
+            raise DamageError(f"groups/{name}, which holds the keys of group '{name}', is missing")
+        raise NotFoundError(f"the repository has no group '{name}'")
+
+    def _open_group(self, name: str, document: dict[str, Any], key: str) -> GroupKeys:
+        if document["group"] != name or document["realm"] != self.config.realm.hex():
+            raise DamageError(f"{key} does not belong where it lies", object_key=key)
+        epoch = document["epoch"]
+        private = self.identity.private(epoch)
+        opened = private.open(making.group_info(self.config.realm, name, epoch), bytes.fromhex(document["sealed"]), key)
+        body = frames.parse(opened, key)
+        id_keys = {k["number"]: bytes.fromhex(k["key"]) for k in body["id_keys"]}
+        return GroupKeys(self.config.realm, name, id_keys, bytes.fromhex(body["lineage_key"]))
+
+    def groups(self) -> list[str]:
+        """The names of all groups that this key sees: a writer its own."""
+        if not self.can_read:
+            return [self.home]
+        return sorted({entry.key.split("/")[1] for entry in self.store.list("groups/")})
+
+    def seen(self, folder: str) -> str:
+        """The prefix of what this key sees of `points` or `index`."""
+        return f"{folder}/" if self.can_read else f"{folder}/{self.home}/"
+
+    def lineage(self, kind: str, stable_id: str, group: str | None = None) -> Lineage:
+        """Where the history of a guest lies, in the own group unless told."""
+        group = group or self.home
+        return Lineage(group, self.group(group).lineage(kind, stable_id))
+
+    # Writers
+
+    def writers(self) -> dict[bytes, Enrolment]:
+        """The enrolled writers, by id; a reader's own is known without the store."""
+        if self._writers is None:
+            found = {self.writer.id: self.writer.enrolment()} if self.can_read else {}
+            for entry in self.store.list("writers/"):
+                with contextlib.suppress(DamageError):  # verify tells of it; its points tell who signed them
+                    writer = self.read_writer(entry.key)
+                    found[writer.id] = writer
+            self._writers = found
+        return self._writers
+
+    def forget_writers(self) -> None:
+        """They are read again when they are needed: others may have been enrolled or revoked."""
+        self._writers = None
+
+    def read_writer(self, key: str) -> Enrolment:
+        """An enrolment. Raises DamageError, RepositoryError."""
+        if key.endswith(".revoked"):
+            raise RepositoryError(
+                "the repository knows revoked writers, which only a newer vmbackup judges",
+                "upgrade vmbackup on this host",
+            )
+        document = frames.open_document(fetch(self.store, key), b"WRTR", key, self.verify_key)
+        if document["realm"] != self.config.realm.hex() or key != f"writers/{document['writer']}":
+            raise DamageError(f"{key} does not belong where it lies", object_key=key)
+        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(document["public_key"]))
+        writer = bytes.fromhex(document["writer"])
+        return Enrolment(writer, document["name"], document["role"], document["group"], public)
+
+    # Envelopes
+
+    def open_envelope(self, group: str, session: bytes, epoch: int, envelope: bytes, name: str) -> bytes:
+        """A session's secret. Raises AccessError."""
+        private = self.identity.private(epoch)
+        return private.open(envelope_info(self.config.realm, epoch, group, session), envelope, name)
