@@ -7,6 +7,7 @@ StoreError
 ├── ObjectExists        the key is taken by other bytes
 ├── ObjectTruncated     the object is shorter than what was asked for
 ├── ObjectTooLarge      the whole object was asked for, and is larger than any can be
+├── DeleteRefused       the object is locked, or the keys may not delete it
 ├── StoreMissing        no such folder or bucket
 ├── StoreFull           no space or quota left
 ├── StoreUnfit          the place deletes or locks objects by itself
@@ -94,6 +95,17 @@ class ObjectTooLarge(StoreError):
         self.size = size
 
 
+class DeleteRefused(StoreError):
+    """The object stays as it was: locked `until` (seconds since 1970), or the keys may not delete it (None)."""
+
+    kind = "delete_refused"
+
+    def __init__(self, key: str, until: float | None) -> None:
+        super().__init__(f"object {key} may not be deleted")
+        self.key = key
+        self.until = until
+
+
 class StoreMissing(StoreError):
     """There is no such folder or bucket: not mounted, not made yet, or gone since it was opened."""
 
@@ -107,7 +119,7 @@ class StoreFull(StoreError):
 
 
 class StoreUnfit(StoreError):
-    """The place deletes or locks objects by itself: no repository may be made or kept there."""
+    """The place deletes or locks objects by itself, or cannot lock them: no repository may be made or kept there."""
 
     kind = "store_unfit"
 
@@ -131,12 +143,18 @@ class Entry:
 class BucketFacts:
     """What is set for a bucket: whether it keeps versions, and can lock objects; None where it did not tell.
 
-    `unknown` names the settings that the keys may not ask for, or that the server does not know.
+    `unknown` names the settings that the keys may not ask for, or that the server does not know. `conditional`:
+    it is the server that refuses a second put, not the order of versions that settles it. `rules`: it has lifecycle
+    rules, harmless ones. `powers`: what the keys may
+    do that only those of a pruner, or of the bucket's owner, should, each as the end of "may ...".
     """
 
     versioning: bool | None
     object_lock: bool | None
     unknown: tuple[str, ...] = ()
+    conditional: bool = True
+    rules: bool = False
+    powers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +162,8 @@ class ProbeResult:
     """What a store was seen to do with a throw-away object.
 
     `put_if_absent`: a second put of other bytes was refused and changed nothing. `ranges`: parts come back
-    exactly. `lists`: the object was listed at once, in its place. `deletes`: it was gone after a delete.
+    exactly. `lists`: the object was listed at once, in its place. `deletes`: it was gone after a delete, or the bucket
+    keeps versions and the keys may delete none.
     `clock_skew`: seconds by which the store's clock is ahead of ours. `free_bytes`: None where unknown. `bucket`:
     None for a store that is none.
     """
@@ -209,10 +228,20 @@ class Store(Protocol):
         """
 
     def delete(self, key: str) -> None:
-        """Remove an object for good. No error where there is none."""
+        """Remove an object for good. No error where there is none. Raises DeleteRefused."""
 
-    def probe(self) -> ProbeResult:
-        """Try with a throw-away object what a repository relies on, and tell what was seen. May raise StoreUnfit."""
+    def lock(self, key: str, seconds: float) -> float:
+        """Keep the object from being deleted by anybody for so long from now at least, by the store's clock.
+
+        Gives until when it is locked now (seconds since 1970), as the store was heard to say; never shortens a lock.
+        Raises ObjectMissing, StoreUnfit where nothing can be locked.
+        """
+
+    def probe(self, *, powers: bool = False) -> ProbeResult:
+        """Try with throw-away objects what a repository relies on, and tell what was seen. May raise StoreUnfit.
+
+        With `powers` also whether the keys to the store may do what they need not.
+        """
 
     def close(self) -> None:
         """Give back connections. Never raises; the store is not used afterwards."""

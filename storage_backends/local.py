@@ -22,6 +22,7 @@ from vmbackup.storage_backends.base import (
     StoreFull,
     StoreMissing,
     StoreUnavailable,
+    StoreUnfit,
     check_key,
 )
 from vmbackup.storage_backends.files import (
@@ -147,7 +148,11 @@ class LocalStore:
             else:
                 sync_folder(os.path.dirname(path))
 
-    def probe(self) -> ProbeResult:
+    def lock(self, key: str, seconds: float) -> float:  # noqa: ARG002  as the Protocol has it
+        """Raise StoreUnfit: whoever may write a folder may delete from it."""
+        raise StoreUnfit(f"{self._root} is a folder, which locks nothing", "use a bucket with object lock")
+
+    def probe(self, *, powers: bool = False) -> ProbeResult:  # noqa: ARG002  as the Protocol has it
         """Try with a throw-away object what a repository relies on. Raises as Store.put says."""
         self._root_inode()
         with self._translated("look at"):

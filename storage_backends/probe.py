@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Iterator
 
-from vmbackup.storage_backends.base import ObjectExists, ObjectMissing, ProbeResult, Store, StoreError
+from vmbackup.storage_backends.base import DeleteRefused, ObjectExists, ObjectMissing, ProbeResult, Store, StoreError
 
 PROBE_PREFIX = "probe/"  # throw-away objects; a killed probe may leave one
 _FIRST, _SECOND = b"vmbackup probe: the first put\n", b"vmbackup probe: the second one\n"
@@ -29,12 +29,16 @@ def probe_store(store: Store, free_bytes: int | None = None) -> ProbeResult:
         with contextlib.suppress(StoreError):
             store.delete(key)
         raise
-    store.delete(key)
+    try:
+        store.delete(key)
+        deletes = _is_gone(store, key)
+    except DeleteRefused:
+        deletes = True  # as far as anybody with these keys should
     return ProbeResult(
         put_if_absent=put_if_absent,
         ranges=ranges,
         lists=lists,
-        deletes=_is_gone(store, key),
+        deletes=deletes,
         clock_skew=_outside(modified, started, finished),
         free_bytes=free_bytes,
     )

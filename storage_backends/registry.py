@@ -10,11 +10,12 @@ from vmbackup.storage_backends.s3_settings import S3Settings
 _HINT = "give an absolute path, or file:///absolute/path"
 
 
-def open_store(url: str, s3: S3Settings | None = None, *, create: bool = False) -> Store:
+def open_store(url: str, s3: S3Settings | None = None, *, create: bool = False, lockable: bool = False) -> Store:
     """Open the store at `file:///absolute/path`, at an absolute path, or at `s3://bucket/prefix` by its settings.
 
-    With `create` a folder or bucket that is missing is made; whether it may hold anything is the caller's
-    question (see `occupants`). A bucket is not asked for anything before the first verb.
+    With `create` a folder or bucket that is missing is made, a bucket for object lock if it is to be `lockable`;
+    whether it may hold anything is the caller's question (see `occupants`). A bucket is not asked for anything before
+    the first verb.
     Raises BadStoreUrl, StoreMissing, StoreUnavailable.
     """
     if not url.startswith("s3://"):
@@ -23,7 +24,7 @@ def open_store(url: str, s3: S3Settings | None = None, *, create: bool = False) 
         raise BadStoreUrl(f"{url!r} does not say where its server is", "give settings beside it")
     from vmbackup.storage_backends.s3 import S3Store
 
-    return S3Store(url, s3, create=create)
+    return S3Store(url, s3, create=create, lockable=lockable)
 
 
 def _folder(url: str) -> Path:

@@ -62,9 +62,13 @@ class Objects:
         """See Store."""
         self._store.delete(key)
 
-    def probe(self) -> ProbeResult:
+    def probe(self, *, powers: bool = False) -> ProbeResult:
         """See Store."""
-        return self._store.probe()
+        return self._store.probe(powers=powers)
+
+    def lock(self, key: str, seconds: float) -> float:
+        """See Store."""
+        return self._store.lock(key, seconds)
 
     def close(self) -> None:
         """See Store."""
@@ -73,5 +77,3 @@ class Objects:
     def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
         """See Store."""
         return (entry for entry in self._store.list(prefix, after) if _NAMES.fullmatch(entry.key))
-
-

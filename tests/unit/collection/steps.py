@@ -61,7 +61,7 @@ class MemoryStore:
     def delete(self, key: str) -> None:
         self.objects.pop(key, None)
 
-    def probe(self) -> ProbeResult:
+    def probe(self, *, powers: bool = False) -> ProbeResult:
         import time
 
         return ProbeResult(True, True, True, True, self.now - time.time(), None)
