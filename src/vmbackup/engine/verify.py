@@ -20,7 +20,7 @@ from vmbackup.repository.maps import extents
 from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.repository import PointList, Repository
 from vmbackup.repository.stock import Stock
-from vmbackup.repository.usage import DiskUsage, PackName, Usage, load
+from vmbackup.repository.usage import DiskUsage, PackName, Reached, Usage, load
 from vmbackup.storage_backends import ObjectMissing, StoreError
 
 Reading = Literal["decoded", "checksums"]
@@ -165,10 +165,11 @@ class _Verify:
             self._documents(point)
             needs += ((point, disk, usage.of(point, disk)) for disk in point.disks)
         self._indexes(catalog, usage, needs)
-        for point, disk, need in needs:
-            for error in need.errors:
+        reached = Reached()
+        for point, disk, need in needs if usage.errors else ():
+            for error in reached.errors(need):
                 self._found.error(error, [point.id], [disk.target])
-        wanted = set().union(*(need.packs for _, _, need in needs)) if needs else set()
+        wanted = usage.packs
         broken = self._sizes(catalog, usage, wanted)
         if chosen := self._chosen(catalog, usage, wanted - broken.keys()):
             sizes = {n: self._objects.get(self._key(catalog, usage, n), 0) for n in chosen}
@@ -216,7 +217,8 @@ class _Verify:
             except ObjectMissing:
                 bad[key] = "is missing"
             for name, problem in bad.items():
-                users = [(p, d) for p, d, need in needs if any(n.session == ref.session for n in need.packs)]
+                reached = Reached({n for n in usage.packs if n.session == ref.session})
+                users = [(p, d) for p, d, need in needs if reached.packs(need)]
                 self._found.add(name, problem, [p.id for p, _ in users], [d.target for _, d in users])
 
     def _part_problem(self, key: str, size: int, expected: bytes) -> str:
@@ -247,7 +249,7 @@ class _Verify:
         """Packs that are missing or of another size than their index says."""
         broken: dict[PackName, PackReport] = {}
         stock = Stock(catalog)
-        for name in wanted:
+        for name in sorted(wanted):  # a session's together: its root is read once
             ref = usage.sessions[name.session]
             try:
                 entry = catalog.entry(ref, name.kind, name.number)
@@ -270,11 +272,12 @@ class _Verify:
     ) -> None:
         """Who suffers: a disk that needs one of the broken slots."""
         for name, report in broken.items():
-            key = self._key(catalog, usage, name)
-            self._found.add(key, report.problem)
-            for point, disk, need in needs:
-                if name in need.packs and _suffers(catalog, point, disk, name, report):
-                    self._found.add(key, report.problem, [point.id], [disk.target])
+            self._found.add(self._key(catalog, usage, name), report.problem)
+        reached = Reached(broken)
+        for point, disk, need in needs:
+            for name in sorted(reached.packs(need)):
+                if _suffers(catalog, point, disk, name, broken[name]):
+                    self._found.add(self._key(catalog, usage, name), broken[name].problem, [point.id], [disk.target])
 
 
 def _check_place(document: dict[str, Any], key: str) -> None:

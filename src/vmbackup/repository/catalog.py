@@ -17,9 +17,10 @@ from vmbackup.repository.nodes import Node, Ref, decode
 from vmbackup.repository.packs import FOOTER, Header
 from vmbackup.storage_backends import ObjectMissing, ObjectTruncated, Store
 
-# A header of 512 slots is 37 KB; 256 of them 10 MB. A pass in disk order needs a few at a time.
-_HEADERS = 256
-_ROOTS = 256
+# A header of 512 slots is 37 KB, the largest 590 KB. A pass in disk order needs a few at a time.
+_HEADER_BYTES = 16 << 20
+# An incremental's root tells of some packs, that of 2 TiB of 65,536: about 30 MB, and as much for all others.
+_ROOT_PACKS = 1 << 16
 _LEAVES = 64
 
 ReadTables = Callable[[Lineage, frozenset[bytes]], list[Table] | None]
@@ -30,18 +31,23 @@ V = TypeVar("V")
 
 
 class _Cache(OrderedDict[K, V]):
-    def __init__(self, limit: int) -> None:
+    """The values used last, as many as cost no more than `limit` together, but always the last one."""
+
+    def __init__(self, limit: int, cost: Callable[[V], int] = lambda _value: 1) -> None:
         super().__init__()
-        self._limit = limit
+        self._limit, self._cost = limit, cost
+        self._held = 0
 
     def fetch(self, key: K, make: Callable[[], V]) -> V:
         try:
             value = self[key]
             self.move_to_end(key)
         except KeyError:
-            value = self[key] = make()
-            if len(self) > self._limit:
-                self.popitem(last=False)
+            value = make()
+            self[key] = value
+            self._held += self._cost(value)
+            while self._held > self._limit and len(self) > 1:
+                self._held -= self._cost(self.popitem(last=False)[1])
         return value
 
 
@@ -58,8 +64,10 @@ class Catalog:
         self._read_tables = read_tables
         self._refused: frozenset[bytes] = frozenset()
         self._lock = threading.RLock()
-        self._roots: _Cache[tuple[bytes, int], IndexRoot] = _Cache(_ROOTS)
-        self._headers: _Cache[tuple[bytes, str, int], Header] = _Cache(_HEADERS)
+        self._roots: _Cache[tuple[bytes, int], IndexRoot] = _Cache(_ROOT_PACKS, lambda root: 1 + len(root.packs))
+        self._headers: _Cache[tuple[bytes, str, int], Header] = _Cache(
+            _HEADER_BYTES, lambda header: len(header.records)
+        )
         self._nodes: _Cache[bytes, bytes] = _Cache(_LEAVES)
 
     def lineage(self, ref: SessionRef) -> Lineage:

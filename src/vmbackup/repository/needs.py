@@ -60,10 +60,8 @@ class Needs:
             if key in self._nodes:
                 continue
             self._add(META, place, ref.pack)
-            for entry in load(self._catalog, point, disk, ref, first).entries:
-                if isinstance(entry, Ref):
-                    stack.append((entry, first))
-                elif entry.session != ZERO:
-                    self._add(DATA, session_of(point, entry.session), entry.pack)
-                first += entry.chunks
+            node = load(self._catalog, point, disk, ref, first)
+            stack += node.children()
+            for number, pack in node.data_packs():
+                self._add(DATA, session_of(point, number), pack)
             self._nodes.add(key)

@@ -95,12 +95,12 @@ class Point:
         """Session number -> nodes of its maps that name it."""
         return {row[0]: row[5] for row in _TABLE.iter_unpack(self.rows)}
 
-    @property
+    @cached_property
     def time(self) -> datetime:
         """The point in time, aware."""
         return datetime.fromisoformat(self.public["time"])
 
-    @property
+    @cached_property
     def id(self) -> str:
         """`<time>-<8 hex>`."""
         return point_id(self.time, self.session)
@@ -126,7 +126,7 @@ class Point:
         parent = self.public["parent"]
         return bytes.fromhex(parent["session"]) if parent else None
 
-    @property
+    @cached_property
     def disks(self) -> list[DiskRecord]:
         """The disks, in the order of the domain."""
         return [DiskRecord.from_json(d) for d in self.public["disks"]]

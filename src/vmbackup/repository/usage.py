@@ -1,6 +1,6 @@
 """Which packs restore points need: maps walked once, however many points share their nodes."""
 
-from collections.abc import Iterator
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from vmbackup.errors import DamageError
 from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.layout import SessionRef
-from vmbackup.repository.nodes import ZERO, Node, Ref, Run
+from vmbackup.repository.nodes import ZERO, Node, Ref
 from vmbackup.repository.points import DiskRecord, Point
 
 
@@ -20,11 +20,15 @@ class PackName(NamedTuple):
     number: int
 
 
-@dataclass
+@dataclass(eq=False)
 class DiskUsage:
-    """A disk of a point: the packs that it needs, and the errors of map nodes that cannot be read."""
+    """What a node of a map needs: its own pack and those that its runs name, the nodes below, its own errors.
+
+    A disk's is that of its root. Nodes are shared by disks and points, so what hangs together is asked of Usage.
+    """
 
     packs: set[PackName] = field(default_factory=set)
+    below: list["DiskUsage"] = field(default_factory=list)
     errors: list[DamageError] = field(default_factory=list)
 
 
@@ -32,12 +36,15 @@ class Usage:
     """The packs of disks. One for all points of a group: a node that was walked is not walked again.
 
     Nodes are known by their place: equal ones of two histories name different sessions by the same numbers.
+    `packs` are those of all disks asked for so far, `errors` what kept their nodes from being read.
     """
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._known: dict[tuple[bytes, int, int], DiskUsage] = {}
         self.sessions: dict[bytes, SessionRef] = {}
+        self.packs: set[PackName] = set()
+        self.errors: list[DamageError] = []
 
     def of(self, point: Point, disk: DiskRecord) -> DiskUsage:
         """What a disk needs."""
@@ -51,10 +58,13 @@ class Usage:
         try:
             place = session_of(point, ref.session).session, ref.pack, ref.slot
         except DamageError as error:
+            self.errors.append(error)
             return DiskUsage(errors=[error])
         known = self._known.get(place)
         if known is None:
             known = self._known[place] = self._read(point, disk, ref, first)
+            self.packs |= known.packs
+            self.errors += known.errors
         return known
 
     def _read(self, point: Point, disk: DiskRecord, ref: Ref, first: int) -> DiskUsage:
@@ -62,18 +72,38 @@ class Usage:
         try:
             usage.packs.add(PackName(session_of(point, ref.session).session, META, ref.pack))
             node = load(self._catalog, point, disk, ref, first)
-            for entry in node.entries:
-                if isinstance(entry, Run):
-                    if entry.session != ZERO:
-                        usage.packs.add(PackName(session_of(point, entry.session).session, DATA, entry.pack))
-                else:
-                    below = self._walk(point, disk, entry, first)
-                    usage.packs |= below.packs
-                    usage.errors += below.errors
-                first += entry.chunks
+            for number, pack in node.data_packs():
+                usage.packs.add(PackName(session_of(point, number).session, DATA, pack))
+            for child, at in node.children():
+                usage.below.append(self._walk(point, disk, child, at))
         except DamageError as error:
             usage.errors.append(error)
         return usage
+
+
+class Reached:
+    """Which of some packs, and which errors, disks reach: each shared node is looked into once."""
+
+    def __init__(self, packs: Container[PackName] = ()) -> None:
+        self._asked = packs
+        self._known: dict[int, tuple[frozenset[PackName], tuple[DamageError, ...]]] = {}
+
+    def packs(self, usage: DiskUsage) -> frozenset[PackName]:
+        """Those of the packs that a disk needs."""
+        return self._of(usage)[0]
+
+    def errors(self, usage: DiskUsage) -> tuple[DamageError, ...]:
+        """What keeps nodes of its map from being read."""
+        return self._of(usage)[1]
+
+    def _of(self, usage: DiskUsage) -> tuple[frozenset[PackName], tuple[DamageError, ...]]:
+        found = self._known.get(id(usage))
+        if found is None:
+            below = [self._of(node) for node in usage.below]
+            packs = frozenset(name for name in usage.packs if name in self._asked).union(*(b[0] for b in below))
+            errors = dict.fromkeys(error for part in (usage.errors, *(b[1] for b in below)) for error in part)
+            found = self._known[id(usage)] = packs, tuple(errors)
+        return found
 
 
 def session_of(point: Point, number: int) -> SessionRef:
@@ -91,26 +121,16 @@ def load(catalog: Catalog, point: Point, disk: DiskRecord, ref: Ref, first: int)
 
 def freed_bytes(catalog: Catalog, point: Point, others: list[Point]) -> int:
     """Bytes of objects that only `point` needs, of all points of its group. Raises DamageError."""
-    usage = Usage(catalog)
-    own = _packs(usage, point)
-    for other in others:
-        if other.session != point.session:
-            own -= _packs(usage, other)
-    return sum(catalog.entry(usage.sessions[p.session], p.kind, p.number).size for p in own)
+    own, kept = Usage(catalog), Usage(catalog)
+    _walk_all(own, [point])
+    _walk_all(kept, [other for other in others if other.session != point.session])
+    freed = own.packs - kept.packs
+    return sum(catalog.entry(own.sessions[p.session], p.kind, p.number).size for p in freed)
 
 
-def _packs(usage: Usage, point: Point) -> set[PackName]:
-    found: set[PackName] = set()
-    for disk in point.disks:
-        needs = usage.of(point, disk)
-        if needs.errors:
-            raise needs.errors[0]
-        found |= needs.packs
-    return found
-
-
-def disk_packs(usage: Usage, points: list[Point]) -> Iterator[tuple[Point, DiskRecord, DiskUsage]]:
-    """Each disk of each point with what it needs."""
+def _walk_all(usage: Usage, points: list[Point]) -> None:
     for point in points:
         for disk in point.disks:
-            yield point, disk, usage.of(point, disk)
+            usage.of(point, disk)
+    if usage.errors:
+        raise usage.errors[0]
