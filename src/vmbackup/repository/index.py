@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vmbackup.errors import DamageError
-from vmbackup.repository import frames
+from vmbackup.repository import frames, hooks
 from vmbackup.repository.crypto import DATA, GroupKeys, digest, seal, unseal
 from vmbackup.repository.packs import KINDS, Birth, decode_births, encode_births
 
@@ -40,6 +40,11 @@ class IndexRoot:
     parts: dict[int, tuple[int, bytes]]  # number -> (size, digest)
     packs: dict[tuple[str, int], PackEntry]
 
+    def hooks_part(self) -> int | None:
+        """The number of the part with hooks: the last one, if no header lies in it."""
+        last = max(self.parts, default=None)
+        return None if any(entry.part == last for entry in self.packs.values()) else last
+
 
 class IndexWriter:
     """Collects the sealed headers of a session; hands parts to `put(number, object)` as they fill."""
@@ -51,14 +56,24 @@ class IndexWriter:
         self._buffer = bytearray(frames.preamble(b"IDXP"))
         self._parts: list[tuple[int, bytes]] = []
         self._packs: list[PackEntry] = []
+        self.hooks: dict[int, bytes] = {}
 
     def add(
-        self, kind: str, number: int, size: int, slots: int, sealed: bytes, births: Iterable[Birth] = ()
+        self,
+        kind: str,
+        number: int,
+        size: int,
+        slots: int,
+        sealed: bytes,
+        births: Iterable[Birth] = (),
+        ids: Iterable[bytes] = (),
     ) -> None:
-        """One pack, stored already: `size` bytes of the object, its sealed header, the births of its slots."""
+        """One pack, stored already: `size` bytes of the object, its sealed header, the births and ids of its slots."""
         if kind == DATA:  # what opens a map node is the id key, no envelope
             for birth in births:
                 self._births.setdefault(birth.session, birth)
+            if found := hooks.select(ids):
+                self.hooks[number] = found
         if len(self._buffer) + _RECORD.size + len(sealed) > PART_BYTES:
             self._flush()
         self._buffer += _RECORD.pack(KINDS[kind], number, len(sealed))
@@ -72,14 +87,18 @@ class IndexWriter:
 
     def _flush(self) -> None:
         if len(self._buffer) > frames.PREAMBLE.size:
-            part = bytes(self._buffer)
-            self._put(self._next, part)
-            self._parts.append((len(part), digest(part)))
+            self._put_part(bytes(self._buffer))
             self._buffer = bytearray(frames.preamble(b"IDXP"))
 
+    def _put_part(self, part: bytes) -> None:
+        self._put(self._next, part)
+        self._parts.append((len(part), digest(part)))
+
     def finish(self) -> tuple[int, bytes]:
-        """Writes the last part and the root; gives the root's (number, digest)."""
+        """Writes the last parts and the root; gives the root's (number, digest)."""
         self._flush()
+        if sum(map(len, self.hooks.values())) >= hooks.LEAST * hooks.HOOK_BYTES:
+            self._put_part(hooks.encode(self._keys, self._own.session, self._next, self.hooks))
         body = _COUNT.pack(len(self._births)) + encode_births(list(self._births.values()))
         body += _COUNT.pack(self._first) + _COUNT.pack(len(self._parts))
         body += b"".join(_PART.pack(*part) for part in self._parts)

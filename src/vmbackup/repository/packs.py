@@ -220,6 +220,10 @@ class PackBuilder:
         """Whether one more chunk of that length surely fits."""
         return self.position + plain_length + TAG_BYTES <= self._capacity and len(self._records) < MAX_SLOTS
 
+    def ids(self) -> Iterator[bytes]:
+        """The chunk ids of the slots so far, in order."""
+        return (record[:32] for record in self._records)
+
     @property
     def births(self) -> list[Birth]:
         """Of the slots so far, that of the pack's own session first."""

@@ -61,5 +61,5 @@ def _add(
         header = packs.open_header(sealed, header_key, key_number, slots, key)
     except DamageError:
         return False  # a pack that cannot be read is no chunk to find again
-    index.add(kind, number, size, slots, sealed, header.births)
+    index.add(kind, number, size, slots, sealed, header.births, header.ids())
     return True

@@ -21,7 +21,8 @@ SECRET_BYTES = 32
 class Session:
     """An open session. Packs may be begun and put by several threads; the rest is for one.
 
-    `number` is its number in the session table; `stored_bytes` counts objects put so far.
+    `number` is its number in the session table; `stored_bytes` counts objects put so far;
+    `hooks` are those of its packs, once the index is closed.
     """
 
     def __init__(self, repository: Repository, lineage: Lineage, number: int, host: str) -> None:
@@ -43,6 +44,7 @@ class Session:
         }
         self._index: IndexWriter | None = IndexWriter(self.keys, self._births[DATA], self._put_index)
         self.index_ref: SessionRef | None = None
+        self.hooks: dict[int, bytes] = {}
 
     def pin(self) -> None:
         """Rule W1: nothing is read that the run relies on before this has returned."""
@@ -76,7 +78,9 @@ class Session:
         with self._lock:
             if self._index is None:
                 raise RuntimeError("the session's index is closed")
-            self._index.add(builder.kind, builder.number, len(data), len(builder), sealed, builder.births)
+            self._index.add(
+                builder.kind, builder.number, len(data), len(builder), sealed, builder.births, builder.ids()
+            )
             self.pending -= 1
             self.stored_bytes += len(data)
         return len(data)
@@ -96,6 +100,7 @@ class Session:
             if self._index is None:
                 raise RuntimeError("the session's index was not finished")
             number, digest = self._index.finish()
+            self.hooks = self._index.hooks
             self._index = None  # a long run has many sessions: what is written is not held
             self.index_ref = SessionRef(self.number, self.id, self.lineage.id, number, digest)
         return self.index_ref
