@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmbackup.repository.summary import PointSummary
 
 POLICIES = ("auto", "required", "never")
-_LATER = ("bandwidth_limit", "reread_every", "consistency_group", "copy_to")  # keys of a job that do nothing so far
+_LATER = ("bandwidth_limit", "reread_every", "consistency_group")  # keys of a job that do nothing so far
 
 
 @click.command("backup", cls=Command, short_help="Make restore points of domains, now.")
@@ -58,7 +58,7 @@ def command(
         names = list(dict.fromkeys(domains)) if domains else _select(host, settings)
         repository = stack.enter_context(access.opened_repository(config, repository_name))
         repository.check_may_write()
-        run = _Run(state, host, repository, options)
+        run = _Run(state, config, host, repository, options, settings.copy_to if settings else ())
         return run.plan(names) if dry_run else run.backup(names)
 
 
@@ -106,13 +106,16 @@ class _Run:
     """What a backup of several domains needs, and what has come of it."""
 
     state: State
+    config: "Config"
     host: "Host"
     repository: "Repository"
     options: "BackupOptions"
+    copy_to: Sequence[str]
 
     def backup(self, domains: Sequence[str]) -> int:
-        """Back up all, print the result, return the exit code."""
+        """Back up all, copy what is new, print the result, return the exit code."""
         from vmbackup.cli import access
+        from vmbackup.cli.copying import Copies
         from vmbackup.cli.points import document
         from vmbackup.engine.backup import backup
 
@@ -124,11 +127,16 @@ class _Run:
                     points.append(backup(self.host, self.repository, domain, self.options, progress))
                     if not self.state.json:
                         say(_text(points[-1]))
+            if not self.state.json and (total := turns.total("backed up")):
+                say(total)
+            copies = [Copies(self.state, name) for name in self.copy_to]
+            for copy in copies:
+                copy.follow(self.config, self.repository, domains, progress)
         if self.state.json:
-            say_json(turns.add_failures(document(points)))
-        elif total := turns.total("backed up"):
-            say(total)
-        return turns.exit_code(warned=any(point.status == "warning" for point in points))
+            made = {"copies": [copy.document() for copy in copies]} if copies else {}
+            say_json(turns.add_failures(document(points)) | made)
+        warned = any(point.status == "warning" for point in points) or any(copy.failed for copy in copies)
+        return turns.exit_code(warned=warned)
 
     def plan(self, domains: Sequence[str]) -> int:
         """Tell what a backup would read, return the exit code."""

@@ -79,7 +79,7 @@ def command(
             named, lost = _named(found, names)
             verdicts = by_name(found, named, allow_last=allow_last)
         if not dry_run:
-            forget(repository, verdicts)
+            forget(repository, verdicts, found.twins)
             _forget_lost(repository, lost)
     gone = [v.point.id for v in verdicts if not v.reasons] + [text for _, _, text in lost if text]
     if state.json:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def document(points: Iterable["PointSummary"]) -> dict[str, Any]:
     """The JSON document of `backup`, `list` and `show`, with nothing failed."""
-    return {"points": [_point(point) for point in points], "failed": []}
+    return {"points": [point_document(point) for point in points], "failed": []}
 
 
 def summaries(found: "PointList") -> list["PointSummary"]:
@@ -33,7 +33,8 @@ def described(found: "PointList", point: "Point") -> "PointSummary":
     return summary(point, parent)
 
 
-def _point(point: "PointSummary") -> dict[str, Any]:
+def point_document(point: "PointSummary") -> dict[str, Any]:
+    """A restore point in JSON."""
     return {
         "id": point.id,
         "domain": point.domain,
@@ -49,6 +50,7 @@ def _point(point: "PointSummary") -> dict[str, Any]:
         "quiesce_note": point.quiesce_note,
         "freeze_seconds": point.freeze_seconds,
         "seal_seconds": point.seal_seconds,
+        "copied_from": point.copied_from,
     }
 
 

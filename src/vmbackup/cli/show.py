@@ -61,6 +61,8 @@ def _text(point: "PointSummary", freed: int | None) -> str:
         ("took", format_duration(point.duration_seconds)),
         ("would free", "unknown, for a map is damaged" if freed is None else format_size(freed)),
     ]
+    if point.copied_from:
+        pairs.append(("copied from", f"repository {point.copied_from}"))
     if point.quiesce_note:
         pairs.append(("quiesce", point.quiesce_note))
     pairs += [("reread", f"{disk.target}: {disk.reason}") for disk in point.disks if disk.reason]

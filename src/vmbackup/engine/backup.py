@@ -7,24 +7,21 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from vmbackup import __version__
-from vmbackup.engine.chain import SOURCE, anchor_of, committed_in, earlier_disks, record_of
+from vmbackup.engine.chain import SOURCE, anchor_of, committed_in, earlier_disks, record_of, typed_documents
 from vmbackup.engine.identity import host_identity
 from vmbackup.engine.lost import lost_parts
 from vmbackup.engine.packing import VerifyUploads
-from vmbackup.engine.pipeline import DiskResult, Pipeline, default_workers
+from vmbackup.engine.pipeline import DiskResult, Pipeline, default_workers, drop_disk
 from vmbackup.engine.spotcheck import missed_change
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.hypervisor import Host
 from vmbackup.hypervisor.source import DiskSource, DomainInfo, GuestJob, QuiescePolicy
 from vmbackup.progress import Progress
-from vmbackup.repository.maps import MapUpdater
 from vmbackup.repository.nodes import Ref
 from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.repository import Repository
 from vmbackup.repository.run import PARTIAL_BYTES, Run
 from vmbackup.repository.summary import PointSummary, summary
-
-_DOCUMENT_TYPES = {"domain.xml": "libvirt-domain-xml"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ class _Backup:
             with self._pipeline(run, job) as pipeline:
                 results = [self._read(pipeline, run, d, old.get(d.info.target)) for d in job.disks]
                 for name in old.keys() - {d.info.target for d in job.disks}:
-                    self._drop(run, old[name])
+                    drop_disk(run, old[name])
                 with _Sealing(job):
                     pipeline.finish()
                     run.flush_meta()
@@ -147,7 +144,7 @@ class _Backup:
     def _read(self, pipeline: Pipeline, run: Run, source: DiskSource, old: DiskRecord | None) -> DiskResult:
         chunk_size = self._repository.config.chunk_size
         if old is not None and old.chunk_size != chunk_size:
-            self._drop(run, old)
+            drop_disk(run, old)
             old = None
         if old is None:
             return pipeline.read_disk(source, None, None)
@@ -156,7 +153,7 @@ class _Backup:
             self._spot_check(run, source, old)
         base: Ref | None = old.root
         if old.virtual_size > source.size:  # shrunk: its map cannot be kept, its chunks are found by place
-            self._drop(run, old)
+            drop_disk(run, old)
             base = None
         return pipeline.read_disk(source, base, old.root, lost)
 
@@ -170,10 +167,6 @@ class _Backup:
                 f"disk {old.target} was read whole: {reason}. Restore points since its last whole reading may hold old "
                 "data: find out what wrote to the image without QEMU's bitmap"
             )
-
-    def _drop(self, run: Run, disk: DiskRecord) -> None:
-        """A disk that is gone, or whose map starts anew: its nodes no longer count."""
-        MapUpdater(disk.chunk_size, run.load_node(disk.chunk_size), run.store_node, run.uses).drop(disk.root)
 
     def _commit(self, run: Run, job: GuestJob, results: Sequence[DiskResult]) -> Point:
         disks = [_record(d, r, self._repository.config.chunk_size) for d, r in zip(job.disks, results, strict=True)]
@@ -192,10 +185,7 @@ class _Backup:
             "versions": {"vmbackup": __version__, **self._host.versions()},
             "warnings": self._warnings(run, job),
         }
-        documents = [
-            {"name": name, "type": _DOCUMENT_TYPES[name], "data": data.hex()} for name, data in job.documents.items()
-        ]
-        return run.commit(public, documents)
+        return run.commit(public, typed_documents(job.documents))
 
     def _warnings(self, run: Run, job: GuestJob) -> list[str]:
         distrust = [f"{self._distrust.message}: the guest was read whole"] if self._distrust else []

@@ -1,6 +1,6 @@
 """How a guest's restore points and libvirt's checkpoints belong together."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from vmbackup.hypervisor.names import CheckpointName
 from vmbackup.hypervisor.plan import Committed
@@ -10,6 +10,7 @@ from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.repository import Repository
 
 SOURCE = "libvirt"
+_DOCUMENT_TYPES = {"domain.xml": "libvirt-domain-xml"}
 
 
 def anchor_of(parent: Point | None) -> Anchor | None:
@@ -52,3 +53,8 @@ def committed_in(repository: Repository, points: Sequence[Point], forgotten: Ite
         return name.session in sessions if name.repository_id == repository.id else None
 
     return committed
+
+
+def typed_documents(documents: Mapping[str, bytes]) -> list[dict[str, str]]:
+    """A guest's documents as they stand in a restore point's private part."""
+    return [{"name": name, "type": _DOCUMENT_TYPES[name], "data": data.hex()} for name, data in documents.items()]

@@ -55,9 +55,13 @@ def by_name(found: PointList, named: Sequence[Point], *, allow_last: bool = Fals
     return [Verdict(point, ()) for point in {point.session: point for point in named}.values()]
 
 
-def forget(repository: Repository, verdicts: Iterable[Verdict]) -> int:
-    """Forgets what has no reason to stay, oldest first; gives the number. Space is freed by a prune."""
+def forget(repository: Repository, verdicts: Iterable[Verdict], twins: Iterable[Point] = ()) -> int:
+    """Forgets what has no reason to stay, oldest first, and its twins; gives the number. A prune frees the space."""
     doomed = sorted((v.point for v in verdicts if not v.reasons), key=lambda point: (point.time, point.session))
+    names = {(point.lineage, point.origin) for point in doomed}
+    for twin in twins:
+        if (twin.lineage, twin.origin) in names:
+            tombstones.forget(repository, twin.lineage, twin.session)
     for point in doomed:
         tombstones.forget(repository, point.lineage, point.session)
     return len(doomed)

@@ -13,11 +13,12 @@ from vmbackup.engine.lost import Part, uncovered
 from vmbackup.engine.packing import PackWriter, VerifyUploads
 from vmbackup.engine.units import OldMap, Unit, units
 from vmbackup.engine.worker import Worker
-from vmbackup.hypervisor.source import DiskSource
+from vmbackup.hypervisor.source import ReadableDisk
 from vmbackup.nbd.extents import Kind, align
 from vmbackup.repository.dedup import Place, Window
 from vmbackup.repository.maps import MapUpdater, extents
 from vmbackup.repository.nodes import ZERO, Ref, Run
+from vmbackup.repository.points import DiskRecord
 from vmbackup.repository.run import Run as WriterRun
 
 # Above 8 the interpreter's lock leaves nothing to gain (docs/adr/0003-pipeline.md).
@@ -37,6 +38,11 @@ class DiskResult:
 def default_workers() -> int:
     """As many as there are cores for this process, 2 at least, MAX_WORKERS at most."""
     return max(2, min(MAX_WORKERS, len(os.sched_getaffinity(0))))
+
+
+def drop_disk(run: WriterRun, disk: DiskRecord) -> None:
+    """A disk that is gone, or whose map starts anew: its nodes no longer count."""
+    MapUpdater(disk.chunk_size, run.load_node(disk.chunk_size), run.store_node, run.uses).drop(disk.root)
 
 
 class Pipeline:
@@ -65,7 +71,7 @@ class Pipeline:
             self._packs.stop()
 
     def read_disk(
-        self, source: DiskSource, old: Ref | None, previous: Ref | None, lost: Sequence[Part] = ()
+        self, source: ReadableDisk, old: Ref | None, previous: Ref | None, lost: Sequence[Part] = ()
     ) -> DiskResult:
         """Reads a disk to its end, and makes its map.
 

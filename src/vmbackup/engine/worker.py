@@ -7,7 +7,7 @@ from typing import NamedTuple
 from vmbackup.engine.encoder import Counts, Encoder
 from vmbackup.engine.packing import Pack, PackWriter
 from vmbackup.engine.units import Unit
-from vmbackup.hypervisor.source import DiskReader, DiskSource
+from vmbackup.hypervisor.source import DiskReader, ReadableDisk
 from vmbackup.nbd.extents import Kind
 from vmbackup.repository.dedup import Place, Window
 from vmbackup.repository.nodes import Run
@@ -41,7 +41,7 @@ class Worker:
         self._size = 0
         self._stored = 0
 
-    def attach(self, source: DiskSource) -> None:
+    def attach(self, source: ReadableDisk) -> None:
         """A connection of its own to the disk."""
         self.detach()
         self._reader, self._size = source.open_reader(), source.size

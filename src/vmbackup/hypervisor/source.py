@@ -82,16 +82,29 @@ class DiskReader(Protocol):
         """Ends the connection. Never raises; may be called twice."""
 
 
-class DiskSource(Protocol):
+class ReadableDisk(Protocol):
+    """What of a disk's source is needed to read it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk at the point in time."""
+
+    def extents(self, start: int = 0, end: int | None = None) -> Iterator[Extent]:
+        """Runs in order from `start`, adding up to `end` (None: the disk's).
+
+        UNCHANGED (since the parent) only when incremental, and only where the disk was as large at the parent's time.
+        """
+
+    def open_reader(self) -> DiskReader:
+        """A connection of its own; several may be open at once, one a thread."""
+
+
+class DiskSource(ReadableDisk, Protocol):
     """A disk at the job's point in time."""
 
     @property
     def info(self) -> DiskInfo:
         """The disk and its image."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of the disk at the point in time."""
 
     @property
     def mode(self) -> Mode:
@@ -101,17 +114,8 @@ class DiskSource(Protocol):
     def reason(self) -> str | None:
         """Why a `reread` is one."""
 
-    def extents(self, start: int = 0, end: int | None = None) -> Iterator[Extent]:
-        """Runs in order from `start`, adding up to `end` (None: the disk's).
-
-        UNCHANGED (since the parent) only when incremental, and only where the disk was as large at the parent's time.
-        """
-
     def distrust(self, reason: str) -> None:
         """The bitmap is not to be believed: from here on the disk is a `reread`, and nothing is UNCHANGED."""
-
-    def open_reader(self) -> DiskReader:
-        """A connection of its own; several may be open at once, one a thread."""
 
 
 class GuestJob(Protocol):

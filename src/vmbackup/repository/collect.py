@@ -119,7 +119,7 @@ class _Cycle:
         if found.damaged:
             raise self._blind(found.damaged[0])
         self._trash_partials(found)
-        for point in (*found.points, *found.partials):
+        for point in found.committed:
             try:
                 self._needs.add(point)
             except DamageError as error:

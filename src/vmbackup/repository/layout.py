@@ -10,12 +10,18 @@ from typing import ClassVar, NamedTuple
 from vmbackup.errors import UsageError
 
 SESSION_BYTES = 16
+ORIGIN_BYTES = 10  # what a restore point and its copies in other repositories share of their sessions
 _GROUP = re.compile(r"[a-z0-9-]{1,64}")
 
 
 def new_session() -> bytes:
     """A session's 16 bytes: 48 bits of milliseconds, then 80 random ones. Never used twice."""
     return int(time.time() * 1000).to_bytes(6, "big") + os.urandom(10)
+
+
+def copied_session(original: bytes) -> bytes:
+    """A new session for a copy of the point of session `original`: the copy has its id, and its place in time."""
+    return original[:ORIGIN_BYTES] + os.urandom(SESSION_BYTES - ORIGIN_BYTES)
 
 
 def short_id(session: bytes) -> str:

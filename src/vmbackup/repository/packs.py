@@ -265,12 +265,17 @@ class PackBuilder:
         return number
 
     def check(self, slots: Iterable[int]) -> None:
-        """Decodes slots again and compares their ids. Raises DamageError: encoder or memory lied."""
+        """Decodes slots again and compares their ids; checksums of what was taken over. DamageError: memory lied."""
         opener = SlotOpener(aad_prefix(self._aad[1:17], self.kind), self._id_key)
         cipher = AESGCM(self._decrypt_key)
         for number in slots:
             slot = Slot._make(RECORD.unpack(self._records[number]))
-            opener.open(slot, self._view[slot.offset : slot.offset + slot.stored], cipher, "a pack just made")
+            stored = self._view[slot.offset : slot.offset + slot.stored]
+            if slot.birth:
+                if blake3(stored).digest(16) != slot.checksum:
+                    raise DamageError("a pack just made is damaged: a checksum differs")
+            else:
+                opener.open(slot, stored, cipher, "a pack just made")
 
     def finish(self) -> tuple[memoryview, bytes]:
         """(the whole object, the sealed header). The object lies in the builder's own memory."""

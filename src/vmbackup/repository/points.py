@@ -12,7 +12,7 @@ from cryptography.exceptions import InvalidSignature
 from vmbackup.errors import DamageError, RepositoryError
 from vmbackup.repository import frames, moves
 from vmbackup.repository.crypto import GroupKeys, derive, digest, seal, unseal
-from vmbackup.repository.layout import Lineage, SessionRef, point_id
+from vmbackup.repository.layout import ORIGIN_BYTES, Lineage, SessionRef, point_id
 from vmbackup.repository.nodes import Ref
 from vmbackup.repository.writers import Enrolment, WriterKey
 
@@ -106,8 +106,19 @@ class Point:
         return point_id(self.time, self.session)
 
     @property
+    def origin(self) -> bytes:
+        """What the point and its copies, in whatever repository, have in common."""
+        return self.session[:ORIGIN_BYTES]
+
+    @property
+    def copied_from(self) -> dict[str, Any] | None:
+        """Of a copy: the realm, the repository and the session of its original, in hex."""
+        told: dict[str, Any] | None = self.public.get("copied_from")
+        return told
+
+    @property
     def seq(self) -> int:
-        """The parent's + 1; 1 for the first."""
+        """The parent's + 1; 1 for the first. A copy has its original's."""
         return int(self.public["seq"])
 
     @property

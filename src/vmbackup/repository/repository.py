@@ -26,7 +26,7 @@ class PointList:
     """What lies below `points/` and is not forgotten: restore points newest first, partials, errors of unreadable ones.
 
     `moves`: the tables of moves that count, for their signers may collect. `ended`: the sessions that can never commit
-    any more, forgotten ones too.
+    any more, forgotten ones too. `twins`: further copies of a point that is listed, made by two hosts at once.
     """
 
     points: list[Point]
@@ -35,6 +35,12 @@ class PointList:
     ended: set[bytes]
     forgotten: set[bytes] = field(default_factory=set)
     moves: list[Point] = field(default_factory=list)
+    twins: list[Point] = field(default_factory=list)
+
+    @property
+    def committed(self) -> list[Point]:
+        """What needs objects: restore points, twins, partials."""
+        return [*self.points, *self.twins, *self.partials]
 
 
 class Repository(Keyring):
@@ -164,13 +170,15 @@ class Repository(Keyring):
         gone = self._forgotten(lineage, group)  # after the points: rule W3
         valid = [p for p in found if p.session not in gone]
         newest_first = sorted((p for p in valid if p.kind == POINT), key=lambda p: (p.time, p.session), reverse=True)
+        each = {(p.lineage, p.origin): p for p in newest_first}  # of twins the one with the lowest session
         return PointList(
-            newest_first,
+            list(each.values()),
             [p for p in valid if p.kind == PARTIAL],
             [error for session, error in damaged if session not in gone],
             ended | gone,
             gone,
             [p for p in valid if p.kind == MOVES and self.writers()[p.writer].may_collect(p.lineage.group)],
+            [p for p in newest_first if p is not each[p.lineage, p.origin]],
         )
 
     def _forgotten(self, lineage: Lineage | None, group: str | None) -> set[bytes]:

@@ -14,7 +14,7 @@ from vmbackup.repository import session as sessions
 from vmbackup.repository.condemned import ObjectName
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.dedup import SparseIndex
-from vmbackup.repository.layout import Lineage, SessionRef
+from vmbackup.repository.layout import Lineage, SessionRef, new_session
 from vmbackup.repository.nodes import Node, Ref
 from vmbackup.repository.packs import PackBuilder
 from vmbackup.repository.points import Point, encode_table
@@ -41,8 +41,8 @@ class Run:
     `lost` the packs of the parent that nothing may be built on; `number` of a session is its place in the table.
     """
 
-    def __init__(self, repository: Repository, lineage: Lineage, host: str) -> None:
-        self.repository, self.lineage, self.host = repository, lineage, host
+    def __init__(self, repository: Repository, lineage: Lineage, host: str, name: Callable[[], bytes]) -> None:
+        self.repository, self.lineage, self.host, self._name = repository, lineage, host, name
         self.catalog = repository.new_catalog(lineage.group)  # what is lost since is not cached
         self.warnings: list[str] = []
         self.parent: Point | None = None
@@ -63,21 +63,30 @@ class Run:
         self._id_key = self.catalog.keys.chunk_id_key()
 
     @classmethod
-    def open(cls, repository: Repository, lineage: Lineage, host: str) -> "Run":
+    def open(
+        cls,
+        repository: Repository,
+        lineage: Lineage,
+        host: str,
+        *,
+        name: Callable[[], bytes] = new_session,
+        choose: Callable[[list[Point]], Point | None] = newest,
+    ) -> "Run":
         """Pins a session, then reads what the run relies on.
 
         The caller holds this host's lock of the guest, so sessions of this host are dead and are salvaged first.
+        `name` gives the ids of sessions, each a new one; `choose` picks the parent of the points there are.
         Raises JobConflictError where another host backs the guest up right now, AccessError, RepositoryError,
         DamageError.
         """
         repository.check_may_write(lineage.group)
-        run = cls(repository, lineage, host)
+        run = cls(repository, lineage, host, name)
         run._salvage()
         run._main = run._filling = run._pin_session()
         try:
             doomed, found = run._read_protocol()
             run._give_way(found)
-            run._adopt(found, doomed)
+            run._adopt(found, doomed, choose)
         except BaseException:
             run._main.unpin()  # nothing was written yet
             raise
@@ -85,7 +94,7 @@ class Run:
 
     def _pin_session(self) -> Session:
         self.repository.recheck()
-        session = Session(self.repository, self.lineage, 0, self.host)
+        session = Session(self.repository, self.lineage, 0, self.host, self._name)
         session.pin()
         self._sessions.append(session)
         return session
@@ -125,12 +134,14 @@ class Run:
                     "let it finish; a guest that runs on two hosts at once is in danger",
                 )
 
-    def _adopt(self, found: PointList, doomed: set[ObjectName]) -> None:
+    def _adopt(
+        self, found: PointList, doomed: set[ObjectName], choose: Callable[[list[Point]], Point | None]
+    ) -> None:
         """The parent, its session table, and the chunks of killed runs."""
         self.warnings += [error.message for error in found.damaged]
         self.points, self.forgotten = found.points, found.forgotten
         damaged = set(damage.read(self.repository.store, self.lineage.group).values())
-        self.parent = parent = newest(found.points)
+        self.parent = parent = choose(found.points)
         if parent:
             self._table = dict(parent.table)
             self.lost = Lost(self.catalog, self._table.values(), doomed, damaged)
@@ -221,7 +232,10 @@ class Run:
             session.commit_partial()
 
     def commit(self, public: dict[str, Any], documents: list[dict[str, str]]) -> Point:
-        """The restore point, with seq, parent and table put in. All packs are stored. Raises RepositoryError."""
+        """The restore point, with seq, parent and table put in. All packs are stored. Raises RepositoryError.
+
+        A `seq` and a `parent` that `public` has hold.
+        """
         self.flush_meta()
         if self._filling is not self._main:
             self._closing.append(self._filling)
@@ -232,9 +246,9 @@ class Run:
         table = {n: ref for n, ref in {**self._table, **written, own.number: own}.items() if self.uses[n] > 0}
         parent = self.parent
         public = {
-            **public,
             "seq": parent.seq + 1 if parent else 1,
             "parent": {"session": parent.session.hex(), "digest": parent.digest.hex()} if parent else None,
+            **public,
             "next_session_number": self._next,
             "features": [],
         }

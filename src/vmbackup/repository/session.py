@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,9 +26,11 @@ class Session:
     `hooks` are those of its packs, once the index is closed.
     """
 
-    def __init__(self, repository: Repository, lineage: Lineage, number: int, host: str) -> None:
+    def __init__(
+        self, repository: Repository, lineage: Lineage, number: int, host: str, name: Callable[[], bytes] = new_session
+    ) -> None:
         self.repository, self.lineage, self.number, self.host = repository, lineage, number, host
-        self.id = new_session()
+        self.id = name()
         self.keys = repository.group(lineage.group)
         self.secret = os.urandom(SECRET_BYTES)
         config = repository.config
@@ -115,8 +118,8 @@ class Session:
         """Creates the restore point, and reads it back. Raises RepositoryError if the session was aborted."""
         ref = self.close_index()
         public = {
-            **public,
             "host": self.host,
+            **public,
             "epoch": self.epoch,
             "envelope": self.envelope.hex(),
             "index": {"number": ref.root, "digest": ref.digest.hex()},

@@ -23,7 +23,10 @@ class DiskSummary:
 
 @dataclass(frozen=True)
 class PointSummary:
-    """A restore point. `parent` is an id, or None; `written_bytes` (of all objects) is known right after the run."""
+    """A restore point. `parent` is an id, or None; `written_bytes` (of all objects) is known right after the run.
+
+    `copied_from`: the repository, in 8 hex digits, of the point that it is a copy of.
+    """
 
     id: str
     domain: str
@@ -41,6 +44,7 @@ class PointSummary:
     warnings: tuple[str, ...]
     seal_seconds: float
     written_bytes: int | None = None
+    copied_from: str | None = None
 
 
 def summary(point: Point, parent: Point | None, *, written_bytes: int | None = None) -> PointSummary:
@@ -65,4 +69,5 @@ def summary(point: Point, parent: Point | None, *, written_bytes: int | None = N
         tuple(public["warnings"]),
         public["seal_seconds"],
         written_bytes,
+        point.copied_from["repository"][:8] if point.copied_from else None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import random
 import secrets
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from tests.lab.ceph import USERS, Ceph, remove_bucket
 from tests.lab.rclone import KEYS, Rclone
+from tests.unit.engine.kit import RamKit
 from vmbackup.cli import main
 
 pytestmark = pytest.mark.real
@@ -178,3 +180,27 @@ def test_a_bucket_is_made_for_buckets_only(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vmbackup.cli", "--config", str(config), "init", "--create-bucket"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "is in no bucket" in done.stderr) == (2, True)
+
+
+def test_copies_into_a_bucket_and_back(vmbackup: Program) -> None:
+    """From a folder to the bucket, and back into another folder: every point restores as it was."""
+    kit = RamKit(vmbackup.folder, {"vda": 2 << 20})
+    text = (vmbackup.folder / "config.toml").read_text()
+    for name in ("repository", "third"):
+        secret = f"{vmbackup.folder}/{'known' if name == 'repository' else 'passphrase'}"
+        text += f'[repositories.{name}]\nurl = "{vmbackup.folder}/{name}"\npassphrase_file = "{secret}"\n'
+    vmbackup.write("config.toml", text)
+    vmbackup.write("known", "a passphrase for tests")
+    vmbackup("init", "--create-bucket")
+    vmbackup("--repository", "third", "init", "--recovery-file", str(vmbackup.folder / "recovery"))
+    chance = random.Random(3)
+    for _ in range(2):
+        kit.disk().write(chance.randrange(1 << 20), chance.randbytes(200_000))
+        kit.backup()
+        assert len(vmbackup("copy", "--from", "repository", "--to", "offsite")["copied"]) == 1
+    assert len(vmbackup("copy", "--from", "offsite", "--to", "third", "guest")["copied"]) == 2
+    assert vmbackup("--repository", "offsite", "verify", "--read-data")["damaged"] == []
+    for point_id, disks in kit.kept.items():
+        output = str(vmbackup.folder / point_id)
+        done = vmbackup("--repository", "third", "restore", point_id, "--format", "raw", "--output", output)
+        assert Path(done["files"][0]["path"]).read_bytes() == disks["vda"]
