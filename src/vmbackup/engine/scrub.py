@@ -64,7 +64,13 @@ class Scrubber:
     def _whole(self, header: Header, number: int, data: memoryview) -> bool:
         try:
             slot = header.slot(number)
-            stored = data[slot.offset : slot.offset + slot.stored]
+        except DamageError:
+            return False
+        return self.is_whole(header, slot, data[slot.offset : slot.offset + slot.stored])
+
+    def is_whole(self, header: Header, slot: Slot, stored: memoryview) -> bool:
+        """Whether these are the stored bytes of a slot, as far as the key can tell."""
+        try:
             if digest(stored)[:16] != slot.checksum:
                 return False
             self._decode(header, slot, stored)

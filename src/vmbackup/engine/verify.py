@@ -1,5 +1,6 @@
 """Is all there that restore points need, and is it what it was when it was written."""
 
+import contextlib
 import random
 from collections import defaultdict
 from collections.abc import Container, Iterator, Sequence
@@ -51,14 +52,16 @@ def verify(
     progress: Progress,
     *,
     suspects: Container[str] = (),
+    record: bool = True,
 ) -> VerifySummary:
     """Checks what `points` need, or (None) what all points and the repository itself need.
 
     `read_data`: None: objects exist, with their sizes, maps and indexes are whole; a share of 1: so much of the packs
     is read and authenticated too. What was found damaged before, by anyone's record or as `suspects` (keys), is always
-    read. Damage is an answer, no error; raises what opening the store raises.
+    read. With `record` what is found is recorded in the repository. Damage is an answer, no error; raises what opening
+    the store raises.
     """
-    check = _Verify(repository, read_data, progress, suspects)
+    check = _Verify(repository, read_data, progress, suspects, record=record)
     if points is None:
         found = repository.survey()
         check.repository_itself()
@@ -70,10 +73,16 @@ def verify(
 
 class _Verify:
     def __init__(
-        self, repository: Repository, read_data: float | None, progress: Progress, suspects: Container[str]
+        self,
+        repository: Repository,
+        read_data: float | None,
+        progress: Progress,
+        suspects: Container[str],
+        *,
+        record: bool,
     ) -> None:
         self._repository, self._share, self._progress = repository, read_data, progress
-        self._suspects = suspects
+        self._suspects, self._records = suspects, record
         self._store = repository.store
         self._found = Findings()
         self._objects: dict[str, int] = {}
@@ -97,7 +106,7 @@ class _Verify:
         documents = {"config/": b"CONF", "config.copy/": b"CONF", "groups/": b"GRUP", "writers/": b"WRTR"}
         for prefix, kind in documents.items():
             for key, data in self._read_all(prefix):
-                self._try(key, lambda k=key, d=data, t=kind: _check_place(frames.open_document(d, t, k, verify_key), k))
+                self._try(key, lambda k=key, d=data, t=kind: check_place(frames.open_document(d, t, k, verify_key), k))
         for key, data in self._read_all("keys/"):
             self._try(key, lambda k=key, d=data: keys.read_slot(d, k))
         self._pairs()
@@ -149,13 +158,19 @@ class _Verify:
             elif known[session].digest.hex() != parent["digest"]:
                 self._found.add(key, f"is not the one that {point.id} was made from", [known[session].id])
 
+    def _catalog(self, group: str) -> Catalog:
+        """With nothing cached yet: what was whole before may be damaged now."""
+        catalog = self._repository.new_catalog(group)
+        catalog.use(self._repository.catalog(group).moves.tables)
+        return catalog
+
     def points(self, points: Sequence[Point]) -> None:
         """All that these points need."""
         by_group: dict[str, list[Point]] = defaultdict(list)
         for point in points:
             by_group[point.lineage.group].append(point)
         for group, members in by_group.items():
-            self._group(self._repository.catalog(group), members)
+            self._group(self._catalog(group), members)
 
     def _group(self, catalog: Catalog, points: list[Point]) -> None:
         usage = Usage(catalog)
@@ -169,14 +184,14 @@ class _Verify:
         for point, disk, need in needs if usage.errors else ():
             for error in reached.errors(need):
                 self._found.error(error, [point.id], [disk.target])
-        wanted = usage.packs
-        broken = self._sizes(catalog, usage, wanted)
-        if chosen := self._chosen(catalog, usage, wanted - broken.keys()):
+        broken, there = self._sizes(catalog, usage, usage.packs)
+        if chosen := self._chosen(catalog, usage, there):
             sizes = {n: self._objects.get(self._key(catalog, usage, n), 0) for n in chosen}
             secrets = Secrets(self._repository, catalog.keys.group) if self._repository.can_read else None
             read = scrub(catalog, secrets, usage.sessions, sizes, self._progress)
-            self._record(catalog, usage, read)
             broken |= read
+        if self._records:
+            self._record(catalog, usage, broken)
         if broken:
             self._blame(catalog, usage, needs, broken)
 
@@ -207,15 +222,15 @@ class _Verify:
             bad: dict[str, str] = {}
             try:
                 root = catalog.root(ref)
-                self._objects[key] = self._store.stat(key).size
+                with contextlib.suppress(ObjectMissing):  # a repair made it again
+                    self._objects[key] = self._store.stat(key).size
                 for number, (size, part_digest) in root.parts.items():
                     part = lineage.index(ref.session, number)
-                    if problem := self._part_problem(part, size, part_digest):
+                    problem = self._part_problem(part, size, part_digest)
+                    if problem and catalog.index_copy(ref, part_digest) is None:
                         bad[part] = problem
             except DamageError as error:
                 bad[key] = error.message
-            except ObjectMissing:
-                bad[key] = "is missing"
             for name, problem in bad.items():
                 reached = Reached({n for n in usage.packs if n.session == ref.session})
                 users = [(p, d) for p, d, need in needs if reached.packs(need)]
@@ -245,9 +260,12 @@ class _Verify:
         except StoreError as error:
             self._progress.note(f"what was found cannot be recorded, so backups go on to build on it: {error}")
 
-    def _sizes(self, catalog: Catalog, usage: Usage, wanted: set[PackName]) -> dict[PackName, PackReport]:
-        """Packs that are missing or of another size than their index says."""
+    def _sizes(
+        self, catalog: Catalog, usage: Usage, wanted: set[PackName]
+    ) -> tuple[dict[PackName, PackReport], set[PackName]]:
+        """Packs that are missing or of another size than their index says; and those that are as it says."""
         broken: dict[PackName, PackReport] = {}
+        there: set[PackName] = set()
         stock = Stock(catalog)
         for name in sorted(wanted):  # a session's together: its root is read once
             ref = usage.sessions[name.session]
@@ -257,8 +275,10 @@ class _Verify:
                 continue  # told with the index
             if problem := stock.problem(ref, entry):
                 broken[name] = PackReport(problem, None)
+            else:
+                there.add(name)
             self._objects[self._key(catalog, usage, name)] = stock.size(ref, name.kind, name.number) or 0
-        return broken
+        return broken, there
 
     def _key(self, catalog: Catalog, usage: Usage, name: PackName) -> str:
         return catalog.lineage(usage.sessions[name.session]).pack(name.kind, name.session, name.number)
@@ -280,7 +300,7 @@ class _Verify:
                     self._found.add(self._key(catalog, usage, name), broken[name].problem, [point.id], [disk.target])
 
 
-def _check_place(document: dict[str, Any], key: str) -> None:
+def check_place(document: dict[str, Any], key: str) -> None:
     """Whether a signed document is the one of its name. Raises DamageError."""
     told = document.get("writer", document.get("number", document.get("version")))
     if str(told) != key.rpartition("/")[2]:

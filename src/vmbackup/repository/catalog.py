@@ -1,5 +1,6 @@
 """Finding packs and their headers, from the index roots that a restore point vouches for."""
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -81,8 +82,24 @@ class Catalog:
 
     def _read_root(self, ref: SessionRef) -> IndexRoot:
         name = self.lineage(ref).index(ref.session, ref.root)
-        data = fetch(self.store, name)
-        return open_root(data, ref.digest, self.keys, ref.session, ref.root, name)
+        try:
+            return open_root(fetch(self.store, name), ref.digest, self.keys, ref.session, ref.root, name)
+        except DamageError:
+            copy = self.index_copy(ref, ref.digest)
+            if copy is None:
+                raise
+            return open_root(copy, ref.digest, self.keys, ref.session, ref.root, name)
+
+    def index_copy(self, ref: SessionRef, expected: bytes) -> bytes | None:
+        """An index object that a repair made again under a number above the root's; None where there is none."""
+        lineage = self.lineage(ref)
+        for entry in self.store.list(lineage.prefix("index", ref.session)):
+            if int(entry.key.rpartition("-")[2]) > ref.root:
+                with contextlib.suppress(DamageError):
+                    data = fetch(self.store, entry.key)
+                    if digest(data) == expected:
+                        return data
+        return None
 
     def entry(self, ref: SessionRef, kind: str, pack: int) -> PackEntry:
         """A pack as the index tells it. Raises DamageError where it tells of none."""
@@ -106,7 +123,13 @@ class Catalog:
             return self.open_header(ref, entry, fetch(self.store, part, entry.offset, entry.length), part)
         except DamageError:
             at = entry.size - FOOTER.size - entry.length
-            return self.open_header(ref, entry, fetch(self.store, name, at, entry.length), name)
+            try:
+                return self.open_header(ref, entry, fetch(self.store, name, at, entry.length), name)
+            except DamageError:
+                copy = self.index_copy(ref, self.root(ref).parts[entry.part][1])
+                if copy is None:
+                    raise
+                return self.open_header(ref, entry, copy[entry.offset : entry.offset + entry.length], part)
 
     def open_header(self, ref: SessionRef, entry: PackEntry, sealed: bytes, found_in: str) -> Header:
         """A header out of its sealed bytes, compared with the index's digest. Raises DamageError."""

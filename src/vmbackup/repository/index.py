@@ -1,7 +1,7 @@
 """The index of a session: the headers of its packs, in parts and a root (docs/repository-format.md, section 7)."""
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,17 +99,53 @@ class IndexWriter:
         self._flush()
         if sum(map(len, self.hooks.values())) >= hooks.LEAST * hooks.HOOK_BYTES:
             self._put_part(hooks.encode(self._keys, self._own.session, self._next, self.hooks))
-        body = _COUNT.pack(len(self._births)) + encode_births(list(self._births.values()))
-        body += _COUNT.pack(self._first) + _COUNT.pack(len(self._parts))
-        body += b"".join(_PART.pack(*part) for part in self._parts)
-        body += _COUNT.pack(len(self._packs))
-        body += b"".join(_PACK.pack(KINDS[entry.kind], *entry[1:]) for entry in self._packs)
         number = self._next
-        head = frames.preamble(b"IDXR", self._keys.current)
-        key = self._keys.derive(self._keys.current, "index root", self._own.session, number)
-        root = head + seal(key, head, body)
+        births = list(self._births.values())
+        root = encode_root(self._keys, self._own.session, births, self._first, self._parts, self._packs)
         self._put(number, root)
         return number, digest(root)
+
+
+def encode_root(
+    keys: GroupKeys,
+    session: bytes,
+    births: list[Birth],
+    first: int,
+    parts: list[tuple[int, bytes]],
+    entries: list[PackEntry],
+) -> bytes:
+    """The root of a session, sealed with the current id key; `parts`, from number `first` on: size and digest."""
+    number = first + len(parts)
+    body = _COUNT.pack(len(births)) + encode_births(births)
+    body += _COUNT.pack(first) + _COUNT.pack(len(parts))
+    body += b"".join(_PART.pack(*part) for part in parts)
+    body += _COUNT.pack(len(entries))
+    body += b"".join(_PACK.pack(KINDS[entry.kind], *entry[1:]) for entry in entries)
+    head = frames.preamble(b"IDXR", keys.current)
+    key = keys.derive(keys.current, "index root", session, number)
+    return head + seal(key, head, body)
+
+
+def encode_part(headers: list[tuple[PackEntry, bytes]]) -> bytes:
+    """A part: the packs' sealed headers, in order."""
+    records = (_RECORD.pack(KINDS[entry.kind], entry.number, len(sealed)) + sealed for entry, sealed in headers)
+    return frames.preamble(b"IDXP") + b"".join(records)
+
+
+def records(part: bytes, name: str) -> Iterator[tuple[str, int, int, bytes]]:
+    """(kind, pack, offset of the sealed header, sealed header) of a part, in order. Raises DamageError."""
+    frames.check_preamble(part, b"IDXP", name)
+    at = frames.PREAMBLE.size
+    while at < len(part):
+        try:
+            kind, pack, length = _RECORD.unpack_from(part, at)
+            at += _RECORD.size
+            if at + length > len(part):
+                raise DamageError(f"{name} is cut", object_key=name)
+            yield _NAMES[kind], pack, at, part[at : at + length]
+        except (struct.error, KeyError) as error:
+            raise DamageError(f"{name} is malformed", object_key=name) from error
+        at += length
 
 
 def open_root(data: bytes, expected: bytes, keys: GroupKeys, session: bytes, number: int, name: str) -> IndexRoot:
