@@ -78,6 +78,8 @@ def open_store_of(repository: "RepositoryConfig", *, create: bool = False) -> "S
 @contextlib.contextmanager
 def opened_repository(config: "Config", name: str | None) -> Iterator["Repository"]:
     """The repository `name`, opened with its passphrase or writer key, closed at the end."""
+    from vmbackup.cli.output import warn
+    from vmbackup.repository.cache import Cache
     from vmbackup.repository.repository import Repository
 
     name, settings = named_repository(config, name)
@@ -85,7 +87,11 @@ def opened_repository(config: "Config", name: str | None) -> Iterator["Repositor
     make_folder(config.host.cache_dir)
     store = open_store_of(settings)
     try:
-        yield Repository.open(store, _key_of(name, settings), trust(config.daemon.state_dir))
+        repository = Repository.open(store, _key_of(name, settings), trust(config.daemon.state_dir))
+        with contextlib.closing(Cache.of(config.host.cache_dir, repository.config.repository)) as repository.cache:
+            yield repository
+            if repository.cache.problem:
+                warn(repository.cache.problem)
     finally:
         store.close()
 

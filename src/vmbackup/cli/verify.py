@@ -73,7 +73,7 @@ def _verify(
 
     folder = config.daemon.state_dir
     with access.opened_repository(config, name) as repository:
-        points = None if point is None else [resolve(repository.survey(), point)]
+        points = None if point is None else [resolve(repository.survey(live=True), point)]
         place = repository.config.repository.hex()
         before = recall(folder, name, place)
         with access.progress(state) as progress:

@@ -63,7 +63,7 @@ def verify(
     """
     check = _Verify(repository, read_data, progress, suspects, record=record)
     if points is None:
-        found = repository.survey()
+        found = repository.survey(live=True)
         check.repository_itself()
         check.vanished(found)
         points = found.points

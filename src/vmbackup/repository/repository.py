@@ -3,15 +3,18 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from vmbackup.errors import DamageError, RepositoryError, UsageError
 from vmbackup.repository import keys, making, points, tables, tombstones
+from vmbackup.repository.cache import Cache
 from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.keyring import DEFAULT_GROUP, Keyring
 from vmbackup.repository.keys import Identity, ReaderKeys, Secret
 from vmbackup.repository.layout import Lineage
 from vmbackup.repository.objects import Objects
 from vmbackup.repository.opening import RepositoryConfig, read_first, unlock
+from vmbackup.repository.pointcache import PointCache
 from vmbackup.repository.points import MOVES, PARTIAL, POINT, Point
 from vmbackup.repository.trust import Trust
 from vmbackup.repository.writers import WriterKeys
@@ -44,10 +47,14 @@ class PointList:
 
 
 class Repository(Keyring):
-    """An open repository. Safe to share between threads."""
+    """An open repository. Safe to share between threads.
+
+    `cache`: what this host remembers of it; one that remembers nothing unless it is set.
+    """
 
     def __init__(self, store: Store, identity: Identity, config: RepositoryConfig, trust: Trust) -> None:
         super().__init__(store, identity, config, trust)
+        self.cache = Cache()
         self._catalogs: dict[str, Catalog] = {}
 
     # Making and opening
@@ -122,13 +129,13 @@ class Repository(Keyring):
         """The same, with nothing cached yet."""
         return Catalog(self.store, self.group(group), lambda lineage, known: tables.read(self, lineage, known))
 
-    def survey(self) -> PointList:
+    def survey(self, *, live: bool = False) -> PointList:
         """All restore points, as `read_points`; among the damaged ones also those that are gone.
 
         A session writes its index before its commit and deletes its pin after it: one that has an index and neither
         has lost its commit.
         """
-        found = self.read_points()
+        found = self.read_points(live=live)
         indexed: dict[tuple[str, str, str], None] = {}
         for entry in self.store.list(self.seen("index")):
             _, group, lineage, name = entry.key.split("/")
@@ -149,24 +156,32 @@ class Repository(Keyring):
             return False
         return True
 
-    def read_points(self, lineage: Lineage | None = None, *, group: str | None = None) -> PointList:
-        """All restore points, or those of a lineage or group; damaged ones as their errors, forgotten ones left out."""
+    def read_points(
+        self, lineage: Lineage | None = None, *, group: str | None = None, live: bool = False
+    ) -> PointList:
+        """All restore points, or those of a lineage or group; damaged ones as their errors, forgotten ones left out.
+
+        What there is, and what is forgotten, is read from the store; `live`: each point too, though this host knows it.
+        """
         found: list[Point] = []
         damaged: list[tuple[bytes, DamageError]] = []
         ended: set[bytes] = set()
         prefix = lineage.prefix("points") if lineage else f"points/{group}/" if group else self.seen("points")
+        known, listed = PointCache(Cache() if live else self.cache), set()
         for entry in self.store.list(prefix):
             place, session = _point_place(entry.key)
             ended.add(session)
+            listed.add(entry.key)
             try:
-                data = self.store.get(entry.key)
-                if not points.is_abort(data):
-                    found.append(points.decode(data, self.group(place.group), place, session, self.writers()))
+                point = known.get(entry, self.store.get, partial(self._decode, lineage=place, session=session))
+                if point is not None:
+                    found.append(point)
             except ObjectMissing:
                 continue  # forgotten and collected since it was listed
             except (DamageError, ObjectTruncated) as error:
                 damage = error if isinstance(error, DamageError) else DamageError(error.message, object_key=entry.key)
                 damaged.append((session, damage))
+        known.close(prefix, listed)
         gone = self._forgotten(lineage, group)  # after the points: rule W3
         valid = [p for p in found if p.session not in gone]
         newest_first = sorted((p for p in valid if p.kind == POINT), key=lambda p: (p.time, p.session), reverse=True)
@@ -196,6 +211,9 @@ class Repository(Keyring):
             data = self.store.get(lineage.point(session))
         except ObjectMissing:
             return None
+        return self._decode(data, lineage, session)
+
+    def _decode(self, data: bytes, lineage: Lineage, session: bytes) -> Point | None:
         if points.is_abort(data):
             return None
         return points.decode(data, self.group(lineage.group), lineage, session, self.writers())

@@ -45,7 +45,7 @@ def finding(monkeypatch: pytest.MonkeyPatch, calls: Calls) -> dict[str, VerifySu
     class _Repository:
         config = SimpleNamespace(repository=bytes(16))
 
-        def survey(self) -> PointList:
+        def survey(self, *, live: bool = False) -> PointList:
             return PointList([FIRST], [], [], set())
 
     @contextmanager

@@ -1,0 +1,191 @@
+"""The cache of a host: it saves reading, and whatever is wrong with it changes no answer."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.engine.kit import RamKit
+from vmbackup.repository import cache as cache_module
+from vmbackup.repository.cache import Cache
+from vmbackup.repository.hookcache import HookCache
+
+POINTS = 4
+
+
+@pytest.fixture
+def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RamKit:
+    """A repository with a few points, and a cache that knows them."""
+    monkeypatch.setattr(cache_module, "_BUSY_SECONDS", 0.05)
+    kit = RamKit(tmp_path, {"vda": 64 << 10})
+    for number in range(POINTS):
+        kit.disk().write(0, bytes([number + 1]) * 4096)
+        kit.backup()
+    kit.reopen()
+    kit.repository.cache = Cache(tmp_path / "cache.sqlite")
+    assert len(kit.points()) == POINTS
+    return kit
+
+
+def reads(kit: RamKit, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The points that are read from the store from here on."""
+    found: list[str] = []
+    get = kit.store.get
+
+    def spy(key: str, *args: int) -> bytes:
+        if key.startswith("points/"):
+            found.append(key)
+        return get(key, *args)
+
+    monkeypatch.setattr(kit.store, "get", spy)
+    return found
+
+
+def reopened(kit: RamKit) -> Cache:
+    kit.repository.cache.close()
+    kit.reopen()
+    kit.repository.cache = Cache(kit.root / "cache.sqlite")
+    return kit.repository.cache
+
+
+def test_points_are_read_once(kit: RamKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run or a command read is not read again, by any process; what is gone is not shown."""
+    before = [point.id for point in kit.points()]
+    reopened(kit)
+    read = reads(kit, monkeypatch)
+    assert [point.id for point in kit.points()] == before
+    assert read == []
+    kit.repository.read_points(live=True)
+    assert len(read) == POINTS
+    kit.store.delete(kit.points()[0].key)
+    assert [point.id for point in kit.points()] == before[1:]
+    assert len(kit.repository.cache.rows("SELECT key FROM points")) == POINTS - 1
+
+
+def test_a_replaced_point_is_seen(kit: RamKit) -> None:
+    """A point that is another object now is read, and told of."""
+    victim = kit.points()[1]
+    path = kit.root / "repository" / victim.key
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    found = kit.repository.read_points()
+    assert [error.object_key for error in found.damaged] == [victim.key]
+
+
+def test_a_body_that_lies_is_not_believed(kit: RamKit) -> None:
+    """Another point's bytes in a row, or none of a point's, are put right from the store."""
+    cache = kit.repository.cache
+    (key, body), (_, other), *_ = cache.rows("SELECT key, body FROM points")
+    for lie in (other, bytes(len(body)), "text", None):
+        cache.change(("UPDATE points SET body = ?, size = ? WHERE key = ?", [(lie, len(body), key)]))
+        assert not kit.repository.read_points().damaged
+        assert len(kit.points()) == POINTS
+
+
+def test_flipped_bytes_change_nothing(kit: RamKit) -> None:
+    """A file that is damaged anywhere is made anew, or is of use as far as it goes."""
+    before = [(point.id, point.digest) for point in kit.points()]
+    kit.repository.cache.close()
+    path = kit.root / "cache.sqlite"
+    whole = path.read_bytes()
+    for seed in range(40):
+        chance = random.Random(seed)
+        data = bytearray(whole)
+        for _ in range(chance.choice([1, 10, 1000])):
+            data[chance.randrange(len(data) if seed % 2 else 4096)] ^= 1 << chance.randrange(8)
+        path.write_bytes(data[: chance.randrange(len(data))] if seed % 5 == 0 else data)
+        cache = reopened(kit)
+        hooks = HookCache(cache, "default")
+        hooks.find(bytes(32))
+        hooks.put(bytes(16), bytes(16), [bytes(16)], {bytes(16): {1: bytes(8)}})
+        hooks.sweep()
+        assert [(point.id, point.digest) for point in kit.points()] == before, seed
+        cache.close()
+        Path(f"{path}-wal").unlink(missing_ok=True)
+        Path(f"{path}-shm").unlink(missing_ok=True)
+
+
+def locked(path: Path) -> Callable[[], None]:
+    other = sqlite3.connect(path)
+    other.execute("BEGIN EXCLUSIVE")
+    return other.close
+
+
+def in_the_way(path: Path) -> Callable[[], None]:
+    path.mkdir()
+    return lambda: None
+
+
+def nowhere(path: Path) -> Callable[[], None]:
+    path.parent.rmdir()
+    return lambda: None
+
+
+@pytest.mark.parametrize("trouble", [locked, in_the_way, nowhere])
+def test_a_file_that_cannot_be_used(kit: RamKit, tmp_path: Path, trouble: Callable[[Path], Callable[[], None]]) -> None:
+    """Held by others, or not to be made: nothing is remembered, one sentence says so."""
+    (tmp_path / "other").mkdir()
+    path = tmp_path / "other" / "cache.sqlite"
+    ended = trouble(path)
+    kit.repository.cache = Cache(path)
+    assert len(kit.points()) == POINTS
+    assert not kit.repository.cache
+    assert str(path) in kit.repository.cache.problem
+    ended()
+
+
+def test_a_full_disk(kit: RamKit, tmp_path: Path) -> None:
+    """What cannot be written is not remembered; the answers are the same."""
+    cache = kit.repository.cache = Cache(tmp_path / "full.sqlite")
+    cache.rows("PRAGMA max_page_count = 20")
+    hooks = {bytes([n]) * 16: {1: random.Random(n).randbytes(8000)} for n in range(9)}
+    HookCache(cache, "default").put(bytes(16), bytes(16), hooks, hooks)
+    assert "full" in cache.problem
+    assert len(kit.points()) == POINTS
+
+
+def test_another_schema_is_made_anew(kit: RamKit, tmp_path: Path) -> None:
+    """A later version's file, or one with views and triggers, is not worked with."""
+    path = tmp_path / "cache.sqlite"
+    for change in (
+        "PRAGMA user_version = 99",
+        "CREATE TRIGGER t AFTER INSERT ON points BEGIN DELETE FROM points; END",
+        "DROP TABLE hooks",
+    ):
+        kit.repository.cache.close()
+        with sqlite3.connect(path) as other:
+            other.execute(change)
+        other.close()
+        assert Cache(path).rows("SELECT * FROM points") == []
+        reopened(kit)
+        assert len(kit.points()) == POINTS
+        assert len(kit.repository.cache.rows("SELECT * FROM points")) == POINTS
+
+
+def test_several_at_once(tmp_path: Path) -> None:
+    """Many that write and read the same file, each with a connection of its own, as processes have."""
+    problems: list[str] = []
+
+    def work(number: int) -> None:
+        cache = Cache(tmp_path / "cache.sqlite")
+        hooks = HookCache(cache, "default")
+        for turn in range(10):
+            session = bytes([number, turn]) * 8
+            hooks.put(bytes([number]) * 16, session, [session], {session: {7: bytes([turn]) * 8}})
+            hooks.find(bytes([turn]) * 32)
+            hooks.sweep()
+        problems.append(cache.problem)
+        cache.close()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == [""] * 6
+    found = HookCache(Cache(tmp_path / "cache.sqlite"), "default").find(bytes([9]) * 32)
+    assert {hint.lineage[0] for hint in found} == set(range(6))
