@@ -17,6 +17,7 @@ StoreError
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from mmap import mmap
 from typing import ClassVar, Protocol
 
@@ -101,7 +102,11 @@ class DeleteRefused(StoreError):
     kind = "delete_refused"
 
     def __init__(self, key: str, until: float | None) -> None:
-        super().__init__(f"object {key} may not be deleted")
+        if until is None:
+            hint = "only an access key for pruning may delete versions of objects"
+            super().__init__(f"this access key may not delete {key}", hint)
+        else:
+            super().__init__(f"{key} is locked until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC")
         self.key = key
         self.until = until
 
@@ -162,8 +167,8 @@ class ProbeResult:
     """What a store was seen to do with a throw-away object.
 
     `put_if_absent`: a second put of other bytes was refused and changed nothing. `ranges`: parts come back
-    exactly. `lists`: the object was listed at once, in its place. `deletes`: it was gone after a delete, or the bucket
-    keeps versions and the keys may delete none.
+    exactly. `lists`: the object was listed at once, in its place. `deletes`: it was gone after a delete; a repository
+    in a bucket that keeps versions needs that for prunes only.
     `clock_skew`: seconds by which the store's clock is ahead of ours. `free_bytes`: None where unknown. `bucket`:
     None for a store that is none.
     """
@@ -183,7 +188,7 @@ class ProbeResult:
             "does not keep what was put first": self.put_if_absent,
             "gives no exact ranges": self.ranges,
             "does not list what was just put": self.lists,
-            "does not delete": self.deletes,
+            "does not delete": self.deletes or bool(self.bucket and self.bucket.versioning),
         }
         return tuple(lack for lack, fine in told.items() if not fine)
 

@@ -33,7 +33,7 @@ def probe_store(store: Store, free_bytes: int | None = None) -> ProbeResult:
         store.delete(key)
         deletes = _is_gone(store, key)
     except DeleteRefused:
-        deletes = True  # as far as anybody with these keys should
+        deletes = False
     return ProbeResult(
         put_if_absent=put_if_absent,
         ranges=ranges,

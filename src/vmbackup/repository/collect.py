@@ -4,18 +4,19 @@ No locks and no clocks: the rules C1 to C9 stand in the document, each with what
 decides whom to take for dead, and a wrong guess costs that run, never data.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from vmbackup.errors import DamageError, UsageError
-from vmbackup.repository import condemned, damage, frames, tombstones
+from vmbackup.errors import AccessError, DamageError, UsageError
+from vmbackup.repository import condemned, damage, frames, locks, tombstones
 from vmbackup.repository.condemned import INDEX, ObjectName
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.layout import Lineage
 from vmbackup.repository.needs import Needs
 from vmbackup.repository.repository import PointList, Repository
-from vmbackup.storage_backends import Entry, ObjectExists
+from vmbackup.storage_backends import DeleteRefused, Entry, ObjectExists, Store
 
 DEAD_AFTER = 7 * 86400.0
 WAIT = 600.0
@@ -39,6 +40,7 @@ class PruneOptions:
 class PruneReport:
     """What a prune did, or with `dry_run` would do: numbers, and bytes of objects.
 
+    `locked_*`: what no restore point needs and object lock keeps, the last of it until then (seconds since 1970).
     `waited_for`: the pins of sessions that had not ended in time; then `left_*` is what the next call takes.
     """
 
@@ -49,6 +51,9 @@ class PruneReport:
     left_bytes: int = 0
     kept_bytes: int = 0
     ended_sessions: int = 0
+    locked_objects: int = 0
+    locked_bytes: int = 0
+    locked_until: float = 0.0
     waited_for: list[str] = field(default_factory=list)
 
 
@@ -70,10 +75,24 @@ def prune(
             "this store overwrites objects: while anything else writes, a prune could lose data",
             "stop all backups into it, then add --exclusive",
         )
+    if not probe.deletes and not options.dry_run:
+        raise AccessError(
+            f"this access key may delete nothing from {repository.store.url}", "prune with an access key that may"
+        )
     report = PruneReport()
     for group in repository.groups():
         _Cycle(repository, group, options, time.time() + probe.clock_skew, report, note, sleep).run()
+    if not options.dry_run:
+        _sweep(repository.store, time.time() + probe.clock_skew - locks.DAY)
     return report
+
+
+def _sweep(store: Store, before: float) -> None:
+    """Deletes what was put to try the store by who may not delete."""
+    for entry in store.list("probe/"):
+        if entry.modified < before:
+            with contextlib.suppress(DeleteRefused):
+                store.delete(entry.key)
 
 
 class _Cycle:
@@ -93,6 +112,8 @@ class _Cycle:
         self._options, self._now, self._report = options, now, report
         self._note, self._sleep = note, sleep
         self._needs = Needs(repository.catalog(group))
+        self._lock_seconds = locks.seconds(repository.config.object_lock_days)
+        self._locked: dict[ObjectName, float] = {}
 
     def run(self) -> None:
         """C1 to C9."""
@@ -103,6 +124,7 @@ class _Cycle:
         found = self._read()
         self._refuse_unknown(listed, found)
         candidates = {n: size for n, size in listed.items() if n.session in found.ended and n not in self._needs}
+        self._keep_locked(candidates, {n: self._locked[n] for n in candidates if n in self._locked})
         taken = dict(sorted(candidates.items())[: condemned.MOST])
         self._count(listed, candidates, found)
         if self._options.dry_run:
@@ -140,11 +162,22 @@ class _Cycle:
         )
 
     def _list(self) -> dict[ObjectName, int]:
-        return {
-            ObjectName.parse(entry.key): entry.size
-            for folder in (DATA, META, INDEX)
-            for entry in self._store.list(f"{folder}/{self._group}/")
-        }
+        listed: dict[ObjectName, int] = {}
+        for folder in (DATA, META, INDEX):
+            for entry in self._store.list(f"{folder}/{self._group}/"):
+                name = ObjectName.parse(entry.key)
+                listed[name] = entry.size
+                until = entry.modified + self._lock_seconds  # at least: points that are made later extend it
+                if self._lock_seconds and until > self._now:
+                    self._locked[name] = until
+        return listed
+
+    def _keep_locked(self, candidates: dict[ObjectName, int], until: dict[ObjectName, float]) -> None:
+        """Takes out what is locked: nobody waits for a lock to end, the next cycle decides anew."""
+        report = self._report
+        report.locked_objects += len(until)
+        report.locked_bytes += sum(candidates.pop(name) for name in until)
+        report.locked_until = max(report.locked_until, *until.values(), 0.0)
 
     def _refuse_unknown(self, listed: dict[ObjectName, int], found: PointList) -> None:
         """A session with an index, no commit and no pin has lost its restore point: what that needed is not known."""
@@ -215,11 +248,28 @@ class _Cycle:
             self._read()  # C6
             kept = [name for name in names if name in self._needs]
             self._leave({name: names.pop(name) for name in kept})
-            for name in names:  # C7
-                self._store.delete(name.key(self._group))
+            self._refused(names, self._delete(names))  # C7
             return set(names)
         finally:
             self._store.delete(key)  # C8: nothing is deleted after it, whatever happened
+
+    def _delete(self, names: Iterable[ObjectName]) -> dict[ObjectName, float]:
+        """Deletes them; gives those that are locked, until when."""
+        locked: dict[ObjectName, float] = {}
+        for name in names:
+            try:
+                self._store.delete(name.key(self._group))
+            except DeleteRefused as error:
+                if error.until is None:
+                    raise
+                locked[name] = error.until
+        return locked
+
+    def _refused(self, names: dict[ObjectName, int], locked: dict[ObjectName, float]) -> None:
+        report, size = self._report, sum(names[name] for name in locked)
+        report.objects, report.bytes = report.objects - len(locked), report.bytes - size
+        report.kept_bytes += size
+        self._keep_locked(names, locked)
 
     def _leave(self, names: dict[ObjectName, int]) -> None:
         report, size = self._report, sum(names.values())
@@ -254,7 +304,9 @@ class _Cycle:
             if session in found.ended:
                 self._store.delete(entry.key)
         trash = tombstones.trashed(self._repository, self._group)
-        tombstones.put_dead(self._repository, self._group, trash)  # before the trash goes, or a late commit revives it
+        fresh = trash.keys() - tombstones.dead(self._repository, self._group)
+        tombstones.put_dead(self._repository, self._group, fresh)  # before the trash goes, or a late commit revives it
         for session, lineage in trash.items():
-            self._store.delete(lineage.point(session))
-            self._store.delete(lineage.trash(session))
+            with contextlib.suppress(DeleteRefused):  # locked: its trash stays, so that it is tried again
+                self._store.delete(lineage.point(session))
+                self._store.delete(lineage.trash(session))

@@ -7,7 +7,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryError
-from vmbackup.repository import frames, making
+from vmbackup.repository import frames, locks, making
 from vmbackup.repository.catalog import fetch
 from vmbackup.repository.crypto import GroupKeys, envelope_info
 from vmbackup.repository.keys import Identity, ReaderKeys
@@ -27,7 +27,8 @@ class Keyring:
     """What the key that a repository was opened with may do and open. Safe to share between threads."""
 
     def __init__(self, store: Store, identity: Identity, config: RepositoryConfig, trust: Trust) -> None:
-        self.store: Store = Objects(store)
+        self._objects = Objects(store, locks.seconds(config.object_lock_days))
+        self.store: Store = self._objects
         self.identity, self.config = identity, config
         self._trust = trust
         self._slot = ""

@@ -12,7 +12,9 @@ from vmbackup.repository.writers import WriterKey
 _GROUP_INFO = b"vmbackup/1/group\0"
 
 
-def first_config(reader: ReaderKeys, repository: bytes, chunk_size: int, slots: list[str]) -> dict[str, Any]:
+def first_config(
+    reader: ReaderKeys, repository: bytes, chunk_size: int, slots: list[str], object_lock_days: int | None = None
+) -> dict[str, Any]:
     """Version 1 of the config."""
     return {
         "realm": reader.realm.hex(),
@@ -24,7 +26,7 @@ def first_config(reader: ReaderKeys, repository: bytes, chunk_size: int, slots: 
         "epochs": [{"number": n, "public_key": k.public().raw.hex()} for n, k in reader.epochs.items()],
         "features": {"ignore": [], "read_only": [], "refuse": []},
         "replica_of": None,
-        "object_lock_days": None,
+        "object_lock_days": object_lock_days,
         "allowed_endpoints": None,
         "slots": slots,
     }

@@ -1,5 +1,7 @@
 """What restore points need: every pack that their maps reach, and the indexes of those packs' sessions."""
 
+from collections.abc import Iterator
+
 from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.condemned import INDEX, ObjectName
 from vmbackup.repository.crypto import DATA, META
@@ -27,10 +29,10 @@ class Needs:
         if point.session in self._points:
             return
         own = point.own_ref(0)
-        self._add_index(own)
+        self.add_index(own)
         if point.kind == POINT:
             for ref in point.table.values():
-                self._add_index(ref)
+                self.add_index(ref)
             for disk in point.disks:
                 self._walk(point, disk)
         else:
@@ -41,7 +43,13 @@ class Needs:
     def _add(self, kind: str, ref: SessionRef, number: int) -> None:
         self._objects.setdefault((kind, ref.lineage, ref.session), set()).add(number)
 
-    def _add_index(self, ref: SessionRef) -> None:
+    def names(self) -> Iterator[ObjectName]:
+        """All of them."""
+        for (kind, lineage, session), numbers in self._objects.items():
+            yield from (ObjectName(kind, lineage, session, number) for number in numbers)
+
+    def add_index(self, ref: SessionRef) -> None:
+        """The index objects of a session. Raises DamageError."""
         if ref.session in self._indexed:
             return
         self._add(INDEX, ref, ref.root)

@@ -18,16 +18,25 @@ _NAMES = re.compile(
             rf"(sessions|points|trash)/{_GROUP}/{_SESSION}/{_SESSION}",
             rf"(data|meta|index)/{_GROUP}/{_SESSION}/{_SESSION}-\d+",
             rf"(dead|condemned|damage)/{_GROUP}/{_SESSION}",
+            rf"probe/{_ID}",
         )
     )
 )
 
 
-class Objects:
-    """A Store that lists no foreign files (an .nfs... file, a README, an editor's copy)."""
+# What is locked where objects are: all that a restore point needs. Not what lives while a session or a prune does.
+_LOCKED = {"config", "config.copy", "keys", "groups", "writers", "envelopes", "data", "meta", "index", "points"}
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+
+class Objects:
+    """A Store that lists no foreign files (an .nfs... file, a README, an editor's copy).
+
+    `lock_seconds`: for how long each object that a restore point may need is locked when it is stored; 0 for not at
+    all.
+    """
+
+    def __init__(self, store: Store, lock_seconds: float = 0.0) -> None:
+        self._store, self.lock_seconds = store, lock_seconds
 
     @property
     def url(self) -> str:
@@ -40,8 +49,10 @@ class Objects:
         return self._store.place
 
     def put(self, key: str, data: Buffer) -> None:
-        """See Store."""
+        """See Store; when this returns, the object is locked too."""
         self._store.put(key, data)
+        if self.lock_seconds and key.partition("/")[0] in _LOCKED:
+            self._store.lock(key, self.lock_seconds)
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """See Store. Raises DamageError for an object that no repository makes so large."""

@@ -28,6 +28,7 @@ class RepositoryConfig:
     public_keys: dict[int, PublicKey]
     features: dict[str, list[str]]
     slots: tuple[str, ...]
+    object_lock_days: int | None
     document: dict[str, Any] = field(repr=False)
 
     @classmethod
@@ -42,6 +43,7 @@ class RepositoryConfig:
             {e["number"]: PublicKey(bytes.fromhex(e["public_key"])) for e in document["epochs"]},
             document["features"],
             tuple(document.get("slots", ())),
+            document.get("object_lock_days"),
             document,
         )
 

@@ -137,6 +137,15 @@ class Point:
         parent = self.public["parent"]
         return bytes.fromhex(parent["session"]) if parent else None
 
+    @property
+    def locked_until(self) -> datetime | None:
+        """Until when all that it needs cannot be deleted, as its writer saw it; None where nothing is locked."""
+        try:
+            until = datetime.fromisoformat(self.public["locked_until"])
+        except (KeyError, TypeError, ValueError):
+            return None
+        return until if until.tzinfo else None
+
     @cached_property
     def disks(self) -> list[DiskRecord]:
         """The disks, in the order of the domain."""
@@ -166,6 +175,13 @@ def encode_table(table: dict[int, SessionRef], uses: dict[int, int]) -> bytes:
     """The session table of the public part."""
     rows = (_TABLE.pack(*ref, uses.get(number, 0)) for number, ref in sorted(table.items()))
     return _LENGTH.pack(len(table)) + b"".join(rows)
+
+
+def draft(lineage: Lineage, session: bytes, public: dict[str, Any], table: bytes) -> Point:
+    """A restore point as it will be, to see what it needs."""
+    return Point(
+        lineage.point(session), POINT, lineage, session, b"", b"", public, table[_LENGTH.size :], b"", b"", b""
+    )
 
 
 def encode(

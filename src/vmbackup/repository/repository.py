@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from vmbackup.errors import DamageError, RepositoryError, UsageError
-from vmbackup.repository import keys, making, points, tables, tombstones
+from vmbackup.repository import keys, locks, making, points, tables, tombstones
 from vmbackup.repository.cache import Cache
 from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.keyring import DEFAULT_GROUP, Keyring
@@ -67,15 +67,19 @@ class Repository(Keyring):
         trust: Trust,
         *,
         chunk_size: int = DEFAULT_CHUNK_SIZE,
+        object_lock_days: int | None = None,
         label: str = "init",
         keep_recovery: Callable[[str, str], None] = lambda _id, _key: None,
     ) -> tuple["Repository", str]:
         """Makes a repository in an empty place; gives it and its recovery key. Raises RepositoryError, UsageError.
 
+        With `object_lock_days` every object that a restore point needs is locked for so long and a generation.
         `keep_recovery(id, key)` is called while there is no repository yet: one whose key nobody has is never made.
         """
         if not MIN_CHUNK_SIZE <= chunk_size <= MAX_CHUNK_SIZE or chunk_size & (chunk_size - 1):
             raise UsageError(f"a chunk size of {chunk_size} bytes is not possible", "use a power of two, 4K to 16M")
+        if object_lock_days is not None and not 1 <= object_lock_days <= locks.MOST_DAYS:
+            raise UsageError(f"objects cannot be locked for {object_lock_days} days", f"use 1 to {locks.MOST_DAYS}")
         if held := next(iter(occupants(store)), None):
             what = "a repository" if next(store.list("config/"), None) else f"other things, such as '{held}'"
             raise RepositoryError(f"{store.url} already holds {what}", "choose another, empty place")
@@ -86,19 +90,19 @@ class Repository(Keyring):
             keys.wrap(reader, secret, label),
             keys.wrap(reader, Secret(recovery, "recovery", random=True), "recovery key of init"),
         )
-        config = making.first_config(reader, repository, chunk_size, [slot for slot, _ in slots])
+        config = making.first_config(reader, repository, chunk_size, [slot for slot, _ in slots], object_lock_days)
         made = cls(store, reader, RepositoryConfig.from_document(config), trust)
         made._slot = slots[0][0]
         try:  # first, under fixed names: of two that race for the place one fails here
             for key, document in making.new_group(reader, DEFAULT_GROUP, 1).items():
-                store.put(key, document)
+                made.store.put(key, document)
         except ObjectExists:
             raise RepositoryError(
                 f"{store.url} is being made a repository by somebody else", "choose another, empty place"
             ) from None
         for slot, data in slots:
-            store.put(f"keys/{slot}", data)
-        store.put(*making.enrolment(reader, reader.writer))
+            made.store.put(f"keys/{slot}", data)
+        made.store.put(*making.enrolment(reader, reader.writer))
         keep_recovery(made.id, keys.format_recovery(recovery))
         made._put_config(config)
         trust.forget(store.place)

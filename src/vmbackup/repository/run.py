@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from blake3 import blake3
@@ -15,6 +15,7 @@ from vmbackup.repository.condemned import ObjectName
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.dedup import SparseIndex
 from vmbackup.repository.layout import Lineage, SessionRef, new_session
+from vmbackup.repository.locks import RunLocks
 from vmbackup.repository.nodes import Node, Ref
 from vmbackup.repository.packs import PackBuilder
 from vmbackup.repository.points import Point, encode_table
@@ -22,7 +23,7 @@ from vmbackup.repository.repository import PointList, Repository, newest
 from vmbackup.repository.salvage import salvage
 from vmbackup.repository.session import Session
 from vmbackup.repository.stock import Lost
-from vmbackup.storage_backends import ObjectMissing
+from vmbackup.storage_backends import Entry, ObjectMissing
 
 # A killed run loses no more than this of its stored chunks where its host cannot salvage them.
 PARTIAL_BYTES = 16 << 30
@@ -60,6 +61,7 @@ class Run:
         self._main: Session
         self._filling: Session
         self._meta: PackBuilder | None = None
+        self._locks: RunLocks | None = None
         self._id_key = self.catalog.keys.chunk_id_key()
 
     @classmethod
@@ -83,12 +85,14 @@ class Run:
         run = cls(repository, lineage, host, name)
         run._salvage()
         run._main = run._filling = run._pin_session()
+        if days := repository.config.object_lock_days:
+            run._locks = RunLocks(repository.store, run.catalog, days, run._main.pinned_at())
         try:
             doomed, found = run._read_protocol()
             run._give_way(found)
             run._adopt(found, doomed, choose)
         except BaseException:
-            run._main.unpin()  # nothing was written yet
+            run._main.give_up()
             raise
         return run
 
@@ -105,10 +109,15 @@ class Run:
         return set().union(*lists.values()), self.repository.read_points(self.lineage)
 
     def _salvage(self) -> None:
-        for entry in list(self.repository.store.list(self.lineage.prefix("sessions"))):
-            session = bytes.fromhex(entry.key.rsplit("/", 1)[1])
+        store = self.repository.store
+        pinned = _sessions(store.list(self.lineage.prefix("sessions")))
+        ended = set(_sessions(store.list(self.lineage.prefix("points")))) if pinned else set()
+        may_drop = True
+        for session in pinned:
             try:
-                if self._host_of(session) == self.host:
+                if session in ended:  # it died between commit and clean-up, or may not delete
+                    may_drop = may_drop and sessions.drop_pin(self.repository, self.lineage, session)
+                elif self._host_of(session) == self.host:
                     salvage(self.repository, self.lineage, session, self.host)
             except DamageError as error:
                 self.warnings.append(f"a killed run's chunks cannot be found again: {error.message}")
@@ -183,7 +192,13 @@ class Run:
 
     def load_node(self, chunk_size: int) -> Callable[[Ref, int], Node]:
         """A loader of the parent's map nodes."""
-        return lambda ref, first: self.catalog.node(ref, first, self._table[ref.session], chunk_size)
+        locks = self._locks
+
+        def load(ref: Ref, first: int) -> Node:
+            node = self.catalog.node(ref, first, self._table[ref.session], chunk_size)
+            return locks.read(node) if locks else node
+
+        return load
 
     # Writing
 
@@ -196,6 +211,8 @@ class Run:
 
     def store_node(self, node: Node) -> Ref:
         """Puts a map node into the session's meta pack."""
+        if self._locks:
+            self._locks.stored(node)
         data = node.encode()
         if self._meta is None:
             self._meta = PackBuilder(_META_BYTES)
@@ -252,9 +269,21 @@ class Run:
             "next_session_number": self._next,
             "features": [],
         }
-        point = self._main.commit(public, encode_table(table, self.uses), documents)
+        rows = encode_table(table, self.uses)
+        if self._locks:
+            public |= self._extend(self._locks, self._main.draft(public, rows))
+        point = self._main.commit(public, rows, documents)
         self._main.unpin()
         return point
+
+    def _extend(self, locks: RunLocks, draft: Point) -> dict[str, Any]:
+        """Locks what the point needs before it is made; gives what it says of that."""
+        try:
+            until = locks.extend(draft, self.parent, [session.id for session in self._sessions])
+        except DamageError as error:
+            told = f"not all that the point needs could be locked: {error.message}"
+            return {"warnings": [*draft.public.get("warnings", ()), told]}
+        return {"locked_until": until.isoformat()}
 
     def abandon(self) -> None:
         """The run failed: what it stored becomes a partial, for the next one to find. No thread writes any more."""
@@ -262,4 +291,8 @@ class Run:
             if session.stored_bytes:
                 salvage(self.repository, self.lineage, session.id, self.host)
             else:
-                session.unpin()  # it holds nothing and will never commit
+                session.give_up()
+
+
+def _sessions(entries: Iterable[Entry]) -> list[bytes]:
+    return [bytes.fromhex(entry.key.rsplit("/", 1)[1]) for entry in entries]

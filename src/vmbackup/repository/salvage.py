@@ -8,7 +8,7 @@ from vmbackup.repository.index import IndexWriter
 from vmbackup.repository.layout import Lineage, SessionRef
 from vmbackup.repository.packs import FOOTER, Birth, read_footer
 from vmbackup.repository.repository import Repository
-from vmbackup.repository.session import create_point, put_partial, read_pin
+from vmbackup.repository.session import create_point, drop_pin, put_partial, read_pin
 from vmbackup.storage_backends import ObjectMissing
 
 
@@ -22,8 +22,8 @@ def salvage(repository: Repository, lineage: Lineage, session: bytes, host: str)
         pin = read_pin(repository, lineage, session, store.get(lineage.pin(session)))
     except ObjectMissing:
         return False
-    if repository.read_point(lineage, session) is not None:
-        store.delete(lineage.pin(session))  # it was killed between commit and clean-up
+    if repository.exists(lineage.point(session)):
+        drop_pin(repository, lineage, session)  # it was killed between commit and clean-up
         return False
     own = Birth(session, lineage.id, pin["epoch"], pin["id_key"], bytes.fromhex(pin["envelope"]))
     first = 1 + max((_number(e.key) for e in store.list(lineage.prefix("index", session))), default=-1)
@@ -40,7 +40,7 @@ def salvage(repository: Repository, lineage: Lineage, session: bytes, host: str)
         put_partial(repository, lineage, session, ref, host, own.epoch, own.envelope)
     else:
         create_point(repository, lineage, session, frames.preamble(b"ABRT"))
-    store.delete(lineage.pin(session))
+    drop_pin(repository, lineage, session)
     return found
 
 

@@ -14,7 +14,7 @@ from vmbackup.repository.layout import Lineage, SessionRef, new_session
 from vmbackup.repository.packs import Birth, PackBuilder
 from vmbackup.repository.points import PARTIAL, POINT, Point
 from vmbackup.repository.repository import Repository
-from vmbackup.storage_backends import ObjectExists, ObjectMissing
+from vmbackup.storage_backends import DeleteRefused, ObjectExists, ObjectMissing
 
 SECRET_BYTES = 32
 
@@ -62,9 +62,18 @@ class Session:
         key = self.keys.derive(self.keys.current, "pin", self.id)
         self.repository.store.put(self.lineage.pin(self.id), head + seal(key, head, frames.canonical(body)))
 
+    def pinned_at(self) -> float:
+        """When it was pinned, by the store's clock: seconds since 1970."""
+        return self.repository.store.stat(self.lineage.pin(self.id)).modified
+
     def unpin(self) -> None:
         """Rule W10: only after the commit or "aborted"."""
-        self.repository.store.delete(self.lineage.pin(self.id))
+        drop_pin(self.repository, self.lineage, self.id)
+
+    def give_up(self) -> None:
+        """Ends a session that has stored nothing and will never commit."""
+        if not drop_pin(self.repository, self.lineage, self.id):  # a collector would wait for it
+            create_point(self.repository, self.lineage, self.id, frames.preamble(b"ABRT"))
 
     def begin_pack(self, builder: PackBuilder, kind: str) -> None:
         """Gives a builder the next number of its kind."""
@@ -108,6 +117,20 @@ class Session:
             self.index_ref = SessionRef(self.number, self.id, self.lineage.id, number, digest)
         return self.index_ref
 
+    def _public(self, public: dict[str, Any]) -> dict[str, Any]:
+        ref = self.close_index()
+        return {
+            "host": self.host,
+            **public,
+            "epoch": self.epoch,
+            "envelope": self.envelope.hex(),
+            "index": {"number": ref.root, "digest": ref.digest.hex()},
+        }
+
+    def draft(self, public: dict[str, Any], table: bytes) -> Point:
+        """What `commit` would create: not stored, not signed."""
+        return points.draft(self.lineage, self.id, self._public(public), table)
+
     def commit_partial(self) -> None:
         """Keeps the chunks so far: the session ends as a partial."""
         ref = self.close_index()
@@ -116,20 +139,21 @@ class Session:
 
     def commit(self, public: dict[str, Any], table: bytes, documents: list[dict[str, str]]) -> Point:
         """Creates the restore point, and reads it back. Raises RepositoryError if the session was aborted."""
-        ref = self.close_index()
-        public = {
-            "host": self.host,
-            **public,
-            "epoch": self.epoch,
-            "envelope": self.envelope.hex(),
-            "index": {"number": ref.root, "digest": ref.digest.hex()},
-        }
-        repository = self.repository
+        public, repository = self._public(public), self.repository
         data = points.encode(
             POINT, self.keys, repository.writer, self.lineage, self.id, self.secret, public, table, documents
         )
         create_point(repository, self.lineage, self.id, data)
         return points.decode(data, self.keys, self.lineage, self.id, repository.writers())
+
+
+def drop_pin(repository: Repository, lineage: Lineage, session: bytes) -> bool:
+    """Deletes a pin; False where the host's key to the store may not: a prune does, once the session has ended."""
+    try:
+        repository.store.delete(lineage.pin(session))
+    except DeleteRefused:
+        return False
+    return True
 
 
 def create_point(repository: Repository, lineage: Lineage, session: bytes, data: bytes) -> None:
