@@ -15,6 +15,7 @@ from vmbackup.hypervisor import Check
 if TYPE_CHECKING:
     from vmbackup.config.models import Config
     from vmbackup.config.models import Repository as Settings
+    from vmbackup.repository import Repository
     from vmbackup.repository.points import Point
     from vmbackup.storage_backends import BucketFacts, ProbeResult
 
@@ -98,6 +99,7 @@ def repository_checks(config: "Config", name: str) -> Iterator[Check]:
     try:
         with access.opened_repository(config, name) as repository:
             found = repository.read_points()
+            yield _key_check(name, repository)
     except Exception as error:
         failure = Failure.of(error)
         fix = init if failure.kind == "not_found" else failure.hint
@@ -106,9 +108,25 @@ def repository_checks(config: "Config", name: str) -> Iterator[Check]:
     if found.damaged:
         message = f"restore points that cannot be read: {len(found.damaged)} ({found.damaged[0].message})"
         yield Check("repository", name, "fail", message, f"vmbackup --repository {name} verify")
+    elif found.quarantined:
+        message = f"in quarantine, for their writer was revoked: {len(found.quarantined)}"
+        yield Check("repository", name, "warn", message, f"vmbackup --repository {name} list")
     else:
         yield Check("repository", name, "ok", f"{repository.id} opened, restore points: {len(found.points)}")
     yield _verified_check(config.daemon.state_dir, name, repository.config.repository.hex(), found.points)
+
+
+def _key_check(name: str, repository: "Repository") -> Check:
+    """Which kind of key this host has, and whether it still counts."""
+    own = repository.writer
+    if repository.can_read:
+        return Check("key", name, "ok", "a passphrase: this host reads, restores and may change keys")
+    does = "backs up, reads no stored data" if own.role == "backup" else "forgets and prunes, reads no stored data"
+    try:
+        repository.check_enrolled()
+    except VmbackupError as error:
+        return Check("key", name, "fail", error.message, error.hint)
+    return Check("key", name, "ok", f"writer key '{own.name}', role {own.role}, group {own.group}: {does}")
 
 
 def _store_check(name: str, settings: "Settings", probe: "ProbeResult") -> Check:

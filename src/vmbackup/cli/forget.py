@@ -163,7 +163,7 @@ def _named(found: "PointList", names: tuple[str, ...]) -> tuple[list["Point"], l
     """
     from vmbackup.errors import DamageError
     from vmbackup.repository.layout import short_id
-    from vmbackup.repository.resolve import place_of, resolve
+    from vmbackup.repository.resolve import in_quarantine, place_of, resolve
 
     named: list[Point] = []
     lost: list[tuple[Any, bytes, str]] = []
@@ -174,7 +174,11 @@ def _named(found: "PointList", names: tuple[str, ...]) -> tuple[list["Point"], l
             histories = {point.lineage for point in whole}
             unread = filter(None, map(place_of, found.damaged))
             lost += ((*place, short_id(place[1])) for place in unread if place[0] in histories)
-            lost += ((p.lineage, p.session, "") for p in found.partials if p.lineage in histories)
+            more = (*found.partials, *found.quarantined)
+            lost += ((p.lineage, p.session, "") for p in more if p.lineage in histories)
+            continue
+        if doubtful := in_quarantine(found, name):
+            lost.append((doubtful.lineage, doubtful.session, short_id(doubtful.session)))
             continue
         try:
             named.append(resolve(found, name))

@@ -34,7 +34,7 @@ def command(state: State, chunk_size: str | None, recovery_file: Path | None, *,
     config = access.load_config(state)
     name, settings = access.named_repository(config, state.repository)
     if settings.writer_key_file is not None:
-        hint = "set passphrase_file instead; a host's own key comes later"
+        hint = "set passphrase_file instead, and make a host's key by 'vmbackup key add-writer'"
         raise ConfigError(f'repository "{name}" has a writer_key_file, which can make no repository', hint)
     beside = settings.passphrase_file.parent if settings.passphrase_file else config.daemon.state_dir
     recovery = recovery_file.absolute() if recovery_file else beside / f"recovery-key-{name}"

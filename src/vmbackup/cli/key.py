@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from vmbackup.cli.key_writers import add_writer, hosts, revoke_writer, writer_document, writers_table
 from vmbackup.cli.options import Command, State
 from vmbackup.errors import UsageError
 
@@ -25,15 +26,19 @@ class _Keys(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group("key", cls=_Keys, short_help="List and add what opens the repository.")
+@click.group("key", cls=_Keys, short_help="List, add and revoke what opens the repository.")
 def command() -> None:
-    """List and add the passphrases and recovery keys that open the repository."""
+    """The passphrases and recovery keys that open the repository, and the key files of hosts that back up."""
+
+
+command.add_command(add_writer)
+command.add_command(revoke_writer)
 
 
 @command.command("list", cls=Command)
 @click.pass_obj
 def list_slots(state: State) -> int:
-    """List the key slots; nothing of a passphrase is shown."""
+    """List the key slots and the writers' keys; nothing secret is shown."""
     from vmbackup.cli import access
     from vmbackup.cli.output import local_time, say, say_json, table, warn
     from vmbackup.errors import DamageError
@@ -42,15 +47,19 @@ def list_slots(state: State) -> int:
     config = access.load_config(state)
     with access.opened_repository(config, state.repository) as repository:
         found = list(key_slots.listed(repository))
+        writers = hosts(repository.writers().values())
     slots = sorted((slot for slot in found if not isinstance(slot, DamageError)), key=lambda s: s.created)
     damaged = [slot for slot in found if isinstance(slot, DamageError)]
     if state.json:
         keys = [{"id": s.id, "kind": s.kind, "label": s.label, "created": s.created} for s in slots]
         broken = [{"object": d.object_key, "problem": d.message} for d in damaged]
-        say_json({"keys": keys, "damaged": broken})
+        say_json({"keys": keys, "writers": [writer_document(w) for w in writers], "damaged": broken})
     else:
         rows = [(s.id, s.kind, s.label, local_time(datetime.fromisoformat(s.created))) for s in slots]
         say(table(("KEY", "KIND", "LABEL", "CREATED"), rows))
+        if writers:
+            say()
+            say(writers_table(writers))
         for error in damaged:
             warn(error.message)
     return 4 if damaged else 0

@@ -11,17 +11,20 @@ from vmbackup.cli.options import Command, State
 def command(state: State, domain: str | None) -> int:
     """List restore points, newest first: all, or those of DOMAIN (its name or UUID).
 
-    One that cannot be read is told of, and the exit code is 4.
+    One that cannot be read is told of, and the exit code is 4; it is 3 where a revoked key made some since.
     """
     from vmbackup.cli import access
     from vmbackup.cli.output import say, say_json, warn
     from vmbackup.cli.points import document, points_table, summaries
+    from vmbackup.cli.quarantine import quarantined_document, warn_of_quarantined
     from vmbackup.config.mistakes import did_you_mean
     from vmbackup.errors import NotFoundError
+    from vmbackup.repository.quarantine import quarantined
 
     config = access.load_config(state)
     with access.opened_repository(config, state.repository) as repository:
         found = repository.survey()
+        doubtful = quarantined(repository, found)
     points = summaries(found)
     if domain is not None:
         names = sorted({point.domain for point in points})
@@ -29,14 +32,16 @@ def command(state: State, domain: str | None) -> int:
         if not points and not found.damaged:
             hint = did_you_mean(domain, names) or "'vmbackup list' shows what there is"
             raise NotFoundError(f'there is no restore point of a domain "{domain}"', hint)
+    code = 4 if found.damaged else 3 if doubtful else 0
     if state.json:
         damaged = [{"object": error.object_key, "problem": error.message} for error in found.damaged]
-        say_json(document(points) | {"damaged": damaged})
-        return 4 if damaged else 0
+        say_json(document(points) | {"damaged": damaged, "quarantined": quarantined_document(doubtful)})
+        return code
     if points:
         say(points_table(points))
-    elif not found.damaged:
+    elif not found.damaged and not doubtful:
         say("No restore points yet: 'vmbackup backup DOMAIN' makes the first.")
     for error in found.damaged:
         warn(f"a restore point cannot be read: {error.message}")
-    return 4 if found.damaged else 0
+    warn_of_quarantined(doubtful)
+    return code

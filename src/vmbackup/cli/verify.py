@@ -59,7 +59,9 @@ def command(state: State, point: str | None, read_data: str | None, textfile: Pa
 
         text = exposition(name, kept, _jobs(config, name, kept.domains))
         write_atomically(textfile.absolute(), text, mode=0o644)
-    return 4 if (kept if last else found).damaged else 0
+    if (kept if last else found).damaged:
+        return 4
+    return 3 if not last and found.quarantined else 0
 
 
 def _verify(
@@ -127,6 +129,7 @@ def _share(percent: str | None) -> float | None:
 
 def _say(state: State, found: "VerifySummary", kept: "Verified") -> None:
     from vmbackup.cli.output import say, say_json
+    from vmbackup.cli.quarantine import quarantined_document, warn_of_quarantined
 
     if state.json:
         say_json(
@@ -136,11 +139,13 @@ def _say(state: State, found: "VerifySummary", kept: "Verified") -> None:
                 "share": found.share,
                 "damaged": [damage.to_json() for damage in found.damaged],
                 "known_damaged": len(kept.damaged),
+                "quarantined": quarantined_document(found.quarantined),
             }
         )
         return
     for line in _text(found):
         say(line)
+    warn_of_quarantined(found.quarantined)
 
 
 def _say_last(state: State, kept: "Verified") -> None:

@@ -19,6 +19,7 @@ from vmbackup.repository.crypto import DATA, digest
 from vmbackup.repository.layout import short_id
 from vmbackup.repository.maps import extents
 from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.quarantine import Quarantined, quarantined
 from vmbackup.repository.repository import PointList, Repository
 from vmbackup.repository.stock import Stock
 from vmbackup.repository.usage import DiskUsage, PackName, Reached, Usage, load
@@ -32,7 +33,7 @@ class VerifySummary:
     """What was checked (numbers; bytes of the objects) and found.
 
     `read`: how data was read, None where it was not; `share`: so much of the packs, of 1. `keys` are the objects that
-    were looked at, `domains` those of the points.
+    were looked at, `domains` those of the points, `quarantined` what revoked writers committed since.
     """
 
     points: int
@@ -43,6 +44,7 @@ class VerifySummary:
     share: float | None = None
     keys: frozenset[str] = frozenset()
     domains: tuple[str, ...] = ()
+    quarantined: tuple[Quarantined, ...] = ()
 
 
 def verify(
@@ -66,6 +68,7 @@ def verify(
         found = repository.survey(live=True)
         check.repository_itself()
         check.vanished(found)
+        check.quarantined(found)
         points = found.points
     check.points(points)
     return check.summary(points)
@@ -86,6 +89,7 @@ class _Verify:
         self._store = repository.store
         self._found = Findings()
         self._objects: dict[str, int] = {}
+        self._quarantined: tuple[Quarantined, ...] = ()
 
     def summary(self, points: Sequence[Point]) -> VerifySummary:
         """The result."""
@@ -98,15 +102,20 @@ class _Verify:
             self._share,
             frozenset(self._objects),
             tuple(sorted({point.domain for point in points})),
+            self._quarantined,
         )
 
     def repository_itself(self) -> None:
         """Config, copies, key slots, groups, enrolments."""
         verify_key = self._repository.verify_key
-        documents = {"config/": b"CONF", "config.copy/": b"CONF", "groups/": b"GRUP", "writers/": b"WRTR"}
+        documents = {"config/": b"CONF", "config.copy/": b"CONF", "groups/": b"GRUP"}
         for prefix, kind in documents.items():
             for key, data in self._read_all(prefix):
                 self._try(key, lambda k=key, d=data, t=kind: check_place(frames.open_document(d, t, k, verify_key), k))
+        for key, data in self._read_all("writers/"):
+            self._try(key, lambda k=key, d=data: self._repository.check_enrolment(k, d))
+        for error in self._repository.unjudged():
+            self._found.error(error)
         for key, data in self._read_all("keys/"):
             self._try(key, lambda k=key, d=data: keys.read_slot(d, k))
         self._pairs()
@@ -163,6 +172,10 @@ class _Verify:
         catalog = self._repository.new_catalog(group)
         catalog.use(self._repository.catalog(group).moves.tables)
         return catalog
+
+    def quarantined(self, found: PointList) -> None:
+        """What does not count, and is no damage."""
+        self._quarantined = tuple(quarantined(self._repository, found))
 
     def points(self, points: Sequence[Point]) -> None:
         """All that these points need."""

@@ -138,8 +138,8 @@ class _Cycle:
     def _read(self) -> PointList:
         """C2 and C6: the valid points, and what they need. Raises DamageError where one cannot be read."""
         found = self._repository.read_points(group=self._group)
-        if found.damaged:
-            raise self._blind(found.damaged[0])
+        for error in (*found.damaged, *self._repository.unjudged()):
+            raise self._blind(error)
         self._trash_partials(found)
         for point in found.committed:
             try:

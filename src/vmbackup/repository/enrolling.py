@@ -2,13 +2,19 @@
 
 import contextlib
 import re
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from vmbackup.errors import NotFoundError, UsageError
-from vmbackup.repository import making
+from vmbackup.errors import DamageError, NotFoundError, RepositoryError, UsageError
+from vmbackup.repository import frames, making, points, tombstones
+from vmbackup.repository.crypto import digest
+from vmbackup.repository.enrolments import MOST_REVOCATION, revocation_key
 from vmbackup.repository.keyring import Keyring
 from vmbackup.repository.layout import check_group
-from vmbackup.repository.writers import ROLES, WriterKey, WriterKeys
-from vmbackup.storage_backends import ObjectExists
+from vmbackup.repository.repository import Repository, point_place
+from vmbackup.repository.writers import ROLES, Enrolment, WriterKey, WriterKeys
+from vmbackup.storage_backends import ObjectExists, ObjectMissing, ObjectTruncated
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 
@@ -24,8 +30,11 @@ def new_writer(repository: Keyring, name: str, group: str, role: str) -> WriterK
     if role not in ROLES:
         raise UsageError(f"there is no role '{role}'", f"use {' or '.join(ROLES)}")
     check_group(group)
-    if any(name == writer.name for writer in repository.writers().values()):
-        raise UsageError(f"there is a writer '{name}' already", "'vmbackup key list' shows them; take another name")
+    if any(name == writer.name and not writer.revoked for writer in repository.writers().values()):
+        raise UsageError(
+            f"there is a writer '{name}' already",
+            f"take another name, or revoke it first: vmbackup key revoke-writer {name}",
+        )
     try:
         keys = repository.group(group)
     except NotFoundError:
@@ -40,3 +49,96 @@ def enrol(repository: Keyring, writer: WriterKeys) -> None:
     """From now on what it signs counts."""
     repository.store.put(*making.enrolment(repository.reader, writer.writer))
     repository.forget_writers()
+
+
+@dataclass(frozen=True)
+class Revocation:
+    """What was done: numbers of commits of the writer that stand, and of such as it forgot that stay forgotten."""
+
+    writer: Enrolment
+    standing: int
+    forgotten: int
+
+
+def revoke(repository: Repository, name: str) -> Revocation:
+    """Ends what a writer may. Its commits of now stand, later ones are quarantined; what it forgot stays forgotten.
+
+    `name` is a name or an id. Doing it again ends what was begun. Raises AccessError for one who is no reader,
+    NotFoundError, UsageError, RepositoryError.
+    """
+    reader = repository.reader
+    repository.forget_writers()
+    writer = _named(repository, name)
+    if writer.role == "reader":
+        raise UsageError(
+            f"'{name}' is the key of those who open the repository with a passphrase",
+            "'vmbackup key remove' takes a passphrase away, 'vmbackup key rotate' begins with new keys",
+        )
+    forgotten = 0
+    if writer.standing is None:
+        forgotten = _adopt_tombstones(repository, writer)
+        standing: dict[str, list[str]] = defaultdict(list)
+        for lineage, session in _commits(repository, writer):
+            standing[lineage.hex()].append(session.hex())
+        document = {
+            "realm": reader.realm.hex(),
+            "writer": writer.id.hex(),
+            "revoked": datetime.now(UTC).isoformat(timespec="seconds"),
+            "stands": {lineage: "".join(sorted(sessions)) for lineage, sessions in standing.items()},
+        }
+        data = frames.sign_document(b"WRVK", document, reader.signing)
+        if len(data) > MOST_REVOCATION:
+            raise RepositoryError(
+                f"'{name}' made more restore points than a revocation can list", "forget old ones, then prune"
+            )
+        with contextlib.suppress(ObjectExists):  # another reader was first: what stands is what that one saw
+            repository.store.put(revocation_key(writer.id), data)
+    held = digest(repository.store.get(revocation_key(writer.id)))
+    _list(repository, writer.id, held)
+    repository.forget_writers()
+    judged = repository.writers()[writer.id]
+    return Revocation(judged, len(judged.standing or ()), forgotten)
+
+
+def _named(repository: Keyring, name: str) -> Enrolment:
+    found = [w for w in repository.writers().values() if name in (w.name, w.id.hex())]
+    live = [w for w in found if not w.revoked]
+    if not found:
+        raise NotFoundError(f"there is no writer '{name}'", "'vmbackup key list' shows them")
+    return live[0] if live else found[-1]
+
+
+def _adopt_tombstones(repository: Repository, writer: Enrolment) -> int:
+    """Forgets in the reader's name what the writer forgot: from now on its own word counts for nothing."""
+    count = 0
+    for group in repository.groups():
+        trash = tombstones.trashed(repository, group, by=writer.id)
+        sessions = trash.keys() | tombstones.dead(repository, group, by=writer.id)
+        if sessions:
+            tombstones.put_dead(repository, group, sessions)
+        count += len(sessions)
+    return count
+
+
+def _commits(repository: Repository, writer: Enrolment) -> list[tuple[bytes, bytes]]:
+    """Lineage and session of all that the writer committed and that can be read."""
+    found = []
+    for entry in repository.store.list(f"points/{writer.group}/"):
+        lineage, session = point_place(entry.key)
+        with contextlib.suppress(DamageError, ObjectMissing, ObjectTruncated):
+            data = repository.store.get(entry.key)
+            if points.signer(data, lineage) == writer.id:
+                points.decode(data, repository.group(writer.group), lineage, session, repository.writers())
+                found.append((lineage.id, session))
+    return found
+
+
+def _list(repository: Keyring, writer: bytes, held: bytes) -> None:
+    """Lists the revocation in the config: who saw that version notices where it is hidden."""
+    if repository.config.revoked.get(writer) == held:
+        return
+
+    def add(revoked: dict[bytes, bytes]) -> list[dict[str, str]]:
+        return [{"writer": w.hex(), "digest": d.hex()} for w, d in sorted({**revoked, writer: held}.items())]
+
+    repository.change_config(lambda config: {"revoked": add(config.revoked)}, f"writer {writer.hex()} was revoked")

@@ -61,14 +61,16 @@ def sign_document(kind: bytes, document: object, key: Ed25519PrivateKey) -> byte
     return head + key.sign(_CONTEXT + head)
 
 
-def open_document(data: bytes, kind: bytes, name: str, key: Ed25519PublicKey) -> dict[str, Any]:
-    """The document of a signed object whose signature holds. Raises DamageError, RepositoryError."""
+def open_document(
+    data: bytes, kind: bytes, name: str, key: Ed25519PublicKey, most: int = MAX_DOCUMENT
+) -> dict[str, Any]:
+    """The document of a signed object, of `most` bytes, whose signature holds. Raises DamageError, RepositoryError."""
     check_preamble(data, kind, name)
     start = PREAMBLE.size + LENGTH.size
     if len(data) < start:
         raise DamageError(f"{name} is cut: {len(data)} bytes", object_key=name)
     (length,) = LENGTH.unpack_from(data, PREAMBLE.size)
-    if length > MAX_DOCUMENT or len(data) != start + length + SIGNATURE:
+    if length > most or len(data) != start + length + SIGNATURE:
         raise DamageError(f"{name} has the wrong length", object_key=name)
     try:
         key.verify(data[start + length :], _CONTEXT + data[: start + length])

@@ -10,6 +10,7 @@ from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryE
 from vmbackup.repository import frames, locks, making
 from vmbackup.repository.catalog import fetch
 from vmbackup.repository.crypto import GroupKeys, envelope_info
+from vmbackup.repository.enrolments import Enrolments
 from vmbackup.repository.keys import Identity, ReaderKeys
 from vmbackup.repository.layout import Lineage
 from vmbackup.repository.objects import Objects
@@ -34,6 +35,8 @@ class Keyring:
         self._slot = ""
         self._groups: dict[str, GroupKeys] = {}
         self._writers: dict[bytes, Enrolment] | None = None
+        self._strangers: set[bytes] = set()
+        self._enrolments = Enrolments(self.store, identity)
 
     # Who it is
 
@@ -69,13 +72,33 @@ class Keyring:
         if not self.can_read:
             raise AccessError(NOT_A_READER, BY_READER)
 
+    def check_enrolled(self) -> None:
+        """Raises AccessError for a writer that was revoked, DamageError for one whose enrolment is gone."""
+        if self.can_read:
+            return
+        own = self.writers().get(self.writer.id)
+        if own is None:
+            raise DamageError(
+                f"writers/{self.writer.id.hex()}, the enrolment of this host's key, is missing: nothing would count "
+                "that it signs",
+                "get another key by 'vmbackup key add-writer'",
+                object_key=f"writers/{self.writer.id.hex()}",
+            )
+        if own.revoked:
+            raise AccessError(
+                f"the key of this host ('{own.name}') was revoked",
+                "get another key by 'vmbackup key add-writer'",
+            )
+
     def check_may_write(self, group: str | None = None) -> None:
         """Raises AccessError unless restore points count that this key signs."""
+        self.check_enrolled()
         if not self.writer.enrolment().may_write(group or self.writer.group):
             self._refuse("make restore points", "backup")
 
     def check_may_collect(self, group: str | None = None) -> None:
         """Raises AccessError unless what this key forgets is forgotten."""
+        self.check_enrolled()
         if not self.writer.enrolment().may_collect(group or self.writer.group):
             self._refuse("forget or delete anything", "prune")
 
@@ -117,12 +140,16 @@ class Keyring:
         return Seen(config.repository.hex(), config.realm.hex(), verify, config.version, self._slot)
 
     def recheck(self) -> None:
-        """Reads the config again, as before each commit. Raises RepositoryError where a newer one forbids writing."""
+        """Reads the config again, as before each commit. Raises RepositoryError where a newer one forbids writing.
+
+        And AccessError where it lists the own key as revoked.
+        """
         before = self.config.version
         self.config = config = read_config(self.store, self.identity)
         self._trust.check(self.store.place, self._seen())
         if config.version != before:
             self.forget_writers()
+        self.check_enrolled()
         if config.features["read_only"]:
             raise RepositoryError(
                 f"the repository uses features of a newer vmbackup: {', '.join(config.features['read_only'])}",
@@ -193,31 +220,29 @@ class Keyring:
     def writers(self) -> dict[bytes, Enrolment]:
         """The enrolled writers, by id; a reader's own is known without the store."""
         if self._writers is None:
-            found = {self.writer.id: self.writer.enrolment()} if self.can_read else {}
-            for entry in self.store.list("writers/"):
-                with contextlib.suppress(DamageError):  # verify tells of it; its points tell who signed them
-                    writer = self.read_writer(entry.key)
-                    found[writer.id] = writer
-            self._writers = found
+            self._writers = self._enrolments.read(self.config, self.writer.enrolment() if self.can_read else None)
         return self._writers
 
+    def writers_with(self, writer: bytes) -> dict[bytes, Enrolment]:
+        """The same, listed again where that one is not known: it may have been enrolled since."""
+        if writer not in self.writers() and writer not in self._strangers:
+            self._strangers.add(writer)
+            self.forget_writers()
+        return self.writers()
+
     def forget_writers(self) -> None:
-        """They are read again when they are needed: others may have been enrolled or revoked."""
+        """They are listed again when they are needed: others may have been enrolled or revoked."""
         self._writers = None
 
-    def read_writer(self, key: str) -> Enrolment:
-        """An enrolment. Raises DamageError, RepositoryError."""
-        if key.endswith(".revoked"):
-            raise RepositoryError(
-                "the repository knows revoked writers, which only a newer vmbackup judges",
-                "upgrade vmbackup on this host",
-            )
-        document = frames.open_document(fetch(self.store, key), b"WRTR", key, self.verify_key)
-        if document["realm"] != self.config.realm.hex() or key != f"writers/{document['writer']}":
-            raise DamageError(f"{key} does not belong where it lies", object_key=key)
-        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(document["public_key"]))
-        writer = bytes.fromhex(document["writer"])
-        return Enrolment(writer, document["name"], document["role"], document["group"], public)
+    def check_enrolment(self, key: str, data: bytes) -> None:
+        """Whether it is an enrolment or a revocation of that name. Raises DamageError, RepositoryError."""
+        check = self._enrolments.revocation if key.endswith(".revoked") else self._enrolments.enrolment
+        check(key, data)
+
+    def unjudged(self) -> list[DamageError]:
+        """Revocations that the config lists and that cannot be read: what stands of those writers is not known."""
+        self.writers()
+        return list(self._enrolments.lost.values())
 
     # Envelopes
 

@@ -17,7 +17,7 @@ from vmbackup.storage_backends import Store
 class RepositoryConfig:
     """The signed config: ids of 16 bytes, `version` of this document, chunk size in bytes, public keys by epoch.
 
-    `slots`: the key slots that there must be.
+    `slots`: the key slots that there must be; `revoked`: the digests of the revocations, by the writer's id.
     """
 
     realm: bytes
@@ -29,6 +29,7 @@ class RepositoryConfig:
     features: dict[str, list[str]]
     slots: tuple[str, ...]
     object_lock_days: int | None
+    revoked: dict[bytes, bytes]
     document: dict[str, Any] = field(repr=False)
 
     @classmethod
@@ -44,6 +45,7 @@ class RepositoryConfig:
             document["features"],
             tuple(document.get("slots", ())),
             document.get("object_lock_days"),
+            {bytes.fromhex(r["writer"]): bytes.fromhex(r["digest"]) for r in document.get("revoked", ())},
             document,
         )
 

@@ -12,7 +12,7 @@ from cryptography.exceptions import InvalidSignature
 from vmbackup.errors import DamageError, RepositoryError
 from vmbackup.repository import frames, moves
 from vmbackup.repository.crypto import GroupKeys, derive, digest, seal, unseal
-from vmbackup.repository.layout import ORIGIN_BYTES, Lineage, SessionRef, point_id
+from vmbackup.repository.layout import ORIGIN_BYTES, SESSION_BYTES, Lineage, SessionRef, point_id
 from vmbackup.repository.nodes import Ref
 from vmbackup.repository.writers import Enrolment, WriterKey
 
@@ -211,6 +211,12 @@ def encode(
 def is_abort(data: bytes) -> bool:
     """Whether the object says that its session can never commit."""
     return data[8:12] == b"ABRT"
+
+
+def signer(data: bytes, lineage: Lineage) -> bytes:
+    """Who says to have signed the commit, 8 bytes."""
+    end = len(_head(0, 0, lineage, bytes(SESSION_BYTES), bytes(8)))
+    return data[end - 8 : end]
 
 
 def kind_of(head: bytes) -> int:

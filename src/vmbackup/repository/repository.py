@@ -30,6 +30,7 @@ class PointList:
 
     `moves`: the tables of moves that count, for their signers may collect. `ended`: the sessions that can never commit
     any more, forgotten ones too. `twins`: further copies of a point that is listed, made by two hosts at once.
+    `quarantined`: what revoked writers committed since, of any kind.
     """
 
     points: list[Point]
@@ -39,11 +40,12 @@ class PointList:
     forgotten: set[bytes] = field(default_factory=set)
     moves: list[Point] = field(default_factory=list)
     twins: list[Point] = field(default_factory=list)
+    quarantined: list[Point] = field(default_factory=list)
 
     @property
     def committed(self) -> list[Point]:
-        """What needs objects: restore points, twins, partials."""
-        return [*self.points, *self.twins, *self.partials]
+        """What needs objects: restore points, twins, partials, and what is in quarantine."""
+        return [*self.points, *self.twins, *self.partials, *self.quarantined]
 
 
 class Repository(Keyring):
@@ -173,7 +175,7 @@ class Repository(Keyring):
         prefix = lineage.prefix("points") if lineage else f"points/{group}/" if group else self.seen("points")
         known, listed = PointCache(Cache() if live else self.cache), set()
         for entry in self.store.list(prefix):
-            place, session = _point_place(entry.key)
+            place, session = point_place(entry.key)
             ended.add(session)
             listed.add(entry.key)
             try:
@@ -187,7 +189,8 @@ class Repository(Keyring):
                 damaged.append((session, damage))
         known.close(prefix, listed)
         gone = self._forgotten(lineage, group)  # after the points: rule W3
-        valid = [p for p in found if p.session not in gone]
+        kept = [p for p in found if p.session not in gone]
+        valid = [p for p in kept if self.stands(p)]
         newest_first = sorted((p for p in valid if p.kind == POINT), key=lambda p: (p.time, p.session), reverse=True)
         each = {(p.lineage, p.origin): p for p in newest_first}  # of twins the one with the lowest session
         return PointList(
@@ -198,6 +201,7 @@ class Repository(Keyring):
             gone,
             [p for p in valid if p.kind == MOVES and self.writers()[p.writer].may_collect(p.lineage.group)],
             [p for p in newest_first if p is not each[p.lineage, p.origin]],
+            [p for p in kept if not self.stands(p)],
         )
 
     def _forgotten(self, lineage: Lineage | None, group: str | None) -> set[bytes]:
@@ -220,7 +224,13 @@ class Repository(Keyring):
     def _decode(self, data: bytes, lineage: Lineage, session: bytes) -> Point | None:
         if points.is_abort(data):
             return None
-        return points.decode(data, self.group(lineage.group), lineage, session, self.writers())
+        writers = self.writers_with(points.signer(data, lineage))
+        return points.decode(data, self.group(lineage.group), lineage, session, writers)
+
+    def stands(self, point: Point) -> bool:
+        """Whether its writer was not revoked, or had committed it by then."""
+        writer = self.writers().get(point.writer)
+        return writer is not None and writer.stands(point.lineage.id, point.session)
 
     def documents(self, point: Point) -> dict[str, bytes]:
         """A point's private documents by name. Raises AccessError, DamageError."""
@@ -234,6 +244,7 @@ def newest(found: list[Point]) -> Point | None:
     return max(found, key=lambda p: (p.seq, p.session), default=None)
 
 
-def _point_place(key: str) -> tuple[Lineage, bytes]:
+def point_place(key: str) -> tuple[Lineage, bytes]:
+    """History and session of a commit, out of its name."""
     _, group, lineage, session = key.split("/")
     return Lineage(group, bytes.fromhex(lineage)), bytes.fromhex(session)

@@ -5,9 +5,9 @@ import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from vmbackup.errors import DamageError, NotFoundError, UsageError
+from vmbackup.errors import AccessError, DamageError, NotFoundError, UsageError
 from vmbackup.repository.layout import SESSION_BYTES, Lineage, short_id
-from vmbackup.repository.points import Point
+from vmbackup.repository.points import POINT, Point
 from vmbackup.repository.repository import PointList, newest
 
 _MOST_CANDIDATES = 8  # of an ambiguous name: more are counted, not listed
@@ -53,7 +53,8 @@ def parse_time(text: str) -> datetime:
 
 def _is_named(point: Point, text: str) -> bool:
     """Whether `text` is a prefix of the point's id or of its 8 hex digits."""
-    return bool(text) and (point.id.startswith(text) or short_id(point.session).startswith(text.lower()))
+    point_id = point.id if point.kind == POINT else ""
+    return bool(text) and (point_id.startswith(text) or short_id(point.session).startswith(text.lower()))
 
 
 def _of_domain(found: PointList, name: str, moment: datetime | None) -> Point:
@@ -93,6 +94,11 @@ def _refuse_unread(found: PointList, points: Sequence[Point], chosen: Point | No
 
 def _nothing(found: PointList, text: str, *, domains: bool) -> Exception:
     """Why nothing was found: damage, if it may hide what was meant."""
+    if in_quarantine(found, text):
+        return AccessError(
+            f"'{text}' is in quarantine: the key that signed it was revoked",
+            "'vmbackup list' tells more; name another restore point",
+        )
     for error in found.damaged:
         place = place_of(error)
         if place is not None and text and short_id(place[1]).startswith(text.lower().rpartition("-")[2]):
@@ -107,6 +113,16 @@ def _nothing(found: PointList, text: str, *, domains: bool) -> Exception:
     hint = f"did you mean '{near[0]}'?" if near else "'vmbackup list' shows what there is"
     what = "restore point of a domain" if domains else "restore point"
     return NotFoundError(f"there is no {what} '{text}'", hint)
+
+
+def in_quarantine(found: PointList, text: str) -> Point | None:
+    """The one commit in quarantine that `text` names, and no restore point besides. Raises UsageError (ambiguous)."""
+    matches = [point for point in found.quarantined if _is_named(point, text)]
+    if any(_is_named(point, text) for point in found.points):
+        return None
+    if len(matches) > 1:
+        raise UsageError(f"'{text}' names {len(matches)} things in quarantine", "'vmbackup list' shows them")
+    return matches[0] if matches else None
 
 
 def place_of(error: DamageError) -> tuple[Lineage, bytes] | None:

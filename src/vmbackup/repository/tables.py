@@ -30,7 +30,7 @@ def read(repository: "Repository", lineage: Lineage, known: frozenset[bytes]) ->
         with contextlib.suppress(ObjectMissing, ObjectTruncated, DamageError):
             if entry.size > points.HEAD and points.kind_of(store.get(entry.key, 0, points.HEAD)) == MOVES:
                 point = repository.read_point(lineage, session)
-                if point is not None and repository.writers()[point.writer].may_collect(lineage.group):
+                if point is not None and _counts(repository, point):
                     found[session] = point.move_table()
     if not found and there == known:
         return None
@@ -40,3 +40,8 @@ def read(repository: "Repository", lineage: Lineage, known: frozenset[bytes]) ->
                 found[session] = point.move_table()
     gone = tombstones.trashed(repository, lineage.group, lineage).keys() | tombstones.dead(repository, lineage.group)
     return [table for session, table in found.items() if session not in gone]
+
+
+def _counts(repository: "Repository", point: points.Point) -> bool:
+    """Whether its signer may move, and was not revoked before."""
+    return repository.writers()[point.writer].may_collect(point.lineage.group) and repository.stands(point)

@@ -47,33 +47,39 @@ def put_dead(repository: "Repository", group: str, sessions: Iterable[bytes]) ->
         repository.store.put(f"dead/{group}/{os.urandom(16).hex()}", _signed(repository, body))
 
 
-def trashed(repository: "Repository", group: str, lineage: Lineage | None = None) -> dict[bytes, Lineage]:
-    """The sessions of a group, or of one history, that a valid trash names."""
+def trashed(
+    repository: "Repository", group: str, lineage: Lineage | None = None, by: bytes | None = None
+) -> dict[bytes, Lineage]:
+    """The sessions of a group, or of one history, that a valid trash names, of all signers or one."""
     found: dict[bytes, Lineage] = {}
     prefix = lineage.prefix("trash") if lineage else f"trash/{group}/"
-    for key, body in _valid(repository, b"TRSH", group, prefix, _TRASH_BYTES):
+    for key, body in _valid(repository, b"TRSH", group, prefix, _TRASH_BYTES, by):
         place, session = Lineage(group, body[: Lineage.BYTES]), body[Lineage.BYTES :]
         if len(session) == SESSION_BYTES and key == place.trash(session):
             found[session] = place
     return found
 
 
-def dead(repository: "Repository", group: str) -> set[bytes]:
-    """The sessions that valid dead lists of a group name."""
+def dead(repository: "Repository", group: str, by: bytes | None = None) -> set[bytes]:
+    """The sessions that valid dead lists of a group name, of all signers or one."""
     found: set[bytes] = set()
-    for _, body in _valid(repository, b"DEAD", group, f"dead/{group}/", _DEAD_BYTES):
+    for _, body in _valid(repository, b"DEAD", group, f"dead/{group}/", _DEAD_BYTES, by):
         ids = body[_COUNT.size :]
         if len(body) >= _COUNT.size and len(ids) == _COUNT.unpack_from(body)[0] * SESSION_BYTES:
             found.update(ids[at : at + SESSION_BYTES] for at in range(0, len(ids), SESSION_BYTES))
     return found
 
 
-def _valid(repository: "Repository", kind: bytes, group: str, prefix: str, most: int) -> Iterator[tuple[str, bytes]]:
+def _valid(
+    repository: "Repository", kind: bytes, group: str, prefix: str, most: int, by: bytes | None
+) -> Iterator[tuple[str, bytes]]:
     """Keys and bodies of the objects that count; the others are left out."""
     for entry in repository.store.list(prefix):
         if entry.size <= most:
             with contextlib.suppress(DamageError, ObjectMissing):
-                yield entry.key, _opened(repository, kind, group, entry.key)
+                signer, body = _opened(repository, kind, group, entry.key)
+                if by is None or signer == by:
+                    yield entry.key, body
 
 
 def _head(kind: bytes, group: str) -> bytes:
@@ -91,17 +97,18 @@ def _signed(repository: "Repository", body: bytes) -> bytes:
     return data + writer.private.sign(_bound(repository) + data)
 
 
-def _opened(repository: "Repository", kind: bytes, group: str, key: str) -> bytes:
-    """What lies between head and signer. Raises DamageError, ObjectMissing, RepositoryError (newer)."""
+def _opened(repository: "Repository", kind: bytes, group: str, key: str) -> tuple[bytes, bytes]:
+    """The signer, and what lies between head and signer. Raises DamageError, ObjectMissing, RepositoryError (newer)."""
     data = repository.store.get(key)
     frames.check_preamble(data, kind, key)
     head = _head(kind, group)
     end = len(data) - _SIGNATURE
     writer = repository.writers().get(data[end - _SIGNER : end])
-    if not data.startswith(head) or end - _SIGNER < len(head) or writer is None or not writer.may_collect(group):
+    entitled = writer is not None and writer.may_collect(group) and not writer.revoked
+    if not data.startswith(head) or end - _SIGNER < len(head) or writer is None or not entitled:
         raise DamageError(f"{key} was signed by nobody who may forget there", object_key=key)
     try:
         writer.public.verify(data[end:], _bound(repository) + data[:end])
     except InvalidSignature as error:
         raise DamageError(f"{key} is damaged: its signature does not hold", object_key=key) from error
-    return data[len(head) : end - _SIGNER]
+    return writer.id, data[len(head) : end - _SIGNER]

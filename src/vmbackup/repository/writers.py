@@ -60,13 +60,23 @@ class WriterKey:
 
 @dataclass(frozen=True)
 class Enrolment:
-    """A writer as the realm enrolled it."""
+    """A writer as the realm enrolled it. `standing`: lineage + session of what counts of a revoked one."""
 
     id: bytes
     name: str
     role: str
     group: str
     public: Ed25519PublicKey
+    standing: frozenset[bytes] | None = None
+
+    @property
+    def revoked(self) -> bool:
+        """Whether it was revoked: then nothing that it forgets counts, and of the rest what stood."""
+        return self.standing is not None
+
+    def stands(self, lineage: bytes, session: bytes) -> bool:
+        """Whether what it signed as the commit of that session counts, as far as it was not revoked since."""
+        return self.standing is None or lineage + session in self.standing
 
     def may_collect(self, group: str) -> bool:
         """Whether what it forgets of the group is forgotten."""

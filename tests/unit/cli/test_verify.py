@@ -72,6 +72,7 @@ def test_no_damage(run: Run, finding: dict[str, VerifySummary]) -> None:
         "share": None,
         "damaged": [],
         "known_damaged": 0,
+        "quarantined": [],
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.engine.kit import RamKit
+from tests.unit.engine.kit import SECRET, RamKit
 from vmbackup.errors import AccessError, DamageError, NotFoundError, UsageError
 from vmbackup.repository import Repository, enrolling, tombstones
 from vmbackup.repository.collect import PruneOptions, prune
@@ -180,3 +180,14 @@ def test_an_enrolment_that_is_gone_is_told_at_verify(kit: RamKit) -> None:
     kit.store.delete(f"writers/{keys.writer.id.hex()}")
     found = kit.verify(None)
     assert [damage.object for damage in found.damaged] == [f"writers/{keys.writer.id.hex()}"]
+
+
+def test_who_was_enrolled_since_is_known(kit: RamKit) -> None:
+    """To a process that had the repository open all the while."""
+    daemon = Repository.open(kit.store, SECRET, Trust(None))
+    assert len(daemon.read_points().points) == 1
+    as_host(kit, enrolled(kit, "host1"))
+    change(kit, 2)
+    kit.backup()
+    found = daemon.read_points()
+    assert (len(found.points), found.damaged) == (2, [])
