@@ -23,13 +23,12 @@ def lost_parts(run: Run, disk: DiskRecord) -> list[Part]:
         return []
     parts: list[Part] = []
     told: Counter[str] = Counter()
-    lost_sessions = run.lost.sessions
-    for ref, first, node in nodes(disk.root, run.load_node(disk.chunk_size)):
+    for ref, first, node in nodes(run.placing.of_ref(disk.root), run.load_node(disk.chunk_size)):
         if problem := run.lost.problem(ref.session, META, ref.pack):
             where = run.ref(ref.session)
             key = run.catalog.lineage(where).pack(META, where.session, ref.pack)
             raise DamageError(problem.message, object_key=key)
-        if node.level or lost_sessions.isdisjoint(node.sessions):
+        if node.level:
             continue
         at = first
         for entry in node.entries:

@@ -18,11 +18,12 @@ from vmbackup.repository.condemned import ObjectName
 from vmbackup.repository.crypto import DATA, digest
 from vmbackup.repository.layout import short_id
 from vmbackup.repository.maps import extents
+from vmbackup.repository.nodes import ZERO
 from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.quarantine import Quarantined, quarantined
 from vmbackup.repository.repository import PointList, Repository
 from vmbackup.repository.stock import Stock
-from vmbackup.repository.usage import DiskUsage, PackName, Reached, Usage, load
+from vmbackup.repository.usage import DiskUsage, PackName, Reached, Usage, load, session_of
 from vmbackup.storage_backends import ObjectMissing, StoreError
 
 Reading = Literal["decoded", "checksums"]
@@ -70,6 +71,8 @@ def verify(
         check.vanished(found)
         check.quarantined(found)
         points = found.points
+    else:
+        check.learn(points)
     check.points(points)
     return check.summary(points)
 
@@ -176,6 +179,11 @@ class _Verify:
     def quarantined(self, found: PointList) -> None:
         """What does not count, and is no damage."""
         self._quarantined = tuple(quarantined(self._repository, found))
+
+    def learn(self, points: Sequence[Point]) -> None:
+        """The tables of moves that may concern these points."""
+        for group, lineage in {(p.lineage.group, ref.lineage) for p in points for ref in p.table.values()}:
+            self._repository.catalog(group).learn(lineage)
 
     def points(self, points: Sequence[Point]) -> None:
         """All that these points need."""
@@ -325,11 +333,13 @@ def _suffers(catalog: Catalog, point: Point, disk: DiskRecord, name: PackName, r
     slots = report.slots
     if slots is None or name.kind != DATA:
         return slots is None  # of single nodes the walk of the maps has told
-    numbers = {n for n, ref in point.table.items() if ref.session == name.session}
     try:
         return any(
-            e.session in numbers and e.pack == name.number and not slots.isdisjoint(range(e.slot, e.slot + e.chunks))
+            (place.ref.session, place.pack) == (name.session, name.number)
+            and not slots.isdisjoint(range(place.slot, place.slot + place.slots))
             for e in extents(disk.root, lambda ref, first: load(catalog, point, disk, ref, first))
+            if e.session != ZERO
+            for place in catalog.places(session_of(point, e.session), DATA, e.pack, e.slot, e.chunks)
         )
     except DamageError:
         return True

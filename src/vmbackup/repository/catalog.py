@@ -153,6 +153,11 @@ class Catalog:
             known = {table.session: table for table in (*self.moves.tables, *tables)}
             self.moves = Moves(table for table in known.values() if table.session not in self._refused)
 
+    def hold(self, tables: Iterable[Table]) -> None:
+        """These tables and no others."""
+        with self._lock:
+            self.moves = Moves(tables)
+
     def learn(self, lineage: bytes) -> bool:
         """Reads the tables of a history again, after something was not where it should be. Whether any is new."""
         with self._lock:
@@ -161,9 +166,9 @@ class Catalog:
             if found is None:
                 return False
             rest = [table for table in self.moves.tables if table.lineage != lineage]
-            before = {table.session for table in self.moves.tables}
-            self.moves = Moves((*rest, *(table for table in found if table.session not in self._refused)))
-            return {table.session for table in self.moves.tables} != before
+            new = [table for table in found if table.session not in self._refused]
+            self.moves = Moves((*rest, *new))
+            return {table.session for table in new} != {table.session for table in old}
 
     def places(self, ref: SessionRef, kind: str, pack: int, slot: int, slots: int = 1) -> list[Place]:
         """Where consecutive slots lie now. A moved one counts only if its id is the old one. Raises DamageError."""

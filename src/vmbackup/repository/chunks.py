@@ -120,7 +120,7 @@ class ChunkReader:
 
     def _read(self, place: Place, wanted: list[Wanted]) -> Iterator[tuple[int, bytes]]:
         header = self._catalog.header(place.ref, DATA, place.pack)
-        for group in _spans(header, wanted):
+        for group in spans(header, wanted):
             start, end = group[0][1].offset, group[-1][1].offset + group[-1][1].stored
             view = self._fetch(header, start, end - start)
             for number, slot in group:
@@ -160,8 +160,8 @@ class ChunkReader:
         return view
 
 
-def _spans(header: Header, wanted: list[Wanted]) -> Iterator[list[tuple[int, Slot]]]:
-    """The wanted slots in groups that are fetched as one."""
+def spans(header: Header, wanted: list[Wanted]) -> Iterator[list[tuple[int, Slot]]]:
+    """The wanted slots, in order, in groups that are fetched as one; each with the caller's number."""
     group: list[tuple[int, Slot]] = []
     end = 0
     for first_slot, count, first in wanted:

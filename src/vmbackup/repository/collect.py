@@ -6,17 +6,22 @@ decides whom to take for dead, and a wrong guess costs that run, never data.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from vmbackup.errors import AccessError, DamageError, UsageError
 from vmbackup.repository import condemned, damage, frames, locks, tombstones
-from vmbackup.repository.condemned import INDEX, ObjectName
+from vmbackup.repository.condemned import INDEX, TABLE, ObjectName
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.layout import Lineage
+from vmbackup.repository.moves import PIN_FIELD
+from vmbackup.repository.moving import Proof
 from vmbackup.repository.needs import Needs
+from vmbackup.repository.processes import is_alive
+from vmbackup.repository.repack import REPACK_BELOW, RepackReport, affordable, repack, victims
 from vmbackup.repository.repository import PointList, Repository
-from vmbackup.storage_backends import DeleteRefused, Entry, ObjectExists, Store
+from vmbackup.repository.session import read_pin
+from vmbackup.storage_backends import DeleteRefused, Entry, ObjectExists, ObjectMissing, Store
 
 DEAD_AFTER = 7 * 86400.0
 WAIT = 600.0
@@ -28,12 +33,15 @@ class PruneOptions:
     """Seconds: `wait` for sessions that are open; one older than `dead_after` by the store's clock is ended.
 
     `exclusive`: the operator promises that nothing else works on the repository, whose store overwrites objects.
+    A pack of which less than `repack_below` (a share of 1; 0: none is) is in use is rewritten, by a process on `host`.
     """
 
     wait: float = WAIT
     dead_after: float = DEAD_AFTER
     dry_run: bool = False
     exclusive: bool = False
+    repack_below: float = REPACK_BELOW
+    host: str = ""
 
 
 @dataclass
@@ -42,6 +50,7 @@ class PruneReport:
 
     `locked_*`: what no restore point needs and object lock keeps, the last of it until then (seconds since 1970).
     `waited_for`: the pins of sessions that had not ended in time; then `left_*` is what the next call takes.
+    `repacked`: what was copied out of mostly dead packs; what came free by that counts in `bytes` (not with `dry_run`).
     """
 
     points: int = 0
@@ -55,6 +64,7 @@ class PruneReport:
     locked_bytes: int = 0
     locked_until: float = 0.0
     waited_for: list[str] = field(default_factory=list)
+    repacked: RepackReport = field(default_factory=RepackReport)
 
 
 def prune(
@@ -81,7 +91,11 @@ def prune(
         )
     report = PruneReport()
     for group in repository.groups():
-        _Cycle(repository, group, options, time.time() + probe.clock_skew, report, note, sleep).run()
+        cycle = _Cycle(repository, group, options, time.time() + probe.clock_skew, report, note, sleep)
+        cycle.run()
+        if cycle.repack(probe.free_bytes):
+            report.kept_bytes -= cycle.kept_bytes
+            _Cycle(repository, group, options, time.time() + probe.clock_skew, report, note, sleep).run()
     if not options.dry_run:
         _sweep(repository.store, time.time() + probe.clock_skew - locks.DAY)
     return report
@@ -111,7 +125,12 @@ class _Cycle:
         self._repository, self._store, self._group = repository, repository.store, group
         self._options, self._now, self._report = options, now, report
         self._note, self._sleep = note, sleep
-        self._needs = Needs(repository.catalog(group))
+        self._catalog = repository.new_catalog(group)
+        self._needs = Needs(self._catalog)
+        self._tables: set[bytes] = set()
+        self._proof = Proof(repository, self._catalog)
+        self._present: dict[ObjectName, int] = {}
+        self.kept_bytes = 0
         self._lock_seconds = locks.seconds(repository.config.object_lock_days)
         self._locked: dict[ObjectName, float] = {}
 
@@ -123,14 +142,20 @@ class _Cycle:
         listed = self._list()
         found = self._read()
         self._refuse_unknown(listed, found)
+        listed |= {ObjectName(TABLE, t.lineage.id, t.session, 0): len(t.moved) for t in found.moves}
         candidates = {n: size for n, size in listed.items() if n.session in found.ended and n not in self._needs}
+        if not self._options.dry_run:
+            for name in self._unproved(candidates):
+                candidates.pop(name, None)
         self._keep_locked(candidates, {n: self._locked[n] for n in candidates if n in self._locked})
         taken = dict(sorted(candidates.items())[: condemned.MOST])
         self._count(listed, candidates, found)
         if self._options.dry_run:
+            self._present = {name: size for name, size in listed.items() if name not in candidates}
             return
         deleted = self._collect(taken) if taken else set()
         present = listed.keys() - deleted
+        self._present = {name: size for name, size in listed.items() if name in present}
         records = damage.read(self._store, self._group)
         spent = [key for key, name in records.items() if name not in present]
         self._tidy(found, spent + [key for key, names in stale.items() if names.isdisjoint(present)])
@@ -140,6 +165,11 @@ class _Cycle:
         found = self._repository.read_points(group=self._group)
         for error in (*found.damaged, *self._repository.unjudged()):
             raise self._blind(error)
+        tables = {table.session for table in found.moves}
+        if tables != self._tables:
+            self._tables = tables
+            self._catalog.hold(table.move_table() for table in found.moves)
+            self._needs.walk_again()
         self._trash_partials(found)
         for point in found.committed:
             try:
@@ -149,6 +179,46 @@ class _Cycle:
                     raise self._blind(error) from error
                 found.forgotten.add(point.session)
         return found
+
+    def _unproved(self, names: Container[ObjectName]) -> set[ObjectName]:
+        """Old packs among `names` whose moved slots are not what they were where they lie now: they stay."""
+        kept = set()
+        for kind, ref, pack, slot, place in self._needs.moved:
+            left = {ObjectName(kind, was.lineage, was.session, number) for was, number in place.left}
+            if any(name in names for name in left) and not self._proof.holds(ref, kind, pack, slot, place):
+                kept |= left
+                key = self._catalog.lineage(place.ref).pack(kind, place.ref.session, place.pack)
+                self._note(f"{key} does not hold what was moved into it: the old packs are kept")
+        for name in kept:
+            self._needs.keep(name)
+        return kept
+
+    def repack(self, free_bytes: int | None) -> bool:
+        """Rewrites packs that are mostly dead, in the reading of `run`. Whether any was."""
+        options = self._options
+        if not options.repack_below or self._report.waited_for:
+            return False
+        sizes = {name: size for name, size in self._present.items() if name not in self._locked}
+        found = victims(self._needs, sizes, self._catalog, options.repack_below)
+        found = affordable(found, None if free_bytes is None else free_bytes // 2)
+        report = self._report.repacked
+        if options.dry_run:
+            report.packs += len(found)
+            report.copied_bytes += sum(victim.live_bytes for victim in found)
+            report.freed_bytes += sum(victim.dead_bytes for victim in found)
+            return False
+        if not found:
+            return False
+
+        def read_needs() -> Needs:
+            self._read()
+            return self._needs
+
+        done = repack(self._repository, self._group, found, read_needs, options.host, self._note)
+        report.packs += done.packs
+        report.copied_bytes += done.copied_bytes
+        report.freed_bytes += done.freed_bytes
+        return done.packs > 0
 
     def _was_forgotten(self, session: bytes) -> bool:
         """Whether another one forgot it, and collected it, since it was read."""
@@ -209,7 +279,7 @@ class _Cycle:
 
     def _end_if_dead(self, session: bytes, lineage: Lineage, entry: Entry) -> None:
         age = self._now - entry.modified
-        if age <= self._options.dead_after:
+        if age <= self._options.dead_after and not self._is_dead_mover(session, lineage):
             return
         try:
             self._store.put(lineage.point(session), frames.preamble(b"ABRT"))
@@ -217,6 +287,14 @@ class _Cycle:
             return  # it has committed
         self._report.ended_sessions += 1
         self._note(f"ended a session that was open for {age / 3600:.0f} h: {entry.key}")
+
+    def _is_dead_mover(self, session: bytes, lineage: Lineage) -> bool:
+        """Whether it is a repacking of this host whose process is gone."""
+        try:
+            pin = read_pin(self._repository, lineage, session, self._store.get(lineage.pin(session)))
+        except (ObjectMissing, DamageError):
+            return False
+        return pin["host"] == self._options.host and PIN_FIELD in pin and not is_alive(pin[PIN_FIELD])
 
     def _trash_partials(self, found: PointList) -> None:
         """Forgets partials whose history has a later restore point: that run found their chunks again."""
@@ -234,7 +312,8 @@ class _Cycle:
         report.points += len(found.forgotten & {name.session for name in listed})
         report.objects += len(candidates)
         report.bytes += sum(candidates.values())
-        report.kept_bytes += sum(listed.values()) - sum(candidates.values())
+        self.kept_bytes = sum(listed.values()) - sum(candidates.values())
+        report.kept_bytes += self.kept_bytes
 
     def _collect(self, names: dict[ObjectName, int]) -> set[ObjectName]:
         """Deletes these objects, but those that have come to be needed; gives what is gone."""
@@ -246,9 +325,13 @@ class _Cycle:
                 self._leave(names)
                 return set()
             self._read()  # C6
+            self._unproved(names)
             kept = [name for name in names if name in self._needs]
             self._leave({name: names.pop(name) for name in kept})
-            self._refused(names, self._delete(names))  # C7
+            tables = [name for name in names if name.kind == TABLE]
+            for name in tables:  # C7
+                tombstones.forget(self._repository, Lineage(self._group, name.lineage), name.session)
+            self._refused(names, self._delete(name for name in list(names) if name.kind != TABLE))
             return set(names)
         finally:
             self._store.delete(key)  # C8: nothing is deleted after it, whatever happened
@@ -275,7 +358,7 @@ class _Cycle:
         report, size = self._report, sum(names.values())
         report.objects, report.bytes = report.objects - len(names), report.bytes - size
         report.left_objects, report.left_bytes = report.left_objects + len(names), report.left_bytes + size
-        report.kept_bytes += size
+        report.kept_bytes, self.kept_bytes = report.kept_bytes + size, self.kept_bytes + size
 
     def _wait(self, waiting: dict[bytes, tuple[Lineage, Entry]]) -> list[str]:
         """Until these sessions have ended; gives the pins of those that have not in time."""

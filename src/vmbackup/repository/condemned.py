@@ -11,10 +11,10 @@ from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.layout import Lineage
 from vmbackup.storage_backends import ObjectMissing, Store
 
-INDEX = "index"
+INDEX, TABLE = "index", "points"  # of the commits, tables of moves alone
 # Objects of one list: 37 MiB. What is more is left to the next cycle: any part of what may go is safe to take.
 MOST = 1 << 20
-_KINDS = {DATA: 1, META: 2, INDEX: 3}
+_KINDS = {DATA: 1, META: 2, INDEX: 3, TABLE: 4}
 _NAMES = {number: kind for kind, number in _KINDS.items()}
 _COUNT = struct.Struct(">I")
 _ENTRY = struct.Struct(">B16s16sI")
@@ -23,7 +23,7 @@ _HINT = "delete it while no prune runs: no data is lost by that"
 
 
 class ObjectName(NamedTuple):
-    """A pack or an index object: `kind` is the folder."""
+    """A pack, an index object or a table of moves (number 0): `kind` is the folder."""
 
     kind: str
     lineage: bytes
@@ -32,6 +32,8 @@ class ObjectName(NamedTuple):
 
     def key(self, group: str) -> str:
         """Its key in the store."""
+        if self.kind == TABLE:
+            return Lineage(group, self.lineage).point(self.session)
         return f"{Lineage(group, self.lineage).prefix(self.kind, self.session)}{self.number}"
 
     @classmethod

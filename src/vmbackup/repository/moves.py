@@ -9,6 +9,7 @@ from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.layout import SessionRef
 
 MOST_MOVES = 1 << 20  # of a table that is made here: 32 MiB
+PIN_FIELD = "moves"  # in a pin: the mark of the process that moves slots
 _ROW = struct.Struct(">B3xIIIIIII")
 _COUNT = struct.Struct(">I")
 _KINDS = {DATA: 1, META: 2}
@@ -31,13 +32,17 @@ class Move(NamedTuple):
 
 
 class Place(NamedTuple):
-    """`slots` consecutive slots of a pack. `tables`: the sessions of the tables that led there, none for the origin."""
+    """`slots` consecutive slots of a pack.
+
+    `tables`: the sessions of the tables that led there, none for the origin; `left`: the packs where they lay before.
+    """
 
     ref: SessionRef
     pack: int
     slot: int
     slots: int
     tables: tuple[bytes, ...] = ()
+    left: tuple[tuple[SessionRef, int], ...] = ()
 
 
 class Table(NamedTuple):
@@ -149,7 +154,8 @@ class Moves:
                 at = span.slot
             stop = min(span.end, end)
             tables = (*place.tables, span.table)
-            moved = Place(span.ref, span.pack, span.new_slot + at - span.slot, stop - at, tables)
+            left = (*place.left, (place.ref, place.pack))
+            moved = Place(span.ref, span.pack, span.new_slot + at - span.slot, stop - at, tables, left)
             yield from self._follow(moved, kind, hops - 1)
             at = stop
         if at < end:

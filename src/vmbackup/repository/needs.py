@@ -1,28 +1,50 @@
-"""What restore points need: every pack that their maps reach, and the indexes of those packs' sessions."""
+"""What restore points need: every slot that their maps reach, and the indexes of those slots' sessions."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
+from vmbackup.errors import DamageError
 from vmbackup.repository.catalog import Catalog
-from vmbackup.repository.condemned import INDEX, ObjectName
+from vmbackup.repository.condemned import INDEX, TABLE, ObjectName
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.layout import SessionRef
+from vmbackup.repository.moves import Place
 from vmbackup.repository.nodes import ZERO, Ref
+from vmbackup.repository.packs import HEADER_SLOTS
 from vmbackup.repository.points import POINT, DiskRecord, Point
 from vmbackup.repository.usage import load, session_of
 
+_ALL = -1  # a mask of every slot there may be
+
+
+class Moved(NamedTuple):
+    """Slots in use that a map still names by their old place, and where they lie now."""
+
+    kind: str
+    ref: SessionRef
+    pack: int
+    slot: int
+    place: Place
+
 
 class Needs:
-    """Objects that some points of a group need; it only grows. A node that was walked is not walked again."""
+    """Objects that some points of a group need; it only grows. A node that was walked is not walked again.
+
+    `sessions`: those that lie below it, by id. `moved`: what is found through tables of moves.
+    """
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._objects: dict[tuple[str, bytes, bytes], set[int]] = {}
+        # The slots in use of a pack, a bit each.
+        self._packs: dict[tuple[str, bytes, bytes, int], int] = {}
+        self._objects: set[ObjectName] = set()
         self._points: set[bytes] = set()
         self._nodes: set[tuple[bytes, int, int]] = set()
-        self._indexed: set[bytes] = set()
+        self.sessions: dict[bytes, SessionRef] = {}
+        self.moved: list[Moved] = []
 
     def __contains__(self, name: ObjectName) -> bool:
-        return name.number in self._objects.get((name.kind, name.lineage, name.session), ())
+        return name in self._packs or name in self._objects
 
     def add(self, point: Point) -> None:
         """All that a point or a partial needs. Raises DamageError."""
@@ -37,25 +59,56 @@ class Needs:
                 self._walk(point, disk)
         else:
             for kind, number in self._catalog.root(own).packs:
-                self._add(kind, own, number)
+                self._packs[kind, own.lineage, own.session, number] = _ALL
         self._points.add(point.session)
 
-    def _add(self, kind: str, ref: SessionRef, number: int) -> None:
-        self._objects.setdefault((kind, ref.lineage, ref.session), set()).add(number)
+    def walk_again(self) -> None:
+        """Other tables of moves hold now: what is added leads elsewhere. What was found needed stays so."""
+        self._points.clear()
+        self._nodes.clear()
+        self.moved.clear()
+
+    def keep(self, name: ObjectName) -> None:
+        """A pack that stays, whatever the maps say."""
+        self._packs[name] = _ALL
+
+    def used(self) -> Iterator[tuple[ObjectName, int]]:
+        """The packs whose slots are known one by one, each with a mask of those in use."""
+        return ((ObjectName(*name), mask) for name, mask in self._packs.items() if mask != _ALL)
 
     def names(self) -> Iterator[ObjectName]:
         """All of them."""
-        for (kind, lineage, session), numbers in self._objects.items():
-            yield from (ObjectName(kind, lineage, session, number) for number in numbers)
+        yield from self._objects
+        yield from (ObjectName(*name) for name in self._packs)
 
     def add_index(self, ref: SessionRef) -> None:
         """The index objects of a session. Raises DamageError."""
-        if ref.session in self._indexed:
+        if ref.session in self.sessions:
             return
-        self._add(INDEX, ref, ref.root)
-        for number in self._catalog.root(ref).parts:
-            self._add(INDEX, ref, number)
-        self._indexed.add(ref.session)
+        root = self._catalog.root(ref)
+        self._objects.update(
+            ObjectName(INDEX, ref.lineage, ref.session, number) for number in (ref.root, *root.parts)
+        )
+        self.sessions[ref.session] = ref
+
+    def _use(self, ref: SessionRef, kind: str, pack: int, slot: int, slots: int) -> None:
+        if not self._catalog.moves.concerns(ref.session):
+            self._mark(ref, kind, pack, slot, slots)
+            return
+        for place in self._catalog.places(ref, kind, pack, slot, slots):
+            if place.tables:
+                self.moved.append(Moved(kind, ref, pack, slot, place))
+                self.add_index(place.ref)
+                self._objects.update(ObjectName(TABLE, ref.lineage, table, 0) for table in place.tables)
+            self._mark(place.ref, kind, place.pack, place.slot, place.slots)
+            slot += place.slots
+
+    def _mark(self, ref: SessionRef, kind: str, pack: int, slot: int, slots: int) -> None:
+        if slot + slots > HEADER_SLOTS:
+            key = self._catalog.lineage(ref).pack(kind, ref.session, pack)
+            raise DamageError(f"a map names slots that {key} cannot have", object_key=key)
+        name = kind, ref.lineage, ref.session, pack
+        self._packs[name] = self._packs.get(name, 0) | ((1 << slots) - 1) << slot
 
     def _walk(self, point: Point, disk: DiskRecord) -> None:
         stack: list[tuple[Ref, int]] = [(disk.root, 0)]
@@ -67,9 +120,9 @@ class Needs:
             key = place.session, ref.pack, ref.slot
             if key in self._nodes:
                 continue
-            self._add(META, place, ref.pack)
+            self._use(place, META, ref.pack, ref.slot, 1)
             node = load(self._catalog, point, disk, ref, first)
             stack += node.children()
-            for number, pack in node.data_packs():
-                self._add(DATA, session_of(point, number), pack)
+            for chunks, number, pack, slot in node.runs():
+                self._use(session_of(point, number), DATA, pack, slot, chunks)
             self._nodes.add(key)

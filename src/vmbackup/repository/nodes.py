@@ -80,6 +80,10 @@ class Node:
             return set()
         return {(session, pack) for _, session, pack, _ in self.entries if session != ZERO}  # type: ignore[misc]
 
+    def runs(self) -> Iterator[Run]:
+        """Its runs that have storage; none of an inner node."""
+        return (run for run in self.entries if isinstance(run, Run) and run.session != ZERO)
+
     def children(self) -> Iterator[tuple[Ref, int]]:
         """The nodes below with their first chunks, parts of zeros among them; none of a leaf."""
         at = self.first

@@ -31,6 +31,7 @@ MAX_BIRTHS = 256  # of a pack that is made here: 300 KB of envelopes
 MAX_HEADER = 16 << 20
 MAX_PLAIN = 16 << 20
 RECORD = struct.Struct(">32s16sIIIBBHII")
+HEADER_SLOTS = MAX_HEADER // RECORD.size  # no pack has more
 FOOTER = struct.Struct(">II8s")
 END = b"vmbkpend"
 KINDS = {DATA: 1, META: 2}

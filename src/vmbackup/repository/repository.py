@@ -191,6 +191,9 @@ class Repository(Keyring):
         gone = self._forgotten(lineage, group)  # after the points: rule W3
         kept = [p for p in found if p.session not in gone]
         valid = [p for p in kept if self.stands(p)]
+        moves = [p for p in valid if p.kind == MOVES and self.writers()[p.writer].may_collect(p.lineage.group)]
+        for table in moves:
+            self.catalog(table.lineage.group).use([table.move_table()])
         newest_first = sorted((p for p in valid if p.kind == POINT), key=lambda p: (p.time, p.session), reverse=True)
         each = {(p.lineage, p.origin): p for p in newest_first}  # of twins the one with the lowest session
         return PointList(
@@ -199,7 +202,7 @@ class Repository(Keyring):
             [error for session, error in damaged if session not in gone],
             ended | gone,
             gone,
-            [p for p in valid if p.kind == MOVES and self.writers()[p.writer].may_collect(p.lineage.group)],
+            moves,
             [p for p in newest_first if p is not each[p.lineage, p.origin]],
             [p for p in kept if not self.stands(p)],
         )

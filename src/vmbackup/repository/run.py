@@ -11,14 +11,17 @@ from blake3 import blake3
 from vmbackup.errors import DamageError, JobConflictError
 from vmbackup.repository import condemned, damage
 from vmbackup.repository import session as sessions
-from vmbackup.repository.condemned import ObjectName
+from vmbackup.repository.condemned import TABLE, ObjectName
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.dedup import SparseIndex
 from vmbackup.repository.layout import Lineage, SessionRef, new_session
 from vmbackup.repository.locks import RunLocks
+from vmbackup.repository.moves import PIN_FIELD
 from vmbackup.repository.nodes import Node, Ref
 from vmbackup.repository.packs import PackBuilder
+from vmbackup.repository.placing import Placing
 from vmbackup.repository.points import Point, encode_table
+from vmbackup.repository.processes import is_alive
 from vmbackup.repository.repository import PointList, Repository, newest
 from vmbackup.repository.salvage import salvage
 from vmbackup.repository.session import Session
@@ -39,7 +42,8 @@ class Run:
     (any thread), nodes through `store_node`, and commits (one thread).
 
     `points` are the guest's restore points, `forgotten` sessions that may have been some, `parent` the newest or None,
-    `lost` the packs of the parent that nothing may be built on; `number` of a session is its place in the table.
+    `lost` the packs of the parent that nothing may be built on, `placing` leads to what was moved; `number` of a
+    session is its place in the table.
     """
 
     def __init__(self, repository: Repository, lineage: Lineage, host: str, name: Callable[[], bytes]) -> None:
@@ -53,6 +57,7 @@ class Run:
         self.uses: Counter[int] = Counter()
         self.sparse = SparseIndex(self.catalog)
         self.lost = Lost(self.catalog, ())
+        self.placing: Placing
         self._table: dict[int, SessionRef] = {}
         self._next = 1
         self._lock = threading.Lock()
@@ -117,23 +122,28 @@ class Run:
             try:
                 if session in ended:  # it died between commit and clean-up, or may not delete
                     may_drop = may_drop and sessions.drop_pin(self.repository, self.lineage, session)
-                elif self._host_of(session) == self.host:
+                    continue
+                pin = self._pin_of(session)
+                if pin.get("host") == self.host and not is_alive(pin.get(PIN_FIELD, "")):
                     salvage(self.repository, self.lineage, session, self.host)
             except DamageError as error:
                 self.warnings.append(f"a killed run's chunks cannot be found again: {error.message}")
 
-    def _host_of(self, session: bytes) -> str | None:
+    def _pin_of(self, session: bytes) -> dict[str, Any]:
+        """What a pin says; nothing where it is gone. Raises DamageError."""
         try:
             data = self.repository.store.get(self.lineage.pin(session))
         except ObjectMissing:
-            return None
-        return str(sessions.read_pin(self.repository, self.lineage, session, data)["host"])
+            return {}
+        return sessions.read_pin(self.repository, self.lineage, session, data)
 
     def _give_way(self, found: PointList) -> None:
         """Two hosts, one guest: the higher session id gives way to a live lower one."""
         for entry in self.repository.store.list(self.lineage.prefix("sessions")):
             rival = bytes.fromhex(entry.key.rsplit("/", 1)[1])
             if rival == self._main.id or rival in found.ended:
+                continue
+            if self._moves_slots(rival):
                 continue
             if time.time() - entry.modified > RIVAL_SECONDS:
                 self.warnings.append(f"another host began a backup of this guest and never ended it ({entry.key})")
@@ -143,6 +153,13 @@ class Run:
                     "let it finish; a guest that runs on two hosts at once is in danger",
                 )
 
+    def _moves_slots(self, session: bytes) -> bool:
+        """Whether it is no backup, but a repacking: nobody is in its way."""
+        try:
+            return PIN_FIELD in self._pin_of(session)
+        except DamageError:
+            return False
+
     def _adopt(
         self, found: PointList, doomed: set[ObjectName], choose: Callable[[list[Point]], Point | None]
     ) -> None:
@@ -151,9 +168,16 @@ class Run:
         self.points, self.forgotten = found.points, found.forgotten
         damaged = set(damage.read(self.repository.store, self.lineage.group).values())
         self.parent = parent = choose(found.points)
+        going = {name.session for name in doomed if name.kind == TABLE}  # rule W6 holds for what leads to a pack, too
+        self.catalog.use((table.move_table() for table in found.moves), going)
+        self.lost = Lost(self.catalog, (), doomed, damaged)
+        self.placing = Placing(self.catalog, self.lost, self._table, self._take_number)
         if parent:
-            self._table = dict(parent.table)
-            self.lost = Lost(self.catalog, self._table.values(), doomed, damaged)
+            for number, ref in parent.table.items():
+                self._table[number] = ref
+                self.lost.add(ref)
+            for lineage in {self._table[number].lineage for number in self.lost.sessions} - {self.lineage.id}:
+                self.catalog.learn(lineage)  # of a history beside our own tables are read when something is not there
             self.uses = Counter(parent.uses)
             self._next = parent.public["next_session_number"]
         self._main.number = self._take_number()
@@ -191,12 +215,14 @@ class Run:
         return self._table[number]
 
     def load_node(self, chunk_size: int) -> Callable[[Ref, int], Node]:
-        """A loader of the parent's map nodes."""
+        """A loader of the parent's map nodes; what they name was moved to stands in them, `sessions` is as stored."""
         locks = self._locks
 
         def load(ref: Ref, first: int) -> Node:
             node = self.catalog.node(ref, first, self._table[ref.session], chunk_size)
-            return locks.read(node) if locks else node
+            if locks:
+                locks.read(node)
+            return self.placing.of(node) if self.catalog.moves else node
 
         return load
 

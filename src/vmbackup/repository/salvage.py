@@ -6,6 +6,7 @@ from vmbackup.repository.catalog import fetch
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.index import IndexWriter
 from vmbackup.repository.layout import Lineage, SessionRef
+from vmbackup.repository.moves import PIN_FIELD
 from vmbackup.repository.packs import FOOTER, Birth, read_footer
 from vmbackup.repository.repository import Repository
 from vmbackup.repository.session import create_point, drop_pin, put_partial, read_pin
@@ -31,7 +32,7 @@ def salvage(repository: Repository, lineage: Lineage, session: bytes, host: str)
         repository.group(lineage.group), own, lambda n, data: store.put(lineage.index(session, n), data), first
     )
     found = False
-    for kind in (DATA, META):
+    for kind in () if PIN_FIELD in pin else (DATA, META):  # what a repacking copied lies in the store already
         for entry in store.list(lineage.prefix(kind, session)):
             found |= _add(repository, lineage, session, kind, entry.key, entry.size, index)
     if found:

@@ -49,8 +49,8 @@ class Session:
         self.index_ref: SessionRef | None = None
         self.hooks: dict[int, bytes] = {}
 
-    def pin(self) -> None:
-        """Rule W1: nothing is read that the run relies on before this has returned."""
+    def pin(self, **more: object) -> None:
+        """Rule W1: nothing is read that the run relies on before this has returned. `more` stands in the pin."""
         head = frames.preamble(b"PINS", self.keys.current)
         body = {
             "host": self.host,
@@ -58,6 +58,7 @@ class Session:
             "envelope": self.envelope.hex(),
             "epoch": self.epoch,
             "id_key": self.keys.current,
+            **more,
         }
         key = self.keys.derive(self.keys.current, "pin", self.id)
         self.repository.store.put(self.lineage.pin(self.id), head + seal(key, head, frames.canonical(body)))
@@ -137,11 +138,13 @@ class Session:
         put_partial(self.repository, self.lineage, self.id, ref, self.host, self.epoch, self.envelope)
         self.unpin()
 
-    def commit(self, public: dict[str, Any], table: bytes, documents: list[dict[str, str]]) -> Point:
+    def commit(
+        self, public: dict[str, Any], table: bytes, documents: list[dict[str, str]], kind: int = POINT
+    ) -> Point:
         """Creates the restore point, and reads it back. Raises RepositoryError if the session was aborted."""
         public, repository = self._public(public), self.repository
         data = points.encode(
-            POINT, self.keys, repository.writer, self.lineage, self.id, self.secret, public, table, documents
+            kind, self.keys, repository.writer, self.lineage, self.id, self.secret, public, table, documents
         )
         create_point(repository, self.lineage, self.id, data)
         return points.decode(data, self.keys, self.lineage, self.id, repository.writers())

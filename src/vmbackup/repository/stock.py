@@ -50,23 +50,29 @@ class Lost:
         """Compares each session's index with the store, with condemned lists (rule W6) and with what a scrub found."""
         self._packs: dict[tuple[int, str, int], VmbackupError] = {}
         self._sessions: dict[int, DamageError] = {}
-        stock = Stock(catalog)
+        self._catalog, self._condemned, self._damaged = catalog, condemned, damaged
+        self._stock = Stock(catalog)
         for ref in sessions:
-            try:
-                for (kind, number), problem in stock.lost(ref).items():
-                    key = catalog.lineage(ref).pack(kind, ref.session, number)
-                    self._packs[ref.number, kind, number] = DamageError(f"{key} {problem}", object_key=key)
-                for kind, number in catalog.root(ref).packs:
-                    name = ObjectName(kind, ref.lineage, ref.session, number)
-                    if name in damaged:
-                        key = name.key(catalog.keys.group)
-                        error = DamageError(f"{key} is damaged, as 'vmbackup verify' found", object_key=key)
-                        self._packs.setdefault((ref.number, kind, number), error)
-                    elif name in condemned:
-                        why = RepositoryError(f"{name.key(catalog.keys.group)} is being collected")
-                        self._packs.setdefault((ref.number, kind, number), why)
-            except DamageError as error:
-                self._sessions[ref.number] = error
+            self.add(ref)
+
+    def add(self, ref: SessionRef) -> None:
+        """One more session."""
+        catalog = self._catalog
+        try:
+            for (kind, number), problem in self._stock.lost(ref).items():
+                key = catalog.lineage(ref).pack(kind, ref.session, number)
+                self._packs[ref.number, kind, number] = DamageError(f"{key} {problem}", object_key=key)
+            for kind, number in catalog.root(ref).packs:
+                name = ObjectName(kind, ref.lineage, ref.session, number)
+                if name in self._damaged:
+                    key = name.key(catalog.keys.group)
+                    error = DamageError(f"{key} is damaged, as 'vmbackup verify' found", object_key=key)
+                    self._packs.setdefault((ref.number, kind, number), error)
+                elif name in self._condemned:
+                    why = RepositoryError(f"{name.key(catalog.keys.group)} is being collected")
+                    self._packs.setdefault((ref.number, kind, number), why)
+        except DamageError as error:
+            self._sessions[ref.number] = error
 
     @property
     def sessions(self) -> set[int]:

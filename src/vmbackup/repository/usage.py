@@ -70,15 +70,26 @@ class Usage:
     def _read(self, point: Point, disk: DiskRecord, ref: Ref, first: int) -> DiskUsage:
         usage = DiskUsage()
         try:
-            usage.packs.add(PackName(session_of(point, ref.session).session, META, ref.pack))
+            usage.packs |= self._places(point, META, ref.session, ref.pack, ref.slot, 1)
             node = load(self._catalog, point, disk, ref, first)
-            for number, pack in node.data_packs():
-                usage.packs.add(PackName(session_of(point, number).session, DATA, pack))
+            if self._catalog.moves:
+                for chunks, number, pack, slot in node.runs():
+                    usage.packs |= self._places(point, DATA, number, pack, slot, chunks)
+            else:
+                for number, pack in node.data_packs():
+                    usage.packs.add(PackName(session_of(point, number).session, DATA, pack))
             for child, at in node.children():
                 usage.below.append(self._walk(point, disk, child, at))
         except DamageError as error:
             usage.errors.append(error)
         return usage
+
+    def _places(self, point: Point, kind: str, session: int, pack: int, slot: int, slots: int) -> set[PackName]:
+        """Where slots that a map names lie now."""
+        places = self._catalog.places(session_of(point, session), kind, pack, slot, slots)
+        for place in places:
+            self.sessions.setdefault(place.ref.session, place.ref)
+        return {PackName(place.ref.session, kind, place.pack) for place in places}
 
 
 class Reached:

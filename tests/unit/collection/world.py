@@ -29,7 +29,7 @@ from vmbackup.repository.tombstones import forget
 from vmbackup.repository.trust import Trust
 
 CHUNK = 4096
-CHUNKS = 6
+CHUNKS = 9
 SECRET = Secret.passphrase("a passphrase for tests", random=True)
 
 
@@ -44,12 +44,15 @@ def base() -> tuple[dict[str, tuple[bytes, float]], Repository]:
 class World:
     """A store, what each committed point must restore to, and the actors."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, most: int = 0) -> None:
+        """`most` chunks a pack; by chance where it is 0."""
+        self.most = most
         objects, _ = base()
         self.store = MemoryStore(objects)
         self.chance = random.Random(seed)
         self.kept: dict[bytes, list[bytes]] = {}
-        self.forgotten: set[bytes] = set()
+        self.forgotten: set[bytes] = set()  # or about to be
+        self.gone: set[bytes] = set()
         self.disks: dict[str, list[bytes]] = {}
         self.newest: dict[str, bytes] = {}
         self.actors: list[Actor] = []
@@ -80,7 +83,7 @@ class World:
                 changed = {n for n in range(CHUNKS) if disk[n] != old[n]}
                 if self.chance.random() < 0.2:
                     changed = set(range(CHUNKS))  # its bitmap was lost: all is read
-                point = write(repository, guest, host, disk, changed, self.newest.get(guest), self.chance)
+                point = write(repository, guest, host, disk, changed, self.newest.get(guest), self.chance, self.most)
                 self.kept[point.session] = disk
                 self.disks[guest], self.newest[guest] = disk, point.session
 
@@ -96,6 +99,7 @@ class World:
                     if self.chance.random() < share:
                         self.forgotten.add(point.session)
                         forget(repository, point.lineage, point.session)
+                        self.gone.add(point.session)
 
         return work
 
@@ -130,7 +134,7 @@ class World:
         found = repository.read_points()
         assert not found.damaged, found.damaged
         valid = {point.session for point in found.points}
-        assert valid.isdisjoint(self.forgotten)
+        assert valid.isdisjoint(self.gone)
         # A run that was killed between its commit and its report counts all the same; one that reported must be there.
         assert self.kept.keys() - self.forgotten <= valid
         for point in found.points:
@@ -144,11 +148,12 @@ class World:
         self.store.now += 30 * DAY
         repository = self.repository(self.store)
         report = prune(repository, PruneOptions(), sleep=lambda _s: None)
-        assert prune(self.repository(self.store), PruneOptions(dry_run=True)).objects == 0
+        again = prune(self.repository(self.store), PruneOptions(dry_run=True))
+        assert (again.objects, again.repacked.packs) == (0, 0), again
         assert not [key for key in self.store.objects if key.startswith(("sessions/", "trash/"))]
-        for key, names in condemned.read(self.store, "default").items():
-            # Of a collector that died: it stays while a point needs what it was about to delete.
-            assert any(name.key("default") in self.store.objects for name in names), key
+        for names in condemned.read(self.repository(self.store).store, "default").values():
+            # A dead collector's: what it let stay in the end is needed, and its list only stops deduplication.
+            assert any(name.key("default") in self.store.objects for name in names)
         return report
 
 
@@ -160,6 +165,7 @@ def write(
     changed: set[int],
     since: bytes | None,
     chance: random.Random,
+    most: int,
 ) -> Point:
     """A run of the real writer in one thread: what the pipeline does, with tiny packs.
 
@@ -183,9 +189,9 @@ def write(
         ]
         runs = uncovered((Extent(n * CHUNK, CHUNK, kind) for n, kind in enumerate(kinds)), parts, CHUNK)
         load = run.load_node(CHUNK)
-        made, window = [], Window()
+        made, window, packer = [], Window(), _Packer(run, most or chance.choice([1, 3, 5]))
         for unit in units(runs, CHUNK, OldMap(extents(old.root, load)) if old else None):
-            encoder = Encoder(run, window, CHUNK, unit, _storer(run))
+            encoder = Encoder(run, window, CHUNK, unit, packer.store)
             for first, chunks, kind in unit.parts:
                 if kind == Kind.DATA:
                     data = bytearray(b"".join(disk[first : first + chunks]))
@@ -195,6 +201,7 @@ def write(
                 else:
                     encoder.keep(chunks)
             made += encoder.runs
+            packer.flush()
             run.keep_partial()
         root = MapUpdater(CHUNK, load, run.store_node, run.uses).update(old.root if old else None, made, CHUNKS)
         record = DiskRecord(
@@ -211,16 +218,25 @@ def write(
         raise
 
 
-def _storer(run: Run) -> Callable[[bytes, memoryview], tuple[int, int, int]]:
-    def store(chunk_id: bytes, plain: memoryview) -> tuple[int, int, int]:
-        builder = PackBuilder(1 << 16)
-        session = run.begin_pack(builder)
-        slot = builder.add(chunk_id, plain)
-        number = builder.number
-        session.put_pack(builder)
-        return session.number, number, slot
+class _Packer:
+    """Packs of a few chunks."""
 
-    return store
+    def __init__(self, run: Run, most: int) -> None:
+        self._run, self._most = run, most
+        self._builder, self._session = PackBuilder(1 << 16), run.session
+
+    def store(self, chunk_id: bytes, plain: memoryview) -> tuple[int, int, int]:
+        if len(self._builder) == self._most:
+            self.flush()
+        if not len(self._builder):
+            self._session = self._run.begin_pack(self._builder)
+        slot = self._builder.add(chunk_id, plain)
+        return self._session.number, self._builder.number, slot
+
+    def flush(self) -> None:
+        if len(self._builder):
+            self._session.put_pack(self._builder)
+            self._builder.clear()
 
 
 def restored(repository: Repository, point: Point) -> list[bytes]:

@@ -58,7 +58,7 @@ def test_a_run_that_goes_on_is_not_gone(kit: RamKit, monkeypatch: pytest.MonkeyP
         point = original(self, *args)  # type: ignore[arg-type]
         self.unpin()
         with monkeypatch.context() as patch:
-            patch.setattr(kit.repository, "read_points", lambda: listed)
+            patch.setattr(kit.repository, "read_points", lambda **_: listed)
             surveyed.append(kit.repository.survey().damaged)
         return point
 
