@@ -20,7 +20,7 @@ class RamDisk:
 
     data: bytearray
     dirty: set[int] = field(default_factory=set)
-    tracked: bool = False
+    tracked: str | bool = False  # the checkpoint that the tracker began at
     path: str = "/ram/disk"
 
     def write(self, offset: int, data: bytes) -> None:
@@ -121,7 +121,8 @@ class RamJob:
         self.domain = DomainInfo(guest.name, guest.uuid, 1, "running")
         self.time = host.now()
         self.documents = {"domain.xml": f"<domain><name>{guest.name}</name></domain>".encode()}
-        self.anchor = Anchor("libvirt", "ram", "<domaincheckpoint/>", {t: len(d.data) for t, d in guest.disks.items()})
+        sizes = {t: len(d.data) for t, d in guest.disks.items()}
+        self.anchor = Anchor("libvirt", f"ram-{uuid.uuid4()}", "<domaincheckpoint/>", sizes)
         self.disks = [
             RamSource(
                 target,
@@ -146,7 +147,8 @@ class RamJob:
         if full or target not in earlier:
             return "full", None
         old = earlier[target]
-        if reread or parent is None or not disk.tracked or len(disk.data) < old.virtual_size or disk.path != old.path:
+        tracked = parent is not None and disk.tracked == parent.checkpoint
+        if reread or not tracked or len(disk.data) < old.virtual_size or disk.path != old.path:
             return "reread", reread or "no bitmap"
         return "incremental", None
 
@@ -163,7 +165,7 @@ class RamJob:
                 disk = self._guest.disks[source.info.target]
                 if committed:
                     disk.dirty -= source._dirty
-                    disk.tracked = True
+                    disk.tracked = self.anchor.checkpoint
 
     def __enter__(self) -> Self:
         return self

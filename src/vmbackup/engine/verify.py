@@ -7,6 +7,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vmbackup.engine import marks
 from vmbackup.engine.findings import Damage, Findings
 from vmbackup.engine.scrub import PackReport, scrub
 from vmbackup.errors import DamageError, VmbackupError
@@ -109,7 +110,7 @@ class _Verify:
         )
 
     def repository_itself(self) -> None:
-        """Config, copies, key slots, groups, enrolments."""
+        """Config, copies, key slots, groups, enrolments; pins, tombstones, lists, records."""
         verify_key = self._repository.verify_key
         documents = {"config/": b"CONF", "config.copy/": b"CONF", "groups/": b"GRUP"}
         for prefix, kind in documents.items():
@@ -122,6 +123,10 @@ class _Verify:
         for key, data in self._read_all("keys/"):
             self._try(key, lambda k=key, d=data: keys.read_slot(d, k))
         self._pairs()
+        for entry, problem in marks.checked(self._repository):
+            self._objects[entry.key] = entry.size
+            if problem:
+                self._found.add(entry.key, problem.message)
 
     def _pairs(self) -> None:
         """What is written twice, or must be there."""

@@ -58,16 +58,17 @@ def read(store: Store, group: str) -> dict[str, set[ObjectName]]:
     for entry in store.list(f"condemned/{group}/"):
         try:
             if entry.size > _BYTES:
-                raise DamageError(f"{entry.key} is too large")
-            found[entry.key] = _decode(store.get(entry.key), entry.key)
+                raise DamageError(f"{entry.key} is too large", object_key=entry.key)
+            found[entry.key] = decode(store.get(entry.key), entry.key)
         except ObjectMissing:
             continue  # dropped meanwhile: what it named is gone, or stays
         except DamageError as error:
-            raise DamageError(error.message, _HINT) from error
+            raise DamageError(error.message, _HINT, object_key=entry.key) from error
     return found
 
 
-def _decode(data: bytes, key: str) -> set[ObjectName]:
+def decode(data: bytes, key: str) -> set[ObjectName]:
+    """The objects that a list names. Raises DamageError, RepositoryError (newer)."""
     frames.check_preamble(data, b"COND", key)
     start = frames.PREAMBLE.size + _COUNT.size
     body = data[start:]
@@ -75,7 +76,7 @@ def _decode(data: bytes, key: str) -> set[ObjectName]:
         (count,) = _COUNT.unpack_from(data, frames.PREAMBLE.size)
         names = {ObjectName(_NAMES[kind], *rest) for kind, *rest in _ENTRY.iter_unpack(body)}
     except (struct.error, KeyError) as error:
-        raise DamageError(f"{key} is malformed") from error
+        raise DamageError(f"{key} is malformed", _HINT, object_key=key) from error
     if len(body) != count * _ENTRY.size:
-        raise DamageError(f"{key} is cut")
+        raise DamageError(f"{key} is cut", _HINT, object_key=key)
     return names

@@ -1,5 +1,6 @@
 """What a scrub found broken: writers build on it no more (docs/repository-format.md, section 11)."""
 
+import contextlib
 import struct
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 _KINDS = {DATA: 1, META: 2}
 _NAMES = {number: kind for kind, number in _KINDS.items()}
 _ENTRY = struct.Struct(">B16s16sI")
+_SIZE = frames.PREAMBLE.size + _ENTRY.size
 
 
 def record(store: Store, group: str, packs: "Iterable[ObjectName]") -> None:
@@ -27,13 +29,19 @@ def record(store: Store, group: str, packs: "Iterable[ObjectName]") -> None:
 def read(store: Store, group: str) -> dict[str, ObjectName]:
     """The packs with a finding, by the keys of the records. What is no record counts for nothing."""
     found = {}
-    size = frames.PREAMBLE.size + _ENTRY.size
     for entry in store.list(f"damage/{group}/"):
-        try:
-            data = store.get(entry.key) if entry.size == size else b""
-            frames.check_preamble(data, b"DAMG", entry.key)
-            kind, *rest = _ENTRY.unpack_from(data, frames.PREAMBLE.size)
-            found[entry.key] = ObjectName(_NAMES[kind], *rest)
-        except (DamageError, ObjectMissing, struct.error, KeyError):
-            continue
+        with contextlib.suppress(DamageError, ObjectMissing):
+            data = store.get(entry.key) if entry.size == _SIZE else b""
+            found[entry.key] = decode(data, entry.key)
     return found
+
+
+def decode(data: bytes, key: str) -> ObjectName:
+    """The pack that a record names. Raises DamageError, RepositoryError (newer)."""
+    frames.check_preamble(data, b"DAMG", key)
+    if len(data) != _SIZE or key.rpartition("/")[2] != digest(data)[:16].hex():
+        raise DamageError(f"{key} is damaged: its name is not its digest", object_key=key)
+    kind, *rest = _ENTRY.unpack_from(data, frames.PREAMBLE.size)
+    if kind not in _NAMES:
+        raise DamageError(f"{key} is malformed", object_key=key)
+    return ObjectName(_NAMES[kind], *rest)

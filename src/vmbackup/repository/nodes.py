@@ -1,10 +1,10 @@
 """The nodes of a disk's map (docs/repository-format.md, section 8)."""
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from vmbackup.errors import DamageError
 
@@ -41,8 +41,34 @@ class Ref(NamedTuple):
 
 
 ZERO_ID = bytes(32)
-# Half the time of Run._make: millions are read.
-_MAKE_RUN: Callable[[tuple[int, ...]], Run] = partial(tuple.__new__, Run)
+_MAKE_RUN: Callable[[tuple[int, ...]], Run] = partial(tuple.__new__, Run)  # half the time of Run._make
+
+
+class Runs(Sequence[Run]):
+    """The runs of a leaf as it is stored: each is made when it is asked for, for who looks at millions asks for few."""
+
+    def __init__(self, numbers: tuple[int, ...]) -> None:
+        """`numbers`: the four of each run, one after the other."""
+        self.chunks, self.sessions, self.packs, self.slots = (numbers[n::4] for n in range(4))
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __iter__(self) -> Iterator[Run]:
+        return map(_MAKE_RUN, zip(self.chunks, self.sessions, self.packs, self.slots, strict=True))
+
+    @overload
+    def __getitem__(self, at: int) -> Run: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Run, ...]: ...
+    def __getitem__(self, at: int | slice) -> Run | tuple[Run, ...]:
+        return tuple(self)[at]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
 
 
 def zero_ref(level: int, chunks: int) -> Ref:
@@ -59,7 +85,7 @@ class Node:
     first: int
     chunks: int
     sessions: tuple[int, ...]
-    entries: tuple[Run, ...] | tuple[Ref, ...]
+    entries: Sequence[Run] | Sequence[Ref]
 
     @classmethod
     def leaf(cls, chunk_size: int, first: int, entries: list[Run]) -> "Node":
@@ -76,9 +102,11 @@ class Node:
 
     def data_packs(self) -> set[tuple[int, int]]:
         """(session number, pack) of each data pack that its runs name; none of an inner node."""
-        if self.level:
-            return set()
-        return {(session, pack) for _, session, pack, _ in self.entries if session != ZERO}  # type: ignore[misc]
+        if isinstance(self.entries, Runs):
+            found = set(zip(self.entries.sessions, self.entries.packs, strict=True))
+        else:
+            found = {(entry.session, entry.pack) for entry in self.entries if isinstance(entry, Run)}
+        return {place for place in found if place[0] != ZERO}
 
     def runs(self) -> Iterator[Run]:
         """Its runs that have storage; none of an inner node."""
@@ -110,11 +138,13 @@ def decode(data: bytes, ref: Ref, first: int, chunk_size: int, name: str) -> Nod
         at = _HEAD.size
         names = struct.unpack_from(f">{sessions}I", data, at) if sessions <= len(data) // 4 else ()
         body = data[at + 4 * sessions :]
-        entries: tuple[Run, ...] | tuple[Ref, ...]
+        entries: Runs | tuple[Ref, ...]
         if level == 0:
-            entries = tuple(map(_MAKE_RUN, _LEAF.iter_unpack(body)))
+            entries = Runs(struct.unpack(f">{len(body) // 4}I", body))
+            counts, named = entries.chunks, set(entries.sessions)
         else:
             entries = tuple(Ref(level - 1, *fields) for fields in _INNER.iter_unpack(body))
+            counts, named = tuple(entry.chunks for entry in entries), {entry.session for entry in entries}
     except struct.error as error:
         raise DamageError(f"a map node in {name} is malformed", object_key=name) from error
     limit = LEAF_ENTRIES if level == 0 else INNER_ENTRIES
@@ -122,10 +152,10 @@ def decode(data: bytes, ref: Ref, first: int, chunk_size: int, name: str) -> Nod
         (level, start, chunks, size) != (ref.level, first, ref.chunks, chunk_size)
         or level > _MAX_LEVEL
         or not 0 < count <= limit
-        or len(entries) != count
-        or 0 in (counts := [entry.chunks for entry in entries])
+        or len(body) != count * (_LEAF if level == 0 else _INNER).size
+        or 0 in counts
         or sum(counts) != chunks
-        or {entry.session for entry in entries} - {ZERO} != set(names)
+        or named - {ZERO} != set(names)
     ):
         raise DamageError(f"a map node in {name} contradicts its parent or itself", object_key=name)
     return Node(level, size, start, chunks, names, entries)

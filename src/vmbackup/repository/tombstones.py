@@ -51,35 +51,47 @@ def trashed(
     repository: "Repository", group: str, lineage: Lineage | None = None, by: bytes | None = None
 ) -> dict[bytes, Lineage]:
     """The sessions of a group, or of one history, that a valid trash names, of all signers or one."""
-    found: dict[bytes, Lineage] = {}
     prefix = lineage.prefix("trash") if lineage else f"trash/{group}/"
-    for key, body in _valid(repository, b"TRSH", group, prefix, _TRASH_BYTES, by):
-        place, session = Lineage(group, body[: Lineage.BYTES]), body[Lineage.BYTES :]
-        if len(session) == SESSION_BYTES and key == place.trash(session):
-            found[session] = place
-    return found
+    return {
+        body[Lineage.BYTES :]: Lineage(group, body[: Lineage.BYTES])
+        for body in _valid(repository, b"TRSH", group, prefix, _TRASH_BYTES, by)
+    }
 
 
 def dead(repository: "Repository", group: str, by: bytes | None = None) -> set[bytes]:
     """The sessions that valid dead lists of a group name, of all signers or one."""
     found: set[bytes] = set()
-    for _, body in _valid(repository, b"DEAD", group, f"dead/{group}/", _DEAD_BYTES, by):
-        ids = body[_COUNT.size :]
-        if len(body) >= _COUNT.size and len(ids) == _COUNT.unpack_from(body)[0] * SESSION_BYTES:
-            found.update(ids[at : at + SESSION_BYTES] for at in range(0, len(ids), SESSION_BYTES))
+    for body in _valid(repository, b"DEAD", group, f"dead/{group}/", _DEAD_BYTES, by):
+        found.update(body[at : at + SESSION_BYTES] for at in range(_COUNT.size, len(body), SESSION_BYTES))
     return found
+
+
+def check(repository: "Repository", kind: bytes, group: str, key: str) -> tuple[bytes, bytes]:
+    """The signer of a trash (`TRSH`) or a dead list (`DEAD`) that counts, and what it says, after its head.
+
+    Raises DamageError where it does not count, ObjectMissing, RepositoryError (newer).
+    """
+    signer, body = _opened(repository, kind, group, key)
+    if kind == b"TRSH":
+        session = body[Lineage.BYTES :]
+        sound = len(session) == SESSION_BYTES and key == Lineage(group, body[: Lineage.BYTES]).trash(session)
+    else:
+        sound = len(body) >= _COUNT.size and len(body) == _COUNT.size + _COUNT.unpack_from(body)[0] * SESSION_BYTES
+    if not sound:
+        raise DamageError(f"{key} does not belong where it lies", object_key=key)
+    return signer, body
 
 
 def _valid(
     repository: "Repository", kind: bytes, group: str, prefix: str, most: int, by: bytes | None
-) -> Iterator[tuple[str, bytes]]:
-    """Keys and bodies of the objects that count; the others are left out."""
+) -> Iterator[bytes]:
+    """What the objects say that count; the others are left out."""
     for entry in repository.store.list(prefix):
         if entry.size <= most:
             with contextlib.suppress(DamageError, ObjectMissing):
-                signer, body = _opened(repository, kind, group, entry.key)
+                signer, body = check(repository, kind, group, entry.key)
                 if by is None or signer == by:
-                    yield entry.key, body
+                    yield body
 
 
 def _head(kind: bytes, group: str) -> bytes:
