@@ -16,7 +16,10 @@ from vmbackup.cli.failure import Failure, interrupted, report, traced
 from vmbackup.cli.options import Command, State, global_options
 from vmbackup.errors import UsageError
 
-COMMANDS = ("init", "doctor", "backup", "list", "show", "restore", "verify", "copy", "forget", "prune", "purge", "key")
+COMMANDS = (
+    *("init", "doctor", "backup", "list", "show", "restore", "verify", "repair", "copy"),
+    *("forget", "prune", "purge", "key"),
+)
 
 
 class Program(click.Group):

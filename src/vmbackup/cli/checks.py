@@ -155,10 +155,10 @@ def _verified_check(state_dir: Path, name: str, repository: str, points: list["P
     """When this host last verified the repository, and whether damage is known."""
     from vmbackup.engine.verified import recall
 
-    verify = f"vmbackup --repository {name} verify"
+    verify, repair = f"vmbackup --repository {name} verify", f"vmbackup --repository {name} repair"
     kept, now = recall(state_dir, name, repository), datetime.now(UTC)
     if kept and kept.damaged:
-        return Check("verified", name, "warn", f"objects known to be damaged: {len(kept.damaged)}", f"{verify} --last")
+        return Check("verified", name, "warn", f"objects known to be damaged: {len(kept.damaged)}", repair)
     old = any(now - point.time > _UNVERIFIED for point in points)
     if kept is None or kept.time is None:
         return Check("verified", name, "warn" if old else "ok", "never on this host", verify)

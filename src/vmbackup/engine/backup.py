@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from vmbackup import __version__
 from vmbackup.engine.chain import SOURCE, anchor_of, committed_in, earlier_disks, record_of, typed_documents
+from vmbackup.engine.heal import heal_older
 from vmbackup.engine.identity import host_identity
 from vmbackup.engine.lost import lost_parts
 from vmbackup.engine.packing import VerifyUploads
@@ -99,6 +100,8 @@ class _Backup:
         except BaseException:
             _abandon(run, self._progress)
             raise
+        if lost := run.lost.damaged if self._distrust else run.reread:
+            heal_older(self._repository, run.lineage, lost, self._progress)
         return summary(point, run.parent, written_bytes=run.stored_bytes)
 
     def _why_reread(self, run: Run) -> str | None:

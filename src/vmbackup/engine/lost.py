@@ -37,10 +37,11 @@ def lost_parts(run: Run, disk: DiskRecord) -> list[Part]:
                 parts.append((at, entry.chunks))
                 if isinstance(problem, DamageError):
                     told[problem.message] += entry.chunks
+                    run.reread.add(problem.object_key or "")
             at += entry.chunks
     run.warnings += (
-        f"{message}: {chunks * disk.chunk_size} bytes of disk {disk.target} are read again; older restore points that "
-        "need it stay damaged ('vmbackup verify' names them)"
+        f"{message}: {chunks * disk.chunk_size} bytes of disk {disk.target} are read again; 'vmbackup verify' "
+        "tells whether older restore points suffer"
         for message, chunks in told.items()
     )
     return _joined(sorted(parts))

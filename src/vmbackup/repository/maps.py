@@ -178,7 +178,7 @@ class MapUpdater:
             self._unname(old)
             refs = self._rebuild(old, 0, cursor)
         grown = self._group(list(self._leaves(start, chunks - start, cursor)), start, level)
-        refs = _join_zeros(refs + grown)
+        refs = join_zeros(refs + grown)
         while len(refs) > 1:
             level += 1
             refs = self._group(refs, 0, level)
@@ -258,7 +258,7 @@ class MapUpdater:
     def _group(self, refs: list[Ref], first: int, level: int) -> list[Ref]:
         """References lifted to `level`, in nodes of at most INNER_ENTRIES."""
         while refs and refs[0].level < level:
-            refs = _join_zeros(refs)
+            refs = join_zeros(refs)
             lifted, at = [], first
             for start in range(0, len(refs), INNER_ENTRIES):
                 part = refs[start : start + INNER_ENTRIES]
@@ -280,7 +280,8 @@ def _refs(node: Node) -> Iterator[Ref]:
     return (entry for entry in node.entries if isinstance(entry, Ref))
 
 
-def _join_zeros(refs: list[Ref]) -> list[Ref]:
+def join_zeros(refs: list[Ref]) -> list[Ref]:
+    """The same references, neighbours that are all zeros joined."""
     out: list[Ref] = []
     for ref in refs:
         if out and ref.session == ZERO and out[-1].session == ZERO:

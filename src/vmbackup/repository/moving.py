@@ -11,7 +11,7 @@ from vmbackup.repository.condemned import TABLE, ObjectName
 from vmbackup.repository.crypto import DATA, META, digest
 from vmbackup.repository.layout import Lineage, SessionRef
 from vmbackup.repository.moves import MOST_MOVES, PIN_FIELD, Move, Place, encode
-from vmbackup.repository.packs import PACK_BYTES, PackBuilder
+from vmbackup.repository.packs import PACK_BYTES, Birth, PackBuilder, Slot
 from vmbackup.repository.points import MOVES, Point, encode_table
 from vmbackup.repository.processes import process_mark
 from vmbackup.repository.repository import Repository
@@ -71,16 +71,21 @@ class Mover:
                 if digest(stored)[:16] != slot.checksum:
                     broken.append(number)
                     continue
-                birth = header.birth_of(slot)
-                builder = self._builder(kind)
-                if not builder.fits_stored(slot, birth):
-                    self._flush(builder)
-                    self._session.begin_pack(builder, kind)
-                new = builder.add_stored(slot, birth, stored)
-                self._add(Move(kind, self._number(ref), pack, number, 1, 1, builder.number, new))
-                self.copied_bytes += slot.stored
+                self.take(ref, kind, pack, number, slot, header.birth_of(slot), stored)
         self._copied[ref.session, kind, pack] = first, len(self._moves)
         return broken
+
+    def take(
+        self, ref: SessionRef, kind: str, pack: int, number: int, slot: Slot, birth: Birth, stored: bytes | memoryview
+    ) -> None:
+        """Slot `number` of a pack of this history lies here from now on: `stored`, compared with its checksum."""
+        builder = self._builder(kind)
+        if not builder.fits_stored(slot, birth):
+            self._flush(builder)
+            self._session.begin_pack(builder, kind)
+        new = builder.add_stored(slot, birth, stored)
+        self._add(Move(kind, self._number(ref), pack, number, 1, 1, builder.number, new))
+        self.copied_bytes += slot.stored
 
     def copied(self, kind: str, session: bytes, pack: int) -> int:
         """A mask of the slots of a pack that were copied."""

@@ -44,6 +44,8 @@ class Needs:
         self.moved: list[Moved] = []
 
     def __contains__(self, name: ObjectName) -> bool:
+        if name.kind == INDEX and name.session in self.sessions and name.number > self.sessions[name.session].root:
+            return True  # a repair made it again
         return name in self._packs or name in self._objects
 
     def add(self, point: Point) -> None:

@@ -57,6 +57,7 @@ class Run:
         self.uses: Counter[int] = Counter()
         self.sparse = SparseIndex(self.catalog)
         self.lost = Lost(self.catalog, ())
+        self.reread: set[str] = set()
         self.placing: Placing
         self._table: dict[int, SessionRef] = {}
         self._next = 1

@@ -79,6 +79,11 @@ class Lost:
         """The sessions that have such packs."""
         return {number for number, _, _ in self._packs} | self._sessions.keys()
 
+    @property
+    def damaged(self) -> set[str]:
+        """The keys of packs that are missing or damaged."""
+        return {error.object_key or "" for error in self._packs.values() if isinstance(error, DamageError)}
+
     def packs_of(self, session: int) -> set[tuple[str, int]]:
         """The (kind, number) of a session's packs with a problem."""
         return {(kind, pack) for number, kind, pack in self._packs if number == session}
