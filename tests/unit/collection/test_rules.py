@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
-from tests.unit.collection.steps import DAY
+from tests.unit.collection.steps import DAY, Actor
 from tests.unit.collection.test_interleavings import crowd, judge
-from tests.unit.collection.world import CHUNK, World
+from tests.unit.collection.world import CHUNK, CHUNKS, World, write
 from vmbackup.errors import DamageError
 from vmbackup.repository import run as run_module
 from vmbackup.repository.collect import _Cycle
-from vmbackup.repository.repository import PointList
+from vmbackup.repository.condemned import TABLE
+from vmbackup.repository.repository import PointList, Repository
 from vmbackup.repository.run import Run
 from vmbackup.repository.session import Session
+from vmbackup.repository.tombstones import forget
 
 MOST_SEEDS = 400
 
@@ -182,7 +184,61 @@ def a_sleeper(world: World) -> None:
     sleeper.finish()
 
 
+def tables_are_not_looked_at_again(patch: pytest.MonkeyPatch) -> None:
+    """C6 for tables of moves: one that came to be needed while the collector waited goes all the same (6w)."""
+    collected = _Cycle._collect
+
+    def collect(self: _Cycle, names: Any) -> Any:
+        read, doomed = self._read, [name for name in names if name.kind == TABLE]
+
+        def again() -> PointList:
+            found = read()
+            self._needs._objects.difference_update(doomed)
+            return found
+
+        patch.setattr(self, "_read", again, raising=False)
+        return collected(self, names)
+
+    patch.setattr(_Cycle, "_collect", collect)
+
+
+def a_table_comes_to_be_needed(world: World) -> None:
+    """A run rests on a point whose slots were moved; the point is forgotten, and a collector finds the table idle."""
+    disk = [bytes([n + 1]) * CHUNK for n in range(CHUNKS)]
+
+    def back_up(name: str, changed: set[int]) -> Actor:
+        def work(repository: Repository) -> None:
+            point = write(repository, "guest", "host", disk, changed, world.newest.get("guest"), world.chance, 3)
+            world.kept[point.session], world.newest["guest"] = list(disk), point.session
+
+        return world.add(name, work)
+
+    back_up("first", set(range(CHUNKS))).finish()
+    disk[0] = bytes([99]) * CHUNK
+    first = set(world.kept)
+    back_up("second", {0}).finish()
+    world.forgotten |= first
+    world.add("forgetter", lambda repository: _forget(repository, first)).finish()
+    world.add("repacker", world.collector(1)).finish()
+    assert world.repository(world.store).read_points().moves
+    one = back_up("one", set())
+    one.until("put", "points/")  # its map is the second's, which names the slots by their old place
+    forget_all(world)
+    collector = world.add("collector", world.collector(1))
+    collector.until("put", "condemned/")
+    collector.until("stat", "points/")
+    one.finish()
+    collector.finish()
+
+
+def _forget(repository: Repository, sessions: set[bytes]) -> None:
+    for point in repository.read_points().points:
+        if point.session in sessions:
+            forget(repository, point.lineage, point.session)
+
+
 TRACES = [
+    (a_table_comes_to_be_needed, tables_are_not_looked_at_again),
     (no_list, no_condemned_lists),
     (no_session, sessions_before_the_list),
     (a_sleeper, dead_without_aborted),
