@@ -81,6 +81,7 @@ class _Backup:
             lock.release()
             raise
         try:
+            run.look_elsewhere()
             job = self._host.begin(
                 self._domain,
                 lock=lock,

@@ -21,7 +21,7 @@ class Placing:
     def __init__(
         self, catalog: Catalog, lost: Lost, table: dict[int, SessionRef], take_number: Callable[[], int]
     ) -> None:
-        self._catalog, self._lost, self._table, self._take_number = catalog, lost, table, take_number
+        self.catalog, self._lost, self._table, self._take_number = catalog, lost, table, take_number
         self._lock = threading.Lock()
         self._numbers: dict[bytes, int] = {}
 
@@ -50,22 +50,23 @@ class Placing:
 
     def _is_moved(self, number: int) -> bool:
         ref = self._table.get(number)
-        return ref is not None and self._catalog.moves.concerns(ref.session)
+        return ref is not None and self.catalog.moves.concerns(ref.session)
 
     def _places(self, kind: str, number: int, pack: int, slot: int, slots: int) -> list[Place]:
         """Where slots lie now; those whose new place is not to be built on stay at their old one."""
         origin = self._table[number]
         found = []
-        for place in self._catalog.places(origin, kind, pack, slot, slots):
-            ref = self._numbered(place.ref) if place.tables else origin
-            if self._lost.problem(ref.number, kind, place.pack) is None:
+        for place in self.catalog.places(origin, kind, pack, slot, slots):
+            ref = self.numbered(place.ref) if place.tables else origin
+            if self.is_fit(ref, kind, place.pack):
                 found.append(place._replace(ref=ref))
             else:
                 found.append(Place(origin, pack, slot, place.slots))
             slot += place.slots
         return found
 
-    def _numbered(self, ref: SessionRef) -> SessionRef:
+    def numbered(self, ref: SessionRef) -> SessionRef:
+        """A session under its number in the table, which it is put into. Any thread."""
         with self._lock:
             if not self._numbers:
                 self._numbers = {known.session: number for number, known in self._table.items()}
@@ -75,3 +76,7 @@ class Placing:
                 self._table[number] = ref._replace(number=number)
                 self._lost.add(self._table[number])
             return self._table[number]
+
+    def is_fit(self, ref: SessionRef, kind: str, pack: int) -> bool:
+        """Whether a pack of a numbered session may be built on."""
+        return self._lost.problem(ref.number, kind, pack) is None

@@ -1,5 +1,6 @@
 """A run of a writer over one guest's history: one or more sessions, ended by a restore point."""
 
+import contextlib
 import threading
 import time
 from collections import Counter
@@ -8,16 +9,19 @@ from typing import Any
 
 from blake3 import blake3
 
-from vmbackup.errors import DamageError, JobConflictError
+from vmbackup.errors import DamageError, JobConflictError, VmbackupError
 from vmbackup.repository import condemned, damage
 from vmbackup.repository import session as sessions
 from vmbackup.repository.condemned import TABLE, ObjectName
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.dedup import SparseIndex
+from vmbackup.repository.gather import gather
+from vmbackup.repository.hookcache import HookCache
 from vmbackup.repository.layout import Lineage, SessionRef, new_session
 from vmbackup.repository.locks import RunLocks
 from vmbackup.repository.moves import PIN_FIELD
 from vmbackup.repository.nodes import Node, Ref
+from vmbackup.repository.others import Others
 from vmbackup.repository.packs import PackBuilder
 from vmbackup.repository.placing import Placing
 from vmbackup.repository.points import Point, encode_table
@@ -26,7 +30,7 @@ from vmbackup.repository.repository import PointList, Repository, newest
 from vmbackup.repository.salvage import salvage
 from vmbackup.repository.session import Session
 from vmbackup.repository.stock import Lost
-from vmbackup.storage_backends import Entry, ObjectMissing
+from vmbackup.storage_backends import Entry, ObjectMissing, StoreError
 
 # A killed run loses no more than this of its stored chunks where its host cannot salvage them.
 PARTIAL_BYTES = 16 << 30
@@ -56,14 +60,16 @@ class Run:
         self.partial_bytes = PARTIAL_BYTES
         self.uses: Counter[int] = Counter()
         self.sparse = SparseIndex(self.catalog)
+        self._hooks = HookCache(repository.cache, lineage.group)
         self.lost = Lost(self.catalog, ())
         self.reread: set[str] = set()
         self.placing: Placing
         self._table: dict[int, SessionRef] = {}
         self._next = 1
-        self._lock = threading.Lock()
+        self._lock, self._number_lock = threading.Lock(), threading.Lock()
         self._closing: list[Session] = []
         self._sessions: list[Session] = []
+        self._others: Others
         self._main: Session
         self._filling: Session
         self._meta: PackBuilder | None = None
@@ -171,7 +177,7 @@ class Run:
         self.parent = parent = choose(found.points)
         going = {name.session for name in doomed if name.kind == TABLE}  # rule W6 holds for what leads to a pack, too
         self.catalog.use((table.move_table() for table in found.moves), going)
-        self.lost = Lost(self.catalog, (), doomed, damaged)
+        self.lost = Lost(self.catalog, (), doomed, damaged, self.lineage.id)
         self.placing = Placing(self.catalog, self.lost, self._table, self._take_number)
         if parent:
             for number, ref in parent.table.items():
@@ -186,6 +192,13 @@ class Run:
         for partial in found.partials:
             if partial.session not in known:
                 self._adopt_partial(partial, doomed | damaged)
+        self._others = Others(self.repository, (self.lineage, found), doomed, self.placing)
+
+    def look_elsewhere(self) -> None:
+        """Chunks of the group's other histories are found from here on, as far as this host's cache knows of them."""
+        with contextlib.suppress(VmbackupError, StoreError):  # a hint less costs storage
+            gather(self.repository, self.lineage)
+        self.sparse.join(self._hooks, self._others)
 
     def _adopt_partial(self, partial: Point, unfit: set[ObjectName]) -> None:
         ref = partial.own_ref(self._take_number())
@@ -197,8 +210,9 @@ class Run:
         self._table[ref.number] = ref
 
     def _take_number(self) -> int:
-        number = self._next
-        self._next += 1
+        with self._number_lock:
+            number = self._next
+            self._next += 1
         return number
 
     @property
@@ -301,6 +315,8 @@ class Run:
             public |= self._extend(self._locks, self._main.draft(public, rows))
         point = self._main.commit(public, rows, documents)
         self._main.unpin()
+        new = {session.id: session.hooks for session in self._sessions if session.index_ref}
+        self._hooks.put(self.lineage.id, max(new), [ref.session for ref in point.table.values()], new)
         return point
 
     def _extend(self, locks: RunLocks, draft: Point) -> dict[str, Any]:

@@ -5,24 +5,31 @@ from collections.abc import Container, Iterable
 from vmbackup.errors import DamageError, RepositoryError, VmbackupError
 from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.condemned import ObjectName
+from vmbackup.repository.crypto import DATA
 from vmbackup.repository.index import PackEntry
 from vmbackup.repository.layout import SessionRef
 
 
 class Stock:
-    """The packs of a group, listed a history at a time, when one is first asked for. One thread."""
+    """The packs of a group, listed a history at a time, when one is first asked for. One thread.
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+    `own`: only that history is listed so; of others, which can be long, the data packs of sessions that are asked for.
+    """
+
+    def __init__(self, catalog: Catalog, own: bytes | None = None) -> None:
+        self._catalog, self._own = catalog, own
         self._listed: dict[str, dict[str, int]] = {}
 
     def size(self, ref: SessionRef, kind: str, number: int) -> int | None:
         """Bytes of a pack in the store; None where it is missing."""
         lineage = self._catalog.lineage(ref)
-        prefix = lineage.prefix(kind)
+        prefix = lineage.prefix(kind, ref.session if self._is_foreign(ref) else None)
         if prefix not in self._listed:
             self._listed[prefix] = {entry.key: entry.size for entry in self._catalog.store.list(prefix)}
         return self._listed[prefix].get(lineage.pack(kind, ref.session, number))
+
+    def _is_foreign(self, ref: SessionRef) -> bool:
+        return self._own is not None and ref.lineage != self._own
 
     def problem(self, ref: SessionRef, entry: PackEntry) -> str:
         """What is wrong with a pack ("is missing"); empty where nothing is."""
@@ -33,7 +40,10 @@ class Stock:
 
     def lost(self, ref: SessionRef) -> dict[tuple[str, int], str]:
         """The packs of a session that are missing or cut, with what is wrong. Raises DamageError (its index)."""
-        problems = {name: self.problem(ref, entry) for name, entry in self._catalog.root(ref).packs.items()}
+        packs = self._catalog.root(ref).packs
+        if self._is_foreign(ref):  # another history's map nodes are no concern of the own one
+            packs = {name: entry for name, entry in packs.items() if entry.kind == DATA}
+        problems = {name: self.problem(ref, entry) for name, entry in packs.items()}
         return {name: problem for name, problem in problems.items() if problem}
 
 
@@ -46,12 +56,16 @@ class Lost:
         sessions: Iterable[SessionRef],
         condemned: Container[ObjectName] = (),
         damaged: Container[ObjectName] = (),
+        own: bytes | None = None,
     ) -> None:
-        """Compares each session's index with the store, with condemned lists (rule W6) and with what a scrub found."""
+        """Compares each session's index with the store, with condemned lists (rule W6) and with what a scrub found.
+
+        `own`: as of Stock.
+        """
         self._packs: dict[tuple[int, str, int], VmbackupError] = {}
         self._sessions: dict[int, DamageError] = {}
         self._catalog, self._condemned, self._damaged = catalog, condemned, damaged
-        self._stock = Stock(catalog)
+        self._stock = Stock(catalog, own)
         for ref in sessions:
             self.add(ref)
 
