@@ -25,6 +25,11 @@ _ADVICE = {
     "points": "points: put it back with --from a replica that has it, or forget it by its 8 digits.",
     "keys": "keys: the slot opens nothing any more. Make another ('vmbackup key add' or 'key export-recovery').",
 }
+_MARKS = ("sessions", "trash", "dead", "condemned", "damage")
+_MARKS_ADVICE = (
+    "Pins, tombstones, lists and records hold no data. Forget again what a lost tombstone named; then delete the\n"
+    "  objects named here, while no prune runs."
+)
 _OTHERS = "Other objects: put them back with --from a replica that has them."
 
 
@@ -124,4 +129,5 @@ def _text(done: "RepairSummary", *, dry_run: bool) -> list[str]:
         lines += ["", "What remains:", *damage_lines(remaining)]
     folders = {damage.object.partition("/")[0] for damage in remaining}
     lines += ["", damage_total(remaining), *(text for folder, text in _ADVICE.items() if folder in folders)]
-    return [*lines, _OTHERS] if folders - _ADVICE.keys() else lines
+    lines += [_MARKS_ADVICE] if folders & {*_MARKS} else []
+    return [*lines, _OTHERS] if folders - _ADVICE.keys() - {*_MARKS} else lines
