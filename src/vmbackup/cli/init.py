@@ -11,6 +11,7 @@ from vmbackup.cli.options import Command, State
 from vmbackup.errors import ConfigError, RepositoryError, UsageError
 
 if TYPE_CHECKING:
+    from vmbackup.config.models import Config
     from vmbackup.config.models import Repository as Settings
     from vmbackup.repository.keys import Secret
     from vmbackup.storage_backends import Store
@@ -25,12 +26,22 @@ if TYPE_CHECKING:
     help="Where the recovery key is written; else beside the passphrase.",
 )
 @click.option("--create-bucket", is_flag=True, help="Make the bucket too, where it does not exist.")
+@click.option("--replica-of", metavar="NAME", help="Give it the keys of this repository, for copies as they are.")
 @click.pass_obj
-def command(state: State, chunk_size: str | None, recovery_file: Path | None, *, create_bucket: bool) -> None:
-    """Make the repository, its passphrase file if there is none, and its recovery key."""
+def command(
+    state: State, chunk_size: str | None, recovery_file: Path | None, replica_of: str | None, *, create_bucket: bool
+) -> None:
+    """Make the repository, its passphrase file if there is none, and its recovery key.
+
+    A replica has the keys of another repository: all that opens that one opens it too, and `vmbackup copy` between them
+    needs no passphrase and decodes nothing.
+    """
     from vmbackup.cli import access
 
     size = _size(chunk_size)
+    if replica_of and (chunk_size or recovery_file):
+        option = "--chunk-size" if chunk_size else "--recovery-file"
+        raise UsageError(f"a replica has the chunks and the recovery keys of {replica_of}", f"leave out {option}")
     config = access.load_config(state)
     name, settings = access.named_repository(config, state.repository)
     if settings.writer_key_file is not None:
@@ -45,7 +56,10 @@ def command(state: State, chunk_size: str | None, recovery_file: Path | None, *,
         )
     access.make_folder(config.daemon.state_dir)
     with closing(access.open_store_of(settings, create=create_bucket or not in_bucket)) as store:
-        made = _make(store, name, settings, config.daemon.state_dir, size, recovery)
+        if replica_of:
+            made = _make_replica(store, name, settings, config, replica_of)
+        else:
+            made = _make(store, name, settings, config.daemon.state_dir, size, recovery)
     if state.json:
         from vmbackup.cli.output import say_json
 
@@ -73,7 +87,8 @@ class _Made:
     chunk_size: int
     passphrase_file: Path | None
     new_passphrase: bool
-    recovery_file: Path
+    recovery_file: Path | None
+    replica_of: str | None = None
 
     def document(self) -> dict[str, object]:
         passphrase = str(self.passphrase_file) if self.passphrase_file else None
@@ -84,7 +99,8 @@ class _Made:
             "chunk_size": self.chunk_size,
             "passphrase_file": passphrase,
             "passphrase_made": self.new_passphrase,
-            "recovery_key_file": str(self.recovery_file),
+            "recovery_key_file": str(self.recovery_file) if self.recovery_file else None,
+            "replica_of": self.replica_of,
         }
 
     def say(self) -> None:
@@ -94,6 +110,13 @@ class _Made:
         if self.passphrase_file is not None:
             note = " (new, random)" if self.new_passphrase else ""
             pairs.append(("passphrase", f"{self.passphrase_file}{note}"))
+        if self.replica_of is not None:
+            pairs.append(("replica of", self.replica_of))
+            say(facts(pairs))
+            say()
+            say(f"All passphrases and recovery keys of {self.replica_of} open it too.")
+            say(f"'vmbackup copy --from {self.replica_of} --to {self.name}' brings the restore points.")
+            return
         pairs.append(("recovery key", str(self.recovery_file)))
         say(facts(pairs))
         say()
@@ -128,6 +151,27 @@ def _make(
                 store, secret, trust, chunk_size=size, label=access.host_name(), keep_recovery=keep
             )
         return _Made(name, repository.id, settings.url, size, settings.passphrase_file, new, recovery)
+
+
+def _make_replica(store: "Store", name: str, settings: "Settings", config: "Config", source_name: str) -> _Made:
+    """The replica, and a passphrase file that goes away again if it cannot be made."""
+    from vmbackup.cli import access
+    from vmbackup.repository.replica import make_replica
+
+    access.named_repository(config, source_name)
+    if source_name == name:
+        raise UsageError(f'"{name}" cannot be a replica of itself', "name the repository to make with --repository")
+    with access.opened_repository(config, source_name) as source, ExitStack() as on_failure:
+        source.check_may_read()
+        _refuse_occupied(store)
+        _refuse_unfit(store)
+        secret, new = _secret(name, settings)
+        if new and settings.passphrase_file:
+            on_failure.callback(settings.passphrase_file.unlink, missing_ok=True)
+        made = make_replica(source, store, secret, access.trust(config.daemon.state_dir), access.host_name())
+        on_failure.pop_all()
+        size = made.config.chunk_size
+    return _Made(name, made.id, settings.url, size, settings.passphrase_file, new, None, source_name)
 
 
 def _refuse_occupied(store: "Store") -> None:

@@ -15,6 +15,7 @@ from vmbackup.errors import DamageError, NotFoundError, RepositoryError, TargetE
 from vmbackup.progress import Progress
 from vmbackup.repository.layout import ORIGIN_BYTES, Lineage, short_id
 from vmbackup.repository.points import Point
+from vmbackup.repository.replica import follow
 from vmbackup.repository.repository import PointList, Repository
 from vmbackup.repository.resolve import place_of
 from vmbackup.repository.run import PARTIAL_BYTES
@@ -53,7 +54,10 @@ class Copier:
     """Copies from one open repository to another."""
 
     def __init__(self, source: Repository, target: Repository, options: CopyOptions, progress: Progress) -> None:
-        """Raises UsageError (both are one), RepositoryError (a replica of something else), AccessError."""
+        """What the realm signed lately is brought to a replica.
+
+        Raises UsageError (both are one), RepositoryError (a replica of something else), AccessError, DamageError.
+        """
         if source.config.repository == target.config.repository:
             raise UsageError("both names lead to one repository", "name another one to copy to")
         self._replica = source.config.realm == target.config.realm
@@ -62,7 +66,10 @@ class Copier:
                 f"{target.store.url} is a replica of another repository than {source.store.url}, with other keys",
                 "copy from the repository that it is a replica of, or make a new one with 'vmbackup init'",
             )
-        if not self._replica:
+        if self._replica:
+            for name in follow(source, target):
+                progress.note(f"'{name}' is revoked in {source.store.url}: run 'key revoke-writer' for the replica too")
+        else:
             source.check_may_read()
         self._source, self._target, self._options, self._progress = source, target, options, progress
 

@@ -96,6 +96,18 @@ class Encoder:
                     window.put(chunk_id, place)
             self._emit(1, *place)
 
+    def find(self, chunk: int, chunk_id: bytes) -> Place | None:
+        """Where a chunk that is not zero is stored already, as far as that is found; asked for in order."""
+        place = self._same_place(chunk, chunk_id)
+        if place is None:
+            self.counts.changed += self._chunk_size
+            place = self._window.get(chunk_id) or self._run.sparse.get(chunk_id)
+        return place
+
+    def put(self, place: Place) -> None:
+        """The next chunk lies there."""
+        self._emit(1, *place)
+
     def _emit(self, chunks: int, session: int, pack: int, slot: int) -> None:
         last = self._last
         if last is not None:

@@ -12,7 +12,7 @@ from vmbackup.engine.encoder import Counts, Encoder
 from vmbackup.engine.lost import Part, uncovered
 from vmbackup.engine.packing import PackWriter, VerifyUploads
 from vmbackup.engine.units import OldMap, Unit, units
-from vmbackup.engine.worker import Worker
+from vmbackup.engine.worker import UnitWorker, Worker
 from vmbackup.hypervisor.source import ReadableDisk
 from vmbackup.nbd.extents import Kind, align
 from vmbackup.repository.dedup import Place, Window
@@ -49,14 +49,24 @@ class Pipeline:
     """The workers of one run; a context manager. Leaving it in an error stops them and stores nothing more."""
 
     def __init__(
-        self, run: WriterRun, chunk_size: int, *, workers: int, verify: VerifyUploads, between: Callable[[int], None]
+        self,
+        run: WriterRun,
+        chunk_size: int,
+        *,
+        workers: int,
+        verify: VerifyUploads,
+        between: Callable[[int], None],
+        worker: Callable[[WriterRun, PackWriter, Window, int], UnitWorker] = Worker,
     ) -> None:
-        """`between(bytes)` is called in the caller's thread after each unit, with the bytes of disk it covered."""
+        """`between(bytes)` is called in the caller's thread after each unit, with the bytes of disk it covered.
+
+        `worker`: what takes the units.
+        """
         self._run, self._chunk_size, self._between = run, chunk_size, between
         self._packs = PackWriter(run, workers + 2, verify)
         self._window = Window()
-        self._workers = [Worker(run, self._packs, self._window, chunk_size) for _ in range(workers)]
-        self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self._workers: list[UnitWorker] = [worker(run, self._packs, self._window, chunk_size) for _ in range(workers)]
+        self._free: queue.SimpleQueue[UnitWorker] = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="worker")
         self._ahead = workers * _AHEAD
 

@@ -1,4 +1,4 @@
-"""One restore point, copied to a repository of other keys: decoded in memory, and encoded anew."""
+"""One restore point, copied: decoded in memory and encoded anew for other keys, slot by slot for a replica."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,9 +10,13 @@ from vmbackup.engine.lost import lost_parts
 from vmbackup.engine.packing import VerifyUploads
 from vmbackup.engine.pipeline import DiskResult, Pipeline, default_workers, drop_disk
 from vmbackup.engine.point_disk import PointDisk, SourceDamageError
-from vmbackup.errors import DamageError, VmbackupError
+from vmbackup.engine.slot_worker import SlotWorker
+from vmbackup.engine.worker import Worker
+from vmbackup.errors import DamageError, RepositoryError, VmbackupError
 from vmbackup.progress import Progress
+from vmbackup.repository.catalog import fetch
 from vmbackup.repository.chunks import Secrets
+from vmbackup.repository.crypto import digest
 from vmbackup.repository.differences import DiskMap
 from vmbackup.repository.layout import Lineage, copied_session
 from vmbackup.repository.points import DiskRecord, Point
@@ -21,7 +25,7 @@ from vmbackup.repository.run import Run
 from vmbackup.repository.summary import PointSummary, summary
 
 # What the other repository's point says of itself alone, or of its own place.
-_OWN = ("anchor", "epoch", "envelope", "index", "next_session_number", "features", "original", "parent")
+_OWN = ("anchor", "epoch", "envelope", "index", "next_session_number", "features", "parent", "locked_until")
 
 
 def order(point: Point) -> tuple[int, bytes]:
@@ -45,7 +49,12 @@ class PointCopy:
         self._source, self._target, self._point, self._lineage = source, target, point, lineage
         self._originals = {p.origin: p for p in history}
         self._lacking, self._progress = lacking, progress
-        self._secrets = Secrets(source, point.lineage.group)
+        self._replica = source.config.realm == target.config.realm
+        self._secrets = None if self._replica else Secrets(source, point.lineage.group)
+        sizes = {disk.chunk_size for disk in point.disks} if self._replica else {target.config.chunk_size}
+        self._chunk_size = max(sizes, default=target.config.chunk_size)
+        if len(sizes) > 1:
+            raise RepositoryError(f"the disks of {point.id} have chunks of several sizes", "copy to other keys instead")
 
     def run(self, workers: int | None, verify: VerifyUploads, partial_bytes: int) -> PointSummary | None:
         """The copy; None where somebody else has made it meanwhile.
@@ -67,7 +76,8 @@ class PointCopy:
     ) -> PointSummary | None:
         point = self._point
         try:
-            documents = self._source.documents(point)
+            original = self._verbatim() if self._replica else b""
+            documents = {} if self._replica else self._source.documents(point)
         except DamageError as error:
             raise SourceDamageError.of(error) from error
         run = Run.open(
@@ -87,13 +97,22 @@ class PointCopy:
                 run.abandon()
                 return None
             parent = self._earlier(run.points)
-            made = run.commit(self._public(results, parent), typed_documents(documents))
+            public = self._placed(results, parent) if self._replica else self._public(results, parent)
+            made = run.commit(public, typed_documents(documents), original)
         except BaseException:
             self._abandon(run)
             raise
         for warning in run.warnings:
             self._progress.note(warning)
         return summary(made, parent, written_bytes=run.stored_bytes)
+
+    def _verbatim(self) -> bytes:
+        """The original's signed object. Raises DamageError."""
+        point = self._point
+        data = point.verbatim or fetch(self._source.store, point.key)
+        if digest(data) != (point.original or point).digest:
+            raise DamageError(f"{point.key} is damaged: its digest differs", object_key=point.key)
+        return data
 
     def _is_there(self, points: Sequence[Point]) -> bool:
         return any(p.origin == self._point.origin for p in points)
@@ -119,10 +138,12 @@ class PointCopy:
             run.keep_partial()
 
         self._progress.start(task, sum(d.virtual_size for d in point.disks))
-        chunk_size = self._target.config.chunk_size
+        worker = SlotWorker if self._replica else Worker
         try:
-            with Pipeline(run, chunk_size, workers=workers, verify=verify, between=between) as pipeline:
-                results = [self._disk(pipeline, run, disk, old.get(disk.name), chunk_size) for disk in point.disks]
+            with Pipeline(
+                run, self._chunk_size, workers=workers, verify=verify, between=between, worker=worker
+            ) as pipeline:
+                results = [self._disk(pipeline, run, disk, old.get(disk.name)) for disk in point.disks]
                 for name in old.keys() - {disk.name for disk in point.disks}:
                     drop_disk(run, old[name])
                 pipeline.finish()
@@ -131,10 +152,8 @@ class PointCopy:
             self._progress.finish(task)
         return results
 
-    def _disk(
-        self, pipeline: Pipeline, run: Run, disk: DiskRecord, old: DiskRecord | None, chunk_size: int
-    ) -> DiskResult:
-        if old is not None and old.chunk_size != chunk_size:
+    def _disk(self, pipeline: Pipeline, run: Run, disk: DiskRecord, old: DiskRecord | None) -> DiskResult:
+        if old is not None and old.chunk_size != self._chunk_size:
             drop_disk(run, old)
             old = None
         whole = PointDisk(self._map(self._point, disk), None, self._secrets)
@@ -160,22 +179,35 @@ class PointCopy:
 
     def _public(self, results: Sequence[DiskResult], parent: Point | None) -> dict[str, Any]:
         """What the original says, with the maps and the place in history of the copy."""
-        point, size = self._point, self._target.config.chunk_size
-        disks = [
-            replace(disk, root=result.root, chunk_size=size, stored_bytes=result.counts.stored).to_json()
-            for disk, result in zip(point.disks, results, strict=True)
-        ]
         return {
-            **{name: value for name, value in point.public.items() if name not in _OWN},
+            **{name: value for name, value in self._point.public.items() if name not in _OWN},
             "anchor": None,
-            "parent": {"session": parent.session.hex(), "digest": parent.digest.hex()} if parent else None,
-            "disks": disks,
-            "copied_from": {
-                "realm": self._source.config.realm.hex(),
-                "repository": self._source.config.repository.hex(),
-                "session": point.session.hex(),
-                "lacking": [p.origin.hex() for p in self._lacking],
-            },
+            "parent": _named(parent),
+            "disks": self._disks(results),
+            "copied_from": self._copied_from(self._point.session),
+        }
+
+    def _placed(self, results: Sequence[DiskResult], parent: Point | None) -> dict[str, Any]:
+        """What a replica's copy says beside its original."""
+        original = self._point.original or self._point
+        return {
+            "parent": _named(parent),
+            "disks": self._disks(results),
+            "original": self._copied_from(original.session) | {"digest": original.digest.hex()},
+        }
+
+    def _disks(self, results: Sequence[DiskResult]) -> list[dict[str, Any]]:
+        return [
+            replace(disk, root=result.root, chunk_size=self._chunk_size, stored_bytes=result.counts.stored).to_json()
+            for disk, result in zip(self._point.disks, results, strict=True)
+        ]
+
+    def _copied_from(self, session: bytes) -> dict[str, Any]:
+        return {
+            "realm": self._source.config.realm.hex(),
+            "repository": self._source.config.repository.hex(),
+            "session": session.hex(),
+            "lacking": [p.origin.hex() for p in self._lacking],
         }
 
     def _abandon(self, run: Run) -> None:
@@ -183,3 +215,7 @@ class PointCopy:
             run.abandon()
         except (VmbackupError, OSError) as error:
             self._progress.note(f"what the failed copy stored is looked after by the next one ({error})")
+
+
+def _named(parent: Point | None) -> dict[str, str] | None:
+    return {"session": parent.session.hex(), "digest": parent.digest.hex()} if parent else None

@@ -43,21 +43,23 @@ def source_runs(new: DiskMap, old: DiskMap | None) -> Iterator[SourceExtent]:
 
 
 class PointDisk:
-    """A disk of a restore point; what `old` has equally is UNCHANGED."""
+    """A disk of a restore point; what `old` has equally is UNCHANGED. Plain bytes are read with `secrets` only."""
 
-    def __init__(self, new: DiskMap, old: DiskMap | None, secrets: Secrets) -> None:
-        self._new, self._old, self._secrets = new, old, secrets
+    def __init__(self, new: DiskMap, old: DiskMap | None, secrets: Secrets | None) -> None:
+        self.map, self._old, self._secrets = new, old, secrets
         self.size = new.disk.virtual_size
 
     def extents(self, start: int = 0, end: int | None = None) -> Iterator[SourceExtent]:
         """See ReadableDisk. Raises SourceDamageError."""
         if start or end is not None:
             raise ValueError("a restore point's disk is read from end to end")
-        return source_runs(self._new, self._old)
+        return source_runs(self.map, self._old)
 
     def open_reader(self) -> "PointReader":
         """See ReadableDisk."""
-        return PointReader(self._new, self._secrets)
+        if self._secrets is None:
+            raise ValueError("this disk is not decoded")
+        return PointReader(self.map, self._secrets)
 
 
 class MapReader:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from vmbackup.engine.encoder import Counts, Encoder
 from vmbackup.engine.packing import Pack, PackWriter
@@ -26,6 +26,22 @@ class _Piece(NamedTuple):
     kind: Kind
     buffer: int | None = None
     cookie: int | None = None
+
+
+class UnitWorker(Protocol):
+    """What takes units of a disk and fills packs of its own. Not shared between threads."""
+
+    def attach(self, source: ReadableDisk) -> None:
+        """The disk whose units come next."""
+
+    def detach(self) -> None:
+        """Lets go of the disk; the pack in the making is kept."""
+
+    def flush(self) -> None:
+        """Hands the pack in the making over."""
+
+    def process(self, unit: Unit) -> tuple[list[Run], Counts]:
+        """The unit's runs for the map, in order, and what it took."""
 
 
 class Worker:

@@ -2,15 +2,16 @@
 
 import contextlib
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from vmbackup.errors import DamageError
 from vmbackup.repository import packs
 from vmbackup.repository.catalog import Catalog
-from vmbackup.repository.crypto import DATA
+from vmbackup.repository.crypto import DATA, digest
 from vmbackup.repository.layout import SessionRef
 from vmbackup.repository.moves import Place
 from vmbackup.repository.packs import Birth, Header, Slot
@@ -20,6 +21,8 @@ from vmbackup.storage_backends import ObjectMissing, ObjectTruncated
 # Parts of a pack that lie closer together are read as one: a seek, or a request, costs more than these bytes.
 _GAP = 256 << 10
 _CIPHERS = 64
+
+T = TypeVar("T")
 
 
 class Wanted(NamedTuple):
@@ -63,18 +66,19 @@ class Secrets:
             return self._known[birth.session]
 
 
-class ChunkReader:
-    """Reads chunks of data packs. Not shared between threads; holds a buffer as large as the largest read."""
+class SlotReader(ABC, Generic[T]):
+    """Reads slots of data packs. Not shared between threads; holds a buffer as large as the largest read."""
 
-    def __init__(self, catalog: Catalog, secrets: Secrets) -> None:
-        self._catalog, self._secrets = catalog, secrets
-        self._aad = packs.aad_prefix(catalog.keys.realm, DATA)
-        self._openers: dict[int, packs.SlotOpener] = {}
-        self._ciphers: dict[tuple[bytes, int], AESGCM] = {}
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
         self._buffer = bytearray(1 << 20)
 
-    def read(self, ref: SessionRef, pack: int, wanted: Sequence[Wanted]) -> Iterator[tuple[int, bytes]]:
-        """(the caller's number, plain bytes) of each wanted slot, wherever it lies now. Raises DamageError.
+    @abstractmethod
+    def open(self, header: Header, slot: Slot, stored: memoryview) -> T:
+        """What is made of the stored bytes of a slot, which are the buffer's. Raises DamageError."""
+
+    def read(self, ref: SessionRef, pack: int, wanted: Sequence[Wanted]) -> Iterator[tuple[int, T]]:
+        """(the caller's number, what it is made of) of each wanted slot, wherever it lies now. Raises DamageError.
 
         They come in the order of the pack, but for those that were moved.
         """
@@ -109,7 +113,7 @@ class ChunkReader:
             parts.sort()
         return list(found.values())
 
-    def _rescued(self, ref: SessionRef, pack: int, slot: int, error: DamageError) -> bytes:
+    def _rescued(self, ref: SessionRef, pack: int, slot: int, error: DamageError) -> T:
         """A chunk whose pack has damage: from where it is now, or from where it was, whichever is whole."""
         (place,) = self._catalog.places(ref, DATA, pack, slot)
         for tried in (place, Place(ref, pack, slot, 1)):
@@ -118,7 +122,7 @@ class ChunkReader:
                 return data
         raise error
 
-    def _read(self, place: Place, wanted: list[Wanted]) -> Iterator[tuple[int, bytes]]:
+    def _read(self, place: Place, wanted: list[Wanted]) -> Iterator[tuple[int, T]]:
         header = self._catalog.header(place.ref, DATA, place.pack)
         for group in spans(header, wanted):
             start, end = group[0][1].offset, group[-1][1].offset + group[-1][1].stored
@@ -126,6 +130,31 @@ class ChunkReader:
             for number, slot in group:
                 stored = view[slot.offset - start : slot.offset - start + slot.stored]
                 yield number, self.open(header, slot, stored)
+
+    def _fetch(self, header: Header, offset: int, length: int) -> memoryview:
+        if length > packs.PACK_BYTES:
+            raise DamageError(f"{header.name} is malformed", object_key=header.name)
+        if length > len(self._buffer):
+            self._buffer = bytearray(length)
+        view = memoryview(self._buffer)[:length]
+        try:
+            self._catalog.store.read_into(header.name, offset, view)
+        except ObjectMissing as error:
+            raise DamageError(f"{header.name} is missing", object_key=header.name) from error
+        except ObjectTruncated as error:
+            raise DamageError(f"{header.name} is cut short", object_key=header.name) from error
+        return view
+
+
+class ChunkReader(SlotReader[bytes]):
+    """Reads the plain bytes of chunks. Not shared between threads."""
+
+    def __init__(self, catalog: Catalog, secrets: Secrets) -> None:
+        super().__init__(catalog)
+        self._secrets = secrets
+        self._aad = packs.aad_prefix(catalog.keys.realm, DATA)
+        self._openers: dict[int, packs.SlotOpener] = {}
+        self._ciphers: dict[tuple[bytes, int], AESGCM] = {}
 
     def open(self, header: Header, slot: Slot, stored: memoryview) -> bytes:
         """The plain bytes of a slot. Raises DamageError."""
@@ -145,19 +174,23 @@ class ChunkReader:
             cipher = self._ciphers[birth.session, pack] = AESGCM(key)
         return cipher
 
-    def _fetch(self, header: Header, offset: int, length: int) -> memoryview:
-        if length > packs.PACK_BYTES:
-            raise DamageError(f"{header.name} is malformed", object_key=header.name)
-        if length > len(self._buffer):
-            self._buffer = bytearray(length)
-        view = memoryview(self._buffer)[:length]
-        try:
-            self._catalog.store.read_into(header.name, offset, view)
-        except ObjectMissing as error:
-            raise DamageError(f"{header.name} is missing", object_key=header.name) from error
-        except ObjectTruncated as error:
-            raise DamageError(f"{header.name} is cut short", object_key=header.name) from error
-        return view
+
+class StoredSlot(NamedTuple):
+    """A slot as it is stored: its record, its birth, its bytes."""
+
+    slot: Slot
+    birth: Birth
+    data: bytes
+
+
+class StoredReader(SlotReader[StoredSlot]):
+    """Reads slots as they are stored, compared with their checksums. It needs no private key."""
+
+    def open(self, header: Header, slot: Slot, stored: memoryview) -> StoredSlot:
+        """The slot. Raises DamageError."""
+        if digest(stored)[: len(slot.checksum)] != slot.checksum:
+            raise DamageError(f"{header.name} is damaged: a slot differs from its checksum", object_key=header.name)
+        return StoredSlot(slot, header.birth_of(slot), bytes(stored))
 
 
 def spans(header: Header, wanted: list[Wanted]) -> Iterator[list[tuple[int, Slot]]]:

@@ -117,6 +117,16 @@ class Keyring:
         for folder in ("config", "config.copy"):
             self.store.put(f"{folder}/{document['version']}", signed)
 
+    def start(self, document: dict[str, Any], slot: str) -> None:
+        """The first config of a repository that is just made, and that `slot` opens. Raises RepositoryError."""
+        self._slot = slot
+        try:
+            self._put_config(document)
+        except ObjectExists:
+            raise being_made(self.store) from None
+        self._trust.forget(self.store.place)
+        self._trust.check(self.store.place, self._seen())
+
     def change_config(self, change: Callable[[RepositoryConfig], dict[str, Any]], failed: str) -> None:
         """A new version with the fields that `change` gives for the one that holds; `failed` tells what if it cannot.
 
@@ -250,3 +260,8 @@ class Keyring:
         """A session's secret. Raises AccessError."""
         private = self.identity.private(epoch)
         return private.open(envelope_info(self.config.realm, epoch, group, session), envelope, name)
+
+
+def being_made(store: Store) -> RepositoryError:
+    """What tells the second one of two that make a repository in one place."""
+    return RepositoryError(f"{store.url} is being made a repository by somebody else", "choose another, empty place")

@@ -1,7 +1,7 @@
 """Restore points: the commit of a session (docs/repository-format.md, section 9)."""
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from vmbackup.repository.layout import ORIGIN_BYTES, SESSION_BYTES, Lineage, Ses
 from vmbackup.repository.nodes import Ref
 from vmbackup.repository.writers import Enrolment, WriterKey
 
-POINT, PARTIAL, MOVES = 1, 2, 3
+POINT, PARTIAL, MOVES, COPY = 1, 2, 3, 4
 HEAD = frames.PREAMBLE.size + 1  # bytes that tell the kind
 MAX_PART = 64 << 20
 KNOWN_FEATURES: frozenset[str] = frozenset()
@@ -26,6 +26,9 @@ _LENGTH = struct.Struct(">I")
 _TABLE = struct.Struct(">I16s16sI32sI")
 _SIGNATURE = 64
 _FIRST_YEAR, _LAST_YEAR = 1970, 9998
+# What a copy in a replica says itself; all else is its original's.
+_PLACE = ("parent", "next_session_number", "epoch", "envelope", "index", "features")
+_PLACE_OF_DISK = ("root", "stored_bytes")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class Point:
 
     `rows` is the session table, read when it is needed: of hundreds of points few are; `moved` those of a table of
     moves.
-    `digest` is that of the whole object; `public` the JSON of its public part.
+    `digest` is that of the whole object; `public` the JSON of its public part. A copy in a replica is a point too, with
+    its `original`, and that one's object `verbatim`; `public` then is the original's, but for what tells of places.
     """
 
     key: str
@@ -84,6 +88,8 @@ class Point:
     moved: bytes = field(repr=False)
     sealed_private: bytes = field(repr=False)
     aad: bytes = field(repr=False)
+    original: "Point | None" = field(default=None, repr=False)
+    verbatim: bytes = field(default=b"", repr=False)
 
     @cached_property
     def table(self) -> dict[int, SessionRef]:
@@ -194,8 +200,9 @@ def encode(
     public: dict[str, Any],
     table: bytes,
     documents: list[dict[str, str]],
+    original: bytes = b"",
 ) -> bytes:
-    """The whole object, signed."""
+    """The whole object, signed; of a copy with its original's."""
     head = _head(kind, keys.current, lineage, session, writer.id)
     text = frames.canonical(public)
     body = _LENGTH.pack(len(text)) + text + table
@@ -205,6 +212,8 @@ def encode(
         packed = zstandard.ZstdCompressor().compress(frames.canonical({"documents": documents}))
         private = seal(derive(secret, keys.realm, "private", session), head, packed)
     data = head + _LENGTH.pack(len(sealed)) + sealed + _LENGTH.pack(len(private)) + private
+    if kind == COPY:
+        data += _LENGTH.pack(len(original)) + original
     return data + writer.private.sign(_CONTEXT + keys.realm + data)
 
 
@@ -233,7 +242,7 @@ def decode(data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, write
     writer = data[head_size - 8 : head_size]
     if data[:head_size] != _head(kind, number, lineage, session, writer):
         raise DamageError(f"{name} does not belong where it lies", object_key=name)
-    if kind not in (POINT, PARTIAL, MOVES):
+    if kind not in (POINT, PARTIAL, MOVES, COPY):
         raise RepositoryError(f"{name} is of a kind that only a newer vmbackup knows", "upgrade vmbackup on this host")
     if not _is_entitled(writers.get(writer), kind, lineage.group):
         raise DamageError(f"{name} was signed by a writer that is not enrolled for its group", object_key=name)
@@ -246,7 +255,10 @@ def decode(data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, write
         at = head_size + _LENGTH.size
         sealed, at = data[at : at + length], at + length
         (length,) = _LENGTH.unpack_from(data, at)
-        private = data[at + _LENGTH.size : at + _LENGTH.size + length]
+        at += _LENGTH.size
+        private, verbatim = data[at : at + length], data[at + length + _LENGTH.size : -_SIGNATURE]
+        if kind == COPY and _LENGTH.unpack_from(data, at + length)[0] != len(verbatim):
+            raise DamageError(f"{name} is malformed", object_key=name)
         body = unseal(keys.derive(number, "point", session, name=name), data[:head_size], sealed, name)
         (length,) = _LENGTH.unpack_from(body)
         public = frames.parse(body[_LENGTH.size : _LENGTH.size + length], name)
@@ -265,9 +277,39 @@ def decode(data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, write
             "upgrade vmbackup on this host",
         )
     point = Point(name, kind, lineage, session, writer, digest(data), public, rows, moved, private, data[:head_size])
-    if kind == POINT:
+    if kind == COPY:
+        point = _of_original(point, verbatim, keys, writers)
+    if point.kind == POINT:
         _check(point, name)
     return point
+
+
+def _of_original(copy: Point, verbatim: bytes, keys: GroupKeys, writers: dict[bytes, Enrolment]) -> Point:
+    """The point that a copy in a replica is: what its original says, at the copy's places. Raises DamageError."""
+    malformed = DamageError(f"{copy.key} contradicts the restore point that it is a copy of", object_key=copy.key)
+    own = copy.public
+    try:
+        session = bytes.fromhex(own["original"]["session"])
+        if kind_of(verbatim[:HEAD]) != POINT or session[:ORIGIN_BYTES] != copy.origin:
+            raise malformed
+        original = decode(verbatim, keys, copy.lineage, session, writers)
+        places = {disk["name"]: disk for disk in own["disks"]}
+        if original.digest.hex() != own["original"]["digest"] or len(places) != len(original.public["disks"]):
+            raise malformed
+        disks = [
+            {**disk, **{field: places[disk["name"]][field] for field in _PLACE_OF_DISK}}
+            for disk in original.public["disks"]
+        ]
+        placed = {field: own[field] for field in _PLACE}
+    except DamageError as error:
+        message = error.message.replace(f"{copy.lineage.point(session)} ", f"the original in {copy.key} ")
+        raise DamageError(message, object_key=copy.key) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise malformed from error
+    public = {**original.public, **placed, "disks": disks, "anchor": None, "copied_from": own["original"]}
+    public["warnings"] = [*original.public["warnings"], *own.get("warnings", ())]
+    public["locked_until"] = own.get("locked_until")  # of the copy's objects
+    return replace(copy, kind=POINT, public=public, original=original, verbatim=verbatim)
 
 
 def _is_entitled(writer: Enrolment | None, kind: int, group: str) -> bool:

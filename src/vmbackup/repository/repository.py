@@ -9,7 +9,7 @@ from vmbackup.errors import DamageError, RepositoryError, UsageError
 from vmbackup.repository import keys, locks, making, points, tables, tombstones
 from vmbackup.repository.cache import Cache
 from vmbackup.repository.catalog import Catalog
-from vmbackup.repository.keyring import DEFAULT_GROUP, Keyring
+from vmbackup.repository.keyring import DEFAULT_GROUP, Keyring, being_made
 from vmbackup.repository.keys import Identity, ReaderKeys, Secret
 from vmbackup.repository.layout import Lineage
 from vmbackup.repository.objects import Objects
@@ -82,9 +82,7 @@ class Repository(Keyring):
             raise UsageError(f"a chunk size of {chunk_size} bytes is not possible", "use a power of two, 4K to 16M")
         if object_lock_days is not None and not 1 <= object_lock_days <= locks.MOST_DAYS:
             raise UsageError(f"objects cannot be locked for {object_lock_days} days", f"use 1 to {locks.MOST_DAYS}")
-        if held := next(iter(occupants(store)), None):
-            what = "a repository" if next(store.list("config/"), None) else f"other things, such as '{held}'"
-            raise RepositoryError(f"{store.url} already holds {what}", "choose another, empty place")
+        refuse_occupied(store)
         realm, repository = os.urandom(16), os.urandom(16)
         reader = ReaderKeys.generate(realm, DEFAULT_GROUP)
         recovery = os.urandom(32)
@@ -94,21 +92,12 @@ class Repository(Keyring):
         )
         config = making.first_config(reader, repository, chunk_size, [slot for slot, _ in slots], object_lock_days)
         made = cls(store, reader, RepositoryConfig.from_document(config), trust)
-        made._slot = slots[0][0]
-        try:  # first, under fixed names: of two that race for the place one fails here
-            for key, document in making.new_group(reader, DEFAULT_GROUP, 1).items():
-                made.store.put(key, document)
-        except ObjectExists:
-            raise RepositoryError(
-                f"{store.url} is being made a repository by somebody else", "choose another, empty place"
-            ) from None
+        put_first(made.store, making.new_group(reader, DEFAULT_GROUP, 1))
         for slot, data in slots:
             made.store.put(f"keys/{slot}", data)
         made.store.put(*making.enrolment(reader, reader.writer))
         keep_recovery(made.id, keys.format_recovery(recovery))
-        made._put_config(config)
-        trust.forget(store.place)
-        trust.check(store.place, made._seen())
+        made.start(config, slots[0][0])
         return made, keys.format_recovery(recovery)
 
     @classmethod
@@ -237,9 +226,26 @@ class Repository(Keyring):
 
     def documents(self, point: Point) -> dict[str, bytes]:
         """A point's private documents by name. Raises AccessError, DamageError."""
+        point = point.original or point
         epoch = point.public["epoch"]
         secret = self.open_envelope(point.lineage.group, point.session, epoch, point.envelope, point.key)
         return points.open_documents(point, secret, self.config.realm)
+
+
+def refuse_occupied(store: Store) -> None:
+    """Raises RepositoryError where a place holds something."""
+    if held := next(iter(occupants(store)), None):
+        what = "a repository" if next(store.list("config/"), None) else f"other things, such as '{held}'"
+        raise RepositoryError(f"{store.url} already holds {what}", "choose another, empty place")
+
+
+def put_first(store: Store, documents: dict[str, bytes]) -> None:
+    """What is put first has fixed names: of two that race for the place one fails here. Raises RepositoryError."""
+    try:
+        for key, document in documents.items():
+            store.put(key, document)
+    except ObjectExists:
+        raise being_made(store) from None
 
 
 def newest(found: list[Point]) -> Point | None:

@@ -24,7 +24,7 @@ from vmbackup.repository.nodes import Node, Ref
 from vmbackup.repository.others import Others
 from vmbackup.repository.packs import PackBuilder
 from vmbackup.repository.placing import Placing
-from vmbackup.repository.points import Point, encode_table
+from vmbackup.repository.points import COPY, POINT, Point, encode_table
 from vmbackup.repository.processes import is_alive
 from vmbackup.repository.repository import PointList, Repository, newest
 from vmbackup.repository.salvage import salvage
@@ -289,10 +289,10 @@ class Run:
             self._closing.remove(session)
             session.commit_partial()
 
-    def commit(self, public: dict[str, Any], documents: list[dict[str, str]]) -> Point:
+    def commit(self, public: dict[str, Any], documents: list[dict[str, str]], original: bytes = b"") -> Point:
         """The restore point, with seq, parent and table put in. All packs are stored. Raises RepositoryError.
 
-        A `seq` and a `parent` that `public` has hold.
+        A `seq` and a `parent` that `public` has hold. `original`: the object that the point is a replica's copy of.
         """
         self.flush_meta()
         if self._filling is not self._main:
@@ -313,7 +313,7 @@ class Run:
         rows = encode_table(table, self.uses)
         if self._locks:
             public |= self._extend(self._locks, self._main.draft(public, rows))
-        point = self._main.commit(public, rows, documents)
+        point = self._main.commit(public, rows, documents, COPY if original else POINT, original)
         self._main.unpin()
         new = {session.id: session.hooks for session in self._sessions if session.index_ref}
         self._hooks.put(self.lineage.id, max(new), [ref.session for ref in point.table.values()], new)

@@ -139,12 +139,20 @@ class Session:
         self.unpin()
 
     def commit(
-        self, public: dict[str, Any], table: bytes, documents: list[dict[str, str]], kind: int = POINT
+        self,
+        public: dict[str, Any],
+        table: bytes,
+        documents: list[dict[str, str]],
+        kind: int = POINT,
+        original: bytes = b"",
     ) -> Point:
-        """Creates the restore point, and reads it back. Raises RepositoryError if the session was aborted."""
+        """Creates the restore point, and reads it back; `original` is the object that a COPY is one of.
+
+        Raises RepositoryError if the session was aborted.
+        """
         public, repository = self._public(public), self.repository
         data = points.encode(
-            kind, self.keys, repository.writer, self.lineage, self.id, self.secret, public, table, documents
+            kind, self.keys, repository.writer, self.lineage, self.id, self.secret, public, table, documents, original
         )
         create_point(repository, self.lineage, self.id, data)
         return points.decode(data, self.keys, self.lineage, self.id, repository.writers())

@@ -192,7 +192,7 @@ def test_copies_into_a_bucket_and_back(vmbackup: Program) -> None:
     vmbackup.write("config.toml", text)
     vmbackup.write("known", "a passphrase for tests")
     vmbackup("init", "--create-bucket")
-    vmbackup("--repository", "third", "init", "--recovery-file", str(vmbackup.folder / "recovery"))
+    vmbackup("--repository", "third", "init", "--replica-of", "offsite")
     chance = random.Random(3)
     for _ in range(2):
         kit.disk().write(chance.randrange(1 << 20), chance.randbytes(200_000))

@@ -174,3 +174,51 @@ def test_a_job_whose_copy_fails_is_3(run: Run, kit: RamKit) -> None:
     assert len(document["points"]) == 1
     assert document["failed"] == []
     assert document["copies"][0]["failed"][0]["kind"] == "store_missing"
+
+
+def test_a_replica_by_the_commands(run: Run, kit: RamKit, tmp_path: Path) -> None:
+    """Made with a passphrase of its own; the first one's opens it too. Copies are told as any."""
+    made = run("--repository", "offsite", "init", "--replica-of", "local")
+    assert (made.code, made.err) == (0, "")
+    assert "All passphrases and recovery keys of local open it too." in made.out
+    assert len(run("--repository", "offsite", "--json", "key", "list").json["keys"]) == 3
+    document = run("--json", "copy", "--from", "local", "--to", "offsite").json
+    assert [point["id"] for point in document["copied"]] == [point.id for point in reversed(kit.points())]
+    assert document["copied"][0]["copied_from"] == kit.repository.id
+    (tmp_path / "secrets" / "offsite").write_text("a passphrase for tests")
+    assert len(run("--repository", "offsite", "--json", "list").json["points"]) == 3
+    assert run("--repository", "offsite", "verify", "--read-data").code == 0
+    assert run("--repository", "offsite", "restore", "guest", "--output", str(tmp_path / "out")).code == 0
+    freed = run("--repository", "offsite", "--json", "show", "guest@latest").json["points"][0]["freed_bytes"]
+    assert freed > 90_000
+    assert run("--json", "copy", "--from", "offsite", "--to", "local").json["skipped"] == 3  # they come from there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--replica-of", "local", "--chunk-size", "64KiB"), 2, "leave out --chunk-size"),
+        (("--replica-of", "local", "--recovery-file", "x"), 2, "leave out --recovery-file"),
+        (("--replica-of", "offsite"), 2, "itself"),
+        (("--replica-of", "nowhere"), 5, 'no repository "nowhere"'),
+        (("--replica-of", "gone"), 5, "gone"),
+    ],
+)
+def test_a_replica_of_what_cannot_be(
+    run: Run, kit: RamKit, tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    """Nothing is made, no passphrase either."""
+    done = run("--repository", "offsite", "init", *arguments)
+    assert (done.code, said in done.err) == (code, True), done.err
+    assert not (tmp_path / "secrets" / "offsite").exists()
+    assert not list((tmp_path / "offsite").rglob("config"))
+
+
+def test_a_replica_takes_no_other_realm(run: Run, kit: RamKit) -> None:
+    """It is a replica of one repository; what stands in that one's place now has other keys."""
+    assert run("--repository", "offsite", "init", "--replica-of", "local").code == 0
+    again = run("--repository", "offsite", "init", "--replica-of", "local")
+    assert (again.code, "already holds a repository" in again.err) == (1, True)
+    assert run("--repository", "gone", "init").code == 0
+    refused = run("copy", "--from", "gone", "--to", "offsite")
+    assert (refused.code, "is a replica of another repository" in refused.err) == (1, True), refused.err

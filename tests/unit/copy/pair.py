@@ -10,6 +10,7 @@ from vmbackup.engine.verify import verify
 from vmbackup.progress import Silent
 from vmbackup.repository import PointSummary, Repository
 from vmbackup.repository.points import Point
+from vmbackup.repository.replica import make_replica
 from vmbackup.repository.repository import PointList
 from vmbackup.repository.trust import Trust
 from vmbackup.storage_backends import Store, open_store
@@ -71,6 +72,13 @@ class Pair:
             assert {t: sha(d) for t, d in disks.items()} == {t: sha(d) for t, d in self.kit.kept[point_id].items()}
             assert self.there.documents(point) == {"domain.xml": b"<domain><name>guest</name></domain>"}
         assert verify(self.there, None, 1.0, Silent()).damaged == ()
+
+
+class ReplicaPair(Pair):
+    """The other repository is a replica."""
+
+    def _made(self, chunk_size: int) -> Repository:
+        return make_replica(self.kit.repository, self.store, SECRET, Trust(None), "tests")
 
 
 def size(store: Store) -> int:

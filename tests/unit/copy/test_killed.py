@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.copy.pair import Pair
+from tests.unit.copy.pair import Pair, ReplicaPair
 from tests.unit.engine.kit import RamKit
 from vmbackup.repository.collect import PruneOptions, prune
 
@@ -75,14 +75,15 @@ class Program:
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.torture)])
-def test_killed_copies(tmp_path: Path, kills: int) -> None:
+@pytest.mark.parametrize("kind", [Pair, ReplicaPair])
+def test_killed_copies(tmp_path: Path, kind: type[Pair], kills: int) -> None:
     """What was stored is found again: hardly more is stored than without the kills."""
     chance = random.Random(SEED)
     kit = RamKit(tmp_path, {"vda": 48 * MIB}, 65536)
     for length in (40 * MIB, 3 * MIB):
         kit.disk().write(chance.randrange(8 * MIB), chance.randbytes(length))
         kit.backup()
-    pair = Pair(kit, chunk_size=65536)
+    pair = kind(kit, chunk_size=65536)
     program = Program(tmp_path)
     for _ in range(kills):
         objects, then = chance.randrange(1, 8), chance.random() / 20
