@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import click
 from vmbackup.cli.options import State
 from vmbackup.cli.progress import shown_progress
 from vmbackup.config.mistakes import did_you_mean
-from vmbackup.errors import NotFoundError, TargetError, UsageError
+from vmbackup.errors import AccessError, NotFoundError, TargetError, UsageError
 from vmbackup.progress import Progress
 
 if TYPE_CHECKING:
@@ -78,16 +78,37 @@ def open_store_of(repository: "RepositoryConfig", *, create: bool = False) -> "S
 @contextlib.contextmanager
 def opened_repository(config: "Config", name: str | None) -> Iterator["Repository"]:
     """The repository `name`, opened with its passphrase or writer key, closed at the end."""
+    name, settings = named_repository(config, name)
+    with _opened(config, settings, lambda: _key_of(name, settings)) as repository:
+        yield repository
+
+
+@contextlib.contextmanager
+def opened_with_secret(config: "Config", name: str | None) -> Iterator[tuple["Repository", "Secret"]]:
+    """The same, with the secret that opened it, to seal new keys by it. AccessError for a writer's key."""
+    from vmbackup.repository.keys import Secret
+
+    name, settings = named_repository(config, name)
+    if settings.writer_key_file is not None:
+        raise AccessError("this host's key may not do that", "run it where the repository opens with the passphrase")
+    secret = Secret.passphrase(passphrase_of(name, settings))
+    with _opened(config, settings, lambda: secret) as repository:
+        yield repository, secret
+
+
+@contextlib.contextmanager
+def _opened(
+    config: "Config", settings: "RepositoryConfig", key: Callable[[], "Secret | WriterKeys"]
+) -> Iterator["Repository"]:
     from vmbackup.cli.output import warn
     from vmbackup.repository.cache import Cache
     from vmbackup.repository.repository import Repository
 
-    name, settings = named_repository(config, name)
     make_folder(config.daemon.state_dir)
     make_folder(config.host.cache_dir)
     store = open_store_of(settings)
     try:
-        repository = Repository.open(store, _key_of(name, settings), trust(config.daemon.state_dir))
+        repository = Repository.open(store, key(), trust(config.daemon.state_dir))
         with contextlib.closing(Cache.of(config.host.cache_dir, repository.config.repository)) as repository.cache:
             yield repository
             if repository.cache.problem:

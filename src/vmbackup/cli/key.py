@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from vmbackup.cli.key_change import change, remove, rotate
 from vmbackup.cli.key_writers import add_writer, hosts, revoke_writer, writer_document, writers_table
 from vmbackup.cli.options import Command, State
 from vmbackup.errors import UsageError
@@ -33,6 +34,9 @@ def command() -> None:
 
 command.add_command(add_writer)
 command.add_command(revoke_writer)
+command.add_command(remove)
+command.add_command(change)
+command.add_command(rotate)
 
 
 @command.command("list", cls=Command)
@@ -43,20 +47,28 @@ def list_slots(state: State) -> int:
     from vmbackup.cli.output import local_time, say, say_json, table, warn
     from vmbackup.errors import DamageError
     from vmbackup.repository import slots as key_slots
+    from vmbackup.repository.keys import SlotInfo
 
     config = access.load_config(state)
     with access.opened_repository(config, state.repository) as repository:
         found = list(key_slots.listed(repository))
         writers = hosts(repository.writers().values())
+        removed = {s.id for s in found if isinstance(s, SlotInfo) and not key_slots.in_force(repository, s.id)}
     slots = sorted((slot for slot in found if not isinstance(slot, DamageError)), key=lambda s: s.created)
     damaged = [slot for slot in found if isinstance(slot, DamageError)]
     if state.json:
-        keys = [{"id": s.id, "kind": s.kind, "label": s.label, "created": s.created} for s in slots]
+        keys = [
+            {"id": s.id, "kind": s.kind, "label": s.label, "created": s.created, "removed": s.id in removed}
+            for s in slots
+        ]
         broken = [{"object": d.object_key, "problem": d.message} for d in damaged]
         say_json({"keys": keys, "writers": [writer_document(w) for w in writers], "damaged": broken})
     else:
-        rows = [(s.id, s.kind, s.label, local_time(datetime.fromisoformat(s.created))) for s in slots]
-        say(table(("KEY", "KIND", "LABEL", "CREATED"), rows))
+        rows = [
+            (s.id, s.kind, s.label, local_time(datetime.fromisoformat(s.created)), "removed" if s.id in removed else "")
+            for s in slots
+        ]
+        say(table(("KEY", "KIND", "LABEL", "CREATED", ""), rows))
         if writers:
             say()
             say(writers_table(writers))

@@ -1,5 +1,6 @@
 """The secrets of a repository: its passphrase, by a file, credential, command or terminal, and its bucket's keys."""
 
+import contextlib
 import os
 import secrets
 import shlex
@@ -59,15 +60,34 @@ def write_secret_file(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(path.parent)
     except FileExistsError:
         raise ConfigError(f"{path} exists already", "move it away, or name another file") from None
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}", "check its folder") from None
+
+
+def replace_secret_file(path: Path, text: str) -> None:
+    """`text` in place of what the file held, in one step: at no instant it holds neither. ConfigError."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    write_secret_file(temporary, text)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            found = path.stat()
+            os.chown(temporary, found.st_uid, found.st_gid)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ConfigError(f"cannot write {path}: {error.strerror}", "check its folder") from None
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_passphrase_file(path: Path) -> str:

@@ -32,7 +32,7 @@ class Keyring:
         self.store: Store = self._objects
         self.identity, self.config = identity, config
         self._trust = trust
-        self._slot = ""
+        self.slot = ""
         self._groups: dict[str, GroupKeys] = {}
         self._writers: dict[bytes, Enrolment] | None = None
         self._strangers: set[bytes] = set()
@@ -119,13 +119,24 @@ class Keyring:
 
     def start(self, document: dict[str, Any], slot: str) -> None:
         """The first config of a repository that is just made, and that `slot` opens. Raises RepositoryError."""
-        self._slot = slot
+        self.slot = slot
         try:
             self._put_config(document)
         except ObjectExists:
             raise being_made(self.store) from None
         self._trust.forget(self.store.place)
         self._trust.check(self.store.place, self._seen())
+
+    def _complete_config(self) -> None:
+        """Stores again what a writer of the version that holds was kept from: one of its two copies."""
+        version = self.config.version
+        held = {folder: f"{folder}/{version}" for folder in ("config", "config.copy")}
+        present = [key for folder, key in held.items() for entry in self.store.list(f"{folder}/") if entry.key == key]
+        if len(present) == 1:
+            data = fetch(self.store, present[0])
+            frames.open_document(data, b"CONF", present[0], self.verify_key)
+            for key in held.values():
+                self.store.put(key, data)
 
     def change_config(self, change: Callable[[RepositoryConfig], dict[str, Any]], failed: str) -> None:
         """A new version with the fields that `change` gives for the one that holds; `failed` tells what if it cannot.
@@ -134,6 +145,7 @@ class Keyring:
         """
         for _ in range(_TRIES):
             self.recheck()
+            self._complete_config()
             fields = change(self.config)
             with contextlib.suppress(ObjectExists):  # another host was first: its version is read, and followed
                 self._put_config({**self.config.document, **fields, "version": self.config.version + 1})
@@ -147,7 +159,7 @@ class Keyring:
     def _seen(self) -> Seen:
         config = self.config
         verify = self.verify_key.public_bytes_raw().hex()
-        return Seen(config.repository.hex(), config.realm.hex(), verify, config.version, self._slot)
+        return Seen(config.repository.hex(), config.realm.hex(), verify, config.version, self.slot)
 
     def recheck(self) -> None:
         """Reads the config again, as before each commit. Raises RepositoryError where a newer one forbids writing.
@@ -186,13 +198,13 @@ class Keyring:
             if name == self.home:
                 return self.identity.keys
             raise AccessError(f"this host's key is of group '{self.home}', not of '{name}'", BY_READER)
-        errors: list[DamageError] = []
+        errors: list[DamageError | AccessError] = []
         for entry in sorted(self.store.list(f"groups/{name}/"), key=lambda e: number_of(e.key), reverse=True):
             try:
                 data = fetch(self.store, entry.key)
                 document = frames.open_document(data, b"GRUP", entry.key, self.verify_key)
                 return self._open_group(name, document, entry.key)
-            except DamageError as error:
+            except (DamageError, AccessError) as error:  # of an epoch that began since this key was read
                 errors.append(error)
         if errors:
             raise errors[0]

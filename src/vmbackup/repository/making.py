@@ -1,10 +1,12 @@
 """The first documents of a new repository (docs/repository-format.md, section 4)."""
 
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 from vmbackup.repository import frames
+from vmbackup.repository.crypto import GroupKeys
 from vmbackup.repository.keys import ReaderKeys
 from vmbackup.repository.layout import check_group
 from vmbackup.repository.writers import WriterKey
@@ -34,13 +36,20 @@ def first_config(
 
 def new_group(reader: ReaderKeys, group: str, epoch: int) -> dict[str, bytes]:
     """New keys for a group: two objects of the same content, by their names."""
-    body = {"id_keys": [{"number": 1, "key": os.urandom(32).hex()}], "lineage_key": os.urandom(32).hex()}
-    info = group_info(reader.realm, check_group(group), epoch)
+    keys = GroupKeys(reader.realm, check_group(group), {1: os.urandom(32)}, os.urandom(32))
+    return group_documents(reader, keys, epoch, (1, 2))
+
+
+def group_documents(reader: ReaderKeys, keys: GroupKeys, epoch: int, numbers: Iterable[int]) -> dict[str, bytes]:
+    """The keys of a group, sealed for an epoch: objects of the same content, by their names."""
+    id_keys = [{"number": number, "key": key.hex()} for number, key in sorted(keys.id_keys.items())]
+    body = {"id_keys": id_keys, "lineage_key": keys.lineage_key.hex()}
+    info = group_info(reader.realm, keys.group, epoch)
     sealed = reader.epochs[epoch].public().seal(info, frames.canonical(body))
-    document: dict[str, Any] = {"realm": reader.realm.hex(), "group": group, "epoch": epoch, "sealed": sealed.hex()}
+    document = {"realm": reader.realm.hex(), "group": keys.group, "epoch": epoch, "sealed": sealed.hex()}
     return {
-        f"groups/{group}/{number}": frames.sign_document(b"GRUP", {**document, "number": number}, reader.signing)
-        for number in (1, 2)
+        f"groups/{keys.group}/{number}": frames.sign_document(b"GRUP", {**document, "number": number}, reader.signing)
+        for number in numbers
     }
 
 

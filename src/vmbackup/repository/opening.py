@@ -1,7 +1,7 @@
 """Opening a repository: from a secret to its keys, and to the config that holds."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,9 +58,11 @@ def number_of(key: str) -> int:
         return -1
 
 
-def unlock(store: Store, secret: Secret, known: str) -> tuple[ReaderKeys, str]:
-    """The keys, and the slot that the secret opens; the slot `known` to open is tried first."""
+def unlock(store: Store, secret: Secret, known: str, only: Container[str] | None = None) -> tuple[ReaderKeys, str]:
+    """The keys, and the slot that the secret opens, of all or `only` these; the slot `known` to open is tried first."""
     names = [entry.key.removeprefix("keys/") for entry in store.list("keys/")]
+    if only is not None:
+        names = [name for name in names if name in only]
     damaged: list[DamageError] = []
     for slot in sorted(names, key=lambda n: (n != known, n)):
         key = f"keys/{slot}"
@@ -82,7 +84,7 @@ def unlock(store: Store, secret: Secret, known: str) -> tuple[ReaderKeys, str]:
     if damaged:
         raise DamageError(
             f"{damaged[0].message}, and no other slot opens with this passphrase",
-            "use another passphrase or the recovery key",
+            "if it was removed or changed, use the new passphrase; the recovery key opens it too",
             object_key=damaged[0].object_key,
         )
     raise AccessError(

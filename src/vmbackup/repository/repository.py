@@ -106,8 +106,11 @@ class Repository(Keyring):
         before = trust.recall(store.place)
         known = before.slot if before else ""
         identity, slot = (key, known) if isinstance(key, WriterKeys) else unlock(Objects(store), key, known)
-        repository = cls(store, identity, read_first(Objects(store), identity), trust)
-        repository._slot = slot
+        config = read_first(Objects(store), identity)
+        if isinstance(key, Secret) and config.slots and slot not in config.slots:  # removed, but the store has it yet
+            identity, slot = unlock(Objects(store), key, "", config.slots)
+        repository = cls(store, identity, config, trust)
+        repository.slot = slot
         trust.check(store.place, repository._seen())
         return repository
 
