@@ -1,6 +1,7 @@
 """`vmbackup repair`: records what is damaged and heals what can be healed; deletes nothing."""
 
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -101,7 +102,7 @@ def _say(state: State, done: "RepairSummary", *, dry_run: bool) -> None:
             {
                 "checked": {"points": done.last.points, "objects": done.last.objects, "bytes": done.last.bytes},
                 "damaged": [damage.to_json() for damage in done.first.damaged],
-                "healed": [{"object": healing.object, "how": healing.how} for healing in done.healed],
+                "healed": [asdict(healing) for healing in done.healed],
                 "remaining": [damage.to_json() for damage in done.last.damaged],
                 "dry_run": dry_run,
             }
@@ -118,8 +119,10 @@ def _text(done: "RepairSummary", *, dry_run: bool) -> list[str]:
     if not done.first.damaged:
         return [f"{counted(done.first.points, 'restore point')} looked at: no damage"]
     lines = damage_lines(done.first.damaged)
-    word = "could be healed" if dry_run else "healed"
-    lines += [f"{paint(word, 'green')}  {clean(healing.object)}: {clean(healing.how)}" for healing in done.healed]
+    did = "could be healed" if dry_run else "healed"
+    for healing in done.healed:
+        label = paint(did, "green") if healing.complete else paint(f"{did} in part", "yellow")
+        lines.append(f"{label}  {clean(healing.object)}: {clean(healing.how)}")
     remaining = done.last.damaged
     if not remaining:
         return [*lines, "all that restore points need is whole again"]

@@ -1,7 +1,7 @@
 """Repair: what is damaged is recorded, and healed as far as it is whole anywhere. Nothing is ever deleted."""
 
 from collections import defaultdict
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 from vmbackup.engine.findings import Damage
@@ -33,10 +33,11 @@ class RepairOptions:
 
 @dataclass(frozen=True)
 class Healing:
-    """An object, and how what it held is whole again."""
+    """An object, and how what it held is whole again; `complete`: all of what restore points need of it."""
 
     object: str
     how: str
+    complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def repair(
             repository.check_may_collect(group)
     share = 1.0 if options.read_data else None
     first = last = verify(repository, None, share, progress, suspects=suspects, record=not options.dry_run)
-    healed: dict[str, str] = {}
+    healed: dict[str, Healing] = {}
     known = {damage.object for damage in first.damaged}
     for _ in range(_MOST_ROUNDS):
         done = _Round(repository, options, progress).run(last.damaged) if last.damaged else {}
@@ -71,7 +72,7 @@ def repair(
         deep = any(not key.startswith(f"{DATA}/") for key in done)
         last = verify(repository, None, share if deep else None, progress, suspects=known)
         known.update(damage.object for damage in last.damaged)
-    return RepairSummary(first, tuple(Healing(key, how) for key, how in sorted(healed.items())), last)
+    return RepairSummary(first, tuple(healing for _, healing in sorted(healed.items())), last)
 
 
 class _Round:
@@ -82,9 +83,9 @@ class _Round:
         self._store, self._replica = repository.store, options.replica
         self._found: PointList = repository.survey()
 
-    def run(self, damaged: tuple[Damage, ...]) -> dict[str, str]:
+    def run(self, damaged: tuple[Damage, ...]) -> dict[str, Healing]:
         """How each object that was healed was; those of which something was."""
-        healed: dict[str, str] = {}
+        healed: dict[str, Healing] = {}
         packs: dict[str, set[PackName]] = defaultdict(set)
         for damage in damaged:
             folder, _, rest = damage.object.partition("/")
@@ -92,7 +93,7 @@ class _Round:
                 name = ObjectName.parse(damage.object)
                 packs[rest.partition("/")[0]].add(PackName(name.session, name.kind, name.number))
             elif how := self._index(damage.object) if folder == INDEX else self._document(damage.object):
-                healed[damage.object] = how
+                healed[damage.object] = Healing(damage.object, how)
         for group, names in packs.items():
             found = heal(
                 self._repository,
@@ -103,7 +104,11 @@ class _Round:
                 self._progress,
                 dry_run=self._options.dry_run,
             )
-            healed |= {key: _told(counts) for key, counts in found.items() if counts.keys() - {NOWHERE}}
+            healed |= {
+                key: Healing(key, _told(key, counts), NOWHERE not in counts)
+                for key, counts in found.items()
+                if counts.keys() - {NOWHERE}
+            }
         return healed
 
     # Indexes
@@ -196,13 +201,15 @@ class _Round:
             raise DamageError(f"{key} cannot be put back", object_key=key)
 
 
-def _told(counts: dict[str, int]) -> str:
-    """How a pack's slots were healed."""
+def _told(key: str, counts: Mapping[str, int]) -> str:
+    """How a pack's chunks or map nodes were healed."""
     words = {
         OWN: "taken out of it",
         HERE: "found elsewhere in the repository",
         REPLICA: "found in the replica",
-        REMADE: "of maps made again with the replica's help",
+        REMADE: "made again with the replica's help",
         NOWHERE: "found nowhere",
     }
-    return ", ".join(f"{counts[where]} slots {text}" for where, text in words.items() if counts.get(where))
+    thing = "chunk" if key.startswith(f"{DATA}/") else "map node"
+    found = ((counts[where], text) for where, text in words.items() if counts.get(where))
+    return ", ".join(f"{number} {thing}{'s' * (number != 1)} {text}" for number, text in found)

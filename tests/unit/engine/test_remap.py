@@ -69,7 +69,7 @@ def test_all_maps_are_lost(kit: RamKit, replica: Repository) -> None:
     assert len({point for damage in repaired(kit, None).last.damaged for point in damage.points}) == 3
     done = repaired(kit, replica)
     assert done.last.damaged == ()
-    assert all("of maps made again" in healing.how for healing in done.healed)
+    assert all("made again" in healing.how for healing in done.healed)
     kit.reopen()
     kit.check_all()
     report = prune(kit.repository, PruneOptions(wait=0))

@@ -132,7 +132,7 @@ def test_a_backup_key_leaves_it_to_others(kit: RamKit, how: str, monkeypatch: py
     kit.reopen()
     first = repaired(kit)
     assert first.last.damaged, "nobody has all of it"
-    assert [healing.how.partition(" slots ")[2][:9] for healing in first.healed] == ["taken out"] * (how != "missing")
+    assert [healing.how.partition(" chunks ")[2][:9] for healing in first.healed] == ["taken out"] * (how != "missing")
     with monkeypatch.context() as patch:
         patch.setattr(Repository, "check_may_collect", _refuse)
         assert [text.partition(": ")[2] for text in backed_up(kit)] == [
@@ -162,7 +162,7 @@ def test_what_the_guest_has_no_more(kit: RamKit) -> None:
     assert done.healed == ()
     (damage,) = done.last.damaged
     assert set(damage.points) == {point.id for point in kit.points()[1:]}
-    assert [healing.how for healing in healed(kit, other).healed] == ["2 slots found in the replica"]
+    assert [healing.how for healing in healed(kit, other).healed] == ["2 chunks found in the replica"]
 
 
 @pytest.mark.parametrize("folder", ["data", "meta", "index"])
