@@ -23,7 +23,7 @@ _ADVICE = {
     "  --from a replica; what suffers then can be restored from the replica only, or forgotten.",
     "index": "index: nobody tells any more what its packs hold. Restore points that suffer can be restored from a\n"
     "  replica only, or forgotten.",
-    "points": "points: put it back with --from a replica that has it, or forget it by its 8 digits.",
+    "points": "points: repair with --from a replica that has a copy, or forget it by its 8 digits.",
     "keys": "keys: the slot opens nothing any more. Make another ('vmbackup key add' or 'key export-recovery').",
 }
 _MARKS = ("sessions", "trash", "dead", "condemned", "damage")

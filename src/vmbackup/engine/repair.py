@@ -157,9 +157,17 @@ class _Round:
         others = {"config": f"config.copy/{rest}", "config.copy": f"config/{rest}"}
         if folder in others and (data := self._sound(self._repository, others[folder], key)):
             return self._put_back(key, data, "put back from its copy")
-        if self._replica and (data := self._sound(self._replica, key, key)):
+        if self._replica and (data := self._sound(self._replica, key, key) or self._original(self._replica, key)):
             return self._put_back(key, data, "put back from the replica")
         return ""
+
+    def _original(self, replica: Repository, key: str) -> bytes:
+        """The restore point `key` as a copy of it carries it; nothing where there is none."""
+        found = replica.read_points() if key.startswith("points/") else None
+        for copy in (*found.points, *found.twins) if found else ():
+            if copy.original is not None and copy.original.key == key:
+                return copy.verbatim
+        return b""
 
     def _put_back(self, key: str, data: bytes, how: str) -> str:
         if self._repository.exists(key):
