@@ -36,7 +36,7 @@ class HookCache:
             "SELECT members.lineage, sessions.id, hooks.pack FROM hooks"
             " JOIN members ON members.session = hooks.session AND members.grp = ?"
             " JOIN sessions ON sessions.number = hooks.session WHERE hooks.hook = ? LIMIT ?",
-            (self._group, int.from_bytes(chunk_id[:HOOK_BYTES], "big"), _HINTS),
+            (self._group, _number(chunk_id[:HOOK_BYTES]), _HINTS),
         )
         return [hint for row in rows if _is_hint(hint := Hint(*row))]
 
@@ -104,7 +104,12 @@ class HookCache:
 def _rows(packs: Mapping[int, bytes]) -> Iterator[tuple[int, int]]:
     for pack, hooks in packs.items():
         for at in range(0, len(hooks), HOOK_BYTES):
-            yield pack, int.from_bytes(hooks[at : at + HOOK_BYTES], "big")
+            yield pack, _number(hooks[at : at + HOOK_BYTES])
+
+
+def _number(hook: bytes) -> int:
+    """What SQLite can keep of eight bytes."""
+    return int.from_bytes(hook, "big", signed=True)
 
 
 def _is_hint(hint: Hint) -> bool:

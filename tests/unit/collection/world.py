@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from tests.unit.collection.steps import DAY, Actor, MemoryStore
@@ -14,6 +15,7 @@ from vmbackup.engine.units import OldMap, units
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.nbd.extents import Extent, Kind
 from vmbackup.repository import condemned
+from vmbackup.repository.cache import Cache
 from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.chunks import ChunkReader, Secrets, Wanted
 from vmbackup.repository.collect import PruneOptions, PruneReport, prune
@@ -41,12 +43,23 @@ def base() -> tuple[dict[str, tuple[bytes, float]], Repository]:
     return store.objects, repository
 
 
+class MemoryCache(Cache):
+    """A host's cache without a file."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(":memory:"))
+
+    def _opened(self, path: Path) -> Any:
+        return self._connect(path)
+
+
 class World:
     """A store, what each committed point must restore to, and the actors."""
 
-    def __init__(self, seed: int, most: int = 0) -> None:
-        """`most` chunks a pack; by chance where it is 0."""
-        self.most = most
+    def __init__(self, seed: int, most: int = 0, *, shared: bool = False) -> None:
+        """`most` chunks a pack; by chance where it is 0. `shared`: hosts look for chunks of other guests, too."""
+        self.most, self.shared = most, shared
+        self.caches: dict[str, Cache] = {}
         objects, _ = base()
         self.store = MemoryStore(objects)
         self.chance = random.Random(seed)
@@ -77,6 +90,8 @@ class World:
         """Backs the guest up so often; before each run a share of its chunks changes."""
 
         def work(repository: Repository) -> None:
+            if self.shared:
+                repository.cache = self.caches.setdefault(host, MemoryCache())
             for _ in range(runs):
                 old = self.disks.get(guest, [bytes(CHUNK)] * CHUNKS)
                 disk = [contents() if self.chance.random() < share else chunk for chunk in old]
@@ -175,6 +190,8 @@ def write(
     run = Run.open(repository, lineage, host)
     run.partial_bytes = chance.choice([1, 1 << 30])
     try:
+        if repository.cache:
+            run.look_elsewhere()
         old = run.parent.disks[0] if run.parent else None
         try:
             parts = lost_parts(run, old) if old else []
