@@ -138,7 +138,7 @@ def _kinds(made: Specimen) -> dict[str, list[str]]:
     found |= {"index part": by_type[b"IDXP"], "index root": by_type[b"IDXR"]}
     for kind in ("data", "meta", "index part", "index root"):
         found[kind] = [key for key in found[kind] if key.rpartition("/")[2].partition("-")[0] in live]
-    own = f"keys/{made.kit.repository._slot}"
+    own = f"keys/{made.kit.repository.slot}"
     found["keys"].remove(own)
     found["own slot"] = [next(key for key in found["keys"] if b'"kind":"passphrase"' in made.bytes_of(key)), own]
     found |= {"point": points, "partial": [point.key for point in listed.partials], "aborted": by_type[b"ABRT"]}

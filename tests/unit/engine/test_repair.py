@@ -217,6 +217,7 @@ def test_what_a_replica_has_wrong_is_not_taken(kit: RamKit) -> None:
     done = repaired(kit, other)
     paths = [damage.object.partition("/")[0] for damage in done.last.damaged]
     assert paths == ["data", "writers"], "the index is made out of its packs"
+    assert objects(kit, "writers") == []
 
 
 @pytest.mark.parametrize("how", DAMAGE)
