@@ -16,7 +16,6 @@ from vmbackup.storage_backends.base import (
     ProbeResult,
     StoreError,
     StoreUnavailable,
-    StoreUnfit,
     check_key,
 )
 from vmbackup.storage_backends.probe import PROBE_PREFIX, probe_store
@@ -24,7 +23,7 @@ from vmbackup.storage_backends.s3_bucket import create_bucket, look_at, versioni
 from vmbackup.storage_backends.s3_client import Body
 from vmbackup.storage_backends.s3_download import Download
 from vmbackup.storage_backends.s3_errors import answer_of, is_bodiless, is_denied, is_missing_key, is_transient, told
-from vmbackup.storage_backends.s3_lock import lock_version
+from vmbackup.storage_backends.s3_lock import lock_version, no_lock
 from vmbackup.storage_backends.s3_powers import examine
 from vmbackup.storage_backends.s3_requests import Requests
 from vmbackup.storage_backends.s3_settings import S3Settings, bucket_and_prefix
@@ -150,7 +149,7 @@ class S3Store:
         with self._requests.translated(f"lock {key} in"):
             versions = self._versions()
             if versions is None:
-                raise StoreUnfit(f"bucket {self._bucket} keeps no versions, and so locks nothing", "use another bucket")
+                raise no_lock(self._bucket)
             first = versions.known(name)
             if first is None:
                 raise ObjectMissing(key)

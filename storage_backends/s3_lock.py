@@ -13,6 +13,12 @@ from vmbackup.storage_backends.s3_versions import Versions
 MODE = "COMPLIANCE"
 _SLACK = 2.0  # seconds: the server tells its time in whole ones
 _NO_LOCK = {"InvalidRequest", "NotImplemented", "MethodNotAllowed", "InvalidBucketState"}
+_HINT = "a bucket is made for object lock: name a new one, and 'vmbackup init --object-lock DAYS --create-bucket'"
+
+
+def no_lock(bucket: str) -> StoreUnfit:
+    """What is said of a bucket that was not made for object lock."""
+    return StoreUnfit(f"bucket {bucket} locks nothing", _HINT)
 
 
 def lock_version(requests: Requests, versions: Versions, name: str, version_id: str, seconds: float) -> float:
@@ -29,8 +35,7 @@ def lock_version(requests: Requests, versions: Versions, name: str, version_id: 
         )
     except Exception as error:
         if answer_of(error).code in _NO_LOCK:
-            hint = "object lock is turned on when a bucket is made: 'vmbackup init --object-lock DAYS --create-bucket'"
-            raise StoreUnfit(f"bucket {requests.bucket} locks no objects", hint) from error
+            raise no_lock(requests.bucket) from error
         if not is_denied(error):
             raise
         refusal = error  # an attempt to shorten a longer lock is denied too

@@ -67,12 +67,15 @@ def new_passphrase(name: str, file: Path | None) -> str:
     return str(answer)
 
 
-def open_store_of(repository: "RepositoryConfig", *, create: bool = False) -> "Store":
-    """The store of a repository; with `create` its folder or bucket is made. StoreError, ConfigError, AccessError."""
+def open_store_of(repository: "RepositoryConfig", *, create: bool = False, lockable: bool = False) -> "Store":
+    """The store of a repository; with `create` its folder or bucket is made, a `lockable` one for object lock.
+
+    Raises StoreError, ConfigError, AccessError.
+    """
     from vmbackup.config.stores import s3_settings
     from vmbackup.storage_backends import open_store
 
-    return open_store(repository.url, s3_settings(repository), create=create)
+    return open_store(repository.url, s3_settings(repository), create=create, lockable=lockable)
 
 
 @contextlib.contextmanager

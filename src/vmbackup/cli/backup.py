@@ -116,11 +116,13 @@ class _Run:
         """Back up all, copy what is new, print the result, return the exit code."""
         from vmbackup.cli import access
         from vmbackup.cli.copying import Copies
+        from vmbackup.cli.findings import look
         from vmbackup.cli.points import document
         from vmbackup.engine.backup import backup
 
         turns = Turns(self.state)
         points: list[PointSummary] = []
+        changed = look(self.config.daemon.state_dir, self.repository.store)
         with access.progress(self.state) as progress:
             for domain in domains:
                 with turns.of(domain):
@@ -135,7 +137,7 @@ class _Run:
         if self.state.json:
             made = {"copies": [copy.document() for copy in copies]} if copies else {}
             say_json(turns.add_failures(document(points)) | made)
-        warned = any(point.status == "warning" for point in points) or any(copy.failed for copy in copies)
+        warned = any(point.status == "warning" for point in points) or any(copy.failed for copy in copies) or changed
         return turns.exit_code(warned=warned)
 
     def plan(self, domains: Sequence[str]) -> int:

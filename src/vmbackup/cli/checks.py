@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmbackup.config.units import GIB, format_duration, format_size
+from vmbackup.config.units import format_duration, format_size
 from vmbackup.errors import VmbackupError
 from vmbackup.hypervisor import Check
 
@@ -17,12 +17,8 @@ if TYPE_CHECKING:
     from vmbackup.config.models import Repository as Settings
     from vmbackup.repository import Repository
     from vmbackup.repository.points import Point
-    from vmbackup.storage_backends import BucketFacts, ProbeResult
 
-_LOW_SPACE = GIB  # of a repository: a full one fails the next run, some of it is needed to see that in time
-_SKEW_SECONDS = 60.0  # of the store's clock to ours: times of objects are compared with it when dead runs are judged
 _UNVERIFIED = timedelta(days=7)  # a restore point that is older should have been verified once
-_OLDEST_SANE = datetime(2024, 1, 1, tzinfo=UTC)  # a clock before it was never set
 
 
 def config_checks(path: Path | None, config: "Config") -> Iterator[Check]:
@@ -75,6 +71,8 @@ def repository_checks(config: "Config", name: str) -> Iterator[Check]:
     """The store of a repository, what it can do and its clock; then the repository itself."""
     from vmbackup.cli import access
     from vmbackup.cli.failure import Failure
+    from vmbackup.cli.findings import compare
+    from vmbackup.cli.store_checks import lock_check, store_checks
     from vmbackup.storage_backends import StoreError, StoreMissing
 
     _, settings = access.named_repository(config, name)
@@ -83,7 +81,7 @@ def repository_checks(config: "Config", name: str) -> Iterator[Check]:
     try:
         store = access.open_store_of(settings)
         try:
-            probe = store.probe()
+            probe, place = store.probe(powers=True), store.place
         finally:
             store.close()
     except StoreMissing as error:
@@ -92,10 +90,7 @@ def repository_checks(config: "Config", name: str) -> Iterator[Check]:
     except (StoreError, VmbackupError) as error:
         yield Check("store", name, "fail", error.message, error.hint or f"look at {settings.url}")
         return
-    yield _store_check(name, settings, probe)
-    if probe.bucket is not None:
-        yield _bucket_check(name, probe.bucket)
-    yield _clock_check(name, probe)
+    yield from store_checks(name, settings.url, probe, compare(config.daemon.state_dir, place, probe))
     try:
         with access.opened_repository(config, name) as repository:
             found = repository.read_points()
@@ -113,6 +108,8 @@ def repository_checks(config: "Config", name: str) -> Iterator[Check]:
         yield Check("repository", name, "warn", message, f"vmbackup --repository {name} list")
     else:
         yield Check("repository", name, "ok", f"{repository.id} opened, restore points: {len(found.points)}")
+    if days := repository.config.object_lock_days:
+        yield lock_check(name, days, probe)
     yield _verified_check(config.daemon.state_dir, name, repository.config.repository.hex(), found.points)
 
 
@@ -127,28 +124,6 @@ def _key_check(name: str, repository: "Repository") -> Check:
     except VmbackupError as error:
         return Check("key", name, "fail", error.message, error.hint)
     return Check("key", name, "ok", f"writer key '{own.name}', role {own.role}, group {own.group}: {does}")
-
-
-def _store_check(name: str, settings: "Settings", probe: "ProbeResult") -> Check:
-    for lack in probe.lacks:
-        return Check("store", name, "fail", f"{settings.url} {lack}", "use another file system or provider")
-    if probe.free_bytes is None:
-        return Check("store", name, "ok", settings.url)
-    free = f"{settings.url}, {format_size(probe.free_bytes)} free"
-    if probe.free_bytes < _LOW_SPACE:
-        return Check("store", name, "warn", free, f"df -h {settings.url.removeprefix('file://')}")
-    return Check("store", name, "ok", free)
-
-
-def _bucket_check(name: str, facts: "BucketFacts") -> Check:
-    """What is set for the bucket, as far as the keys may ask; what is wrong with it was a failure before."""
-    words = {True: "on", False: "off", None: "not told"}
-    told = f"versions: {words[facts.versioning]}, object lock: {words[facts.object_lock]}"
-    if "lifecycle rules" in facts.unknown:
-        fix = "allow the access key s3:GetLifecycleConfiguration, or look yourself"
-        message = f"{told}; it does not tell its lifecycle rules: one that expires objects would destroy restore points"
-        return Check("bucket", name, "warn", message, fix)
-    return Check("bucket", name, "ok", f"{told}, no rule that expires objects")
 
 
 def _verified_check(state_dir: Path, name: str, repository: str, points: list["Point"]) -> Check:
@@ -169,15 +144,3 @@ def _verified_check(state_dir: Path, name: str, repository: str, points: list["P
     reading, share = kept.reading, f"{kept.reading.share * 100:.3g} %"
     read = f"{share} of the data read {format_duration((now - reading.time).total_seconds())} ago"
     return Check("verified", name, "ok", f"{told}; {read}")
-
-
-def _clock_check(name: str, probe: "ProbeResult") -> Check:
-    now = datetime.now(UTC)
-    if now < _OLDEST_SANE:
-        return Check("clock", name, "fail", f"this machine says it is {now:%Y-%m-%d}", "timedatectl set-ntp true")
-    skew = abs(probe.clock_skew)
-    if skew > _SKEW_SECONDS:
-        side = "ahead of" if probe.clock_skew > 0 else "behind"
-        message = f"the store's clock is {format_duration(skew)} {side} ours"
-        return Check("clock", name, "warn", message, "timedatectl set-ntp true")
-    return Check("clock", name, "ok", "the store's clock agrees with ours")

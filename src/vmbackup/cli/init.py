@@ -1,5 +1,6 @@
 """`vmbackup init`: makes the repository and its first keys."""
 
+import secrets
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from vmbackup.config.models import Config
     from vmbackup.config.models import Repository as Settings
     from vmbackup.repository.keys import Secret
-    from vmbackup.storage_backends import Store
+    from vmbackup.storage_backends import ProbeResult, Store
 
 
 @click.command("init", cls=Command, short_help="Make the repository and its keys.")
@@ -25,11 +26,18 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Where the recovery key is written; else beside the passphrase.",
 )
+@click.option("--object-lock", "lock", metavar="DAYS", type=int, help="For so long nobody can delete what is stored.")
 @click.option("--create-bucket", is_flag=True, help="Make the bucket too, where it does not exist.")
 @click.option("--replica-of", metavar="NAME", help="Give it the keys of this repository, for copies as they are.")
 @click.pass_obj
 def command(
-    state: State, chunk_size: str | None, recovery_file: Path | None, replica_of: str | None, *, create_bucket: bool
+    state: State,
+    chunk_size: str | None,
+    recovery_file: Path | None,
+    lock: int | None,
+    replica_of: str | None,
+    *,
+    create_bucket: bool,
 ) -> None:
     """Make the repository, its passphrase file if there is none, and its recovery key.
 
@@ -54,12 +62,15 @@ def command(
         raise UsageError(
             f'repository "{name}" is in no bucket', "leave out --create-bucket, or name another repository"
         )
+    if lock is not None:
+        _check_lock(lock, name, in_bucket=in_bucket)
     access.make_folder(config.daemon.state_dir)
-    with closing(access.open_store_of(settings, create=create_bucket or not in_bucket)) as store:
+    create = create_bucket or not in_bucket
+    with closing(access.open_store_of(settings, create=create, lockable=lock is not None)) as store:
         if replica_of:
-            made = _make_replica(store, name, settings, config, replica_of)
+            made = _make_replica(store, name, settings, config, replica_of, lock)
         else:
-            made = _make(store, name, settings, config.daemon.state_dir, size, recovery)
+            made = _make(store, name, settings, config.daemon.state_dir, size, recovery, lock)
     if state.json:
         from vmbackup.cli.output import say_json
 
@@ -79,6 +90,15 @@ def _size(text: str | None) -> int | None:
         raise UsageError(f"--chunk-size: {error}", error.hint) from None
 
 
+def _check_lock(days: int, name: str, *, in_bucket: bool) -> None:
+    from vmbackup.repository.locks import MOST_DAYS
+
+    if not in_bucket:
+        raise UsageError(f'repository "{name}" is in no bucket, and a folder locks nothing', "leave out --object-lock")
+    if not 1 <= days <= MOST_DAYS:
+        raise UsageError(f"--object-lock: {days} days cannot be meant", f"write 1 to {MOST_DAYS}")
+
+
 @dataclass(frozen=True)
 class _Made:
     name: str
@@ -88,9 +108,13 @@ class _Made:
     passphrase_file: Path | None
     new_passphrase: bool
     recovery_file: Path | None
+    lock: int | None
+    probe: "ProbeResult"
     replica_of: str | None = None
 
     def document(self) -> dict[str, object]:
+        from vmbackup.cli.findings import document
+
         passphrase = str(self.passphrase_file) if self.passphrase_file else None
         return {
             "name": self.name,
@@ -101,12 +125,20 @@ class _Made:
             "passphrase_made": self.new_passphrase,
             "recovery_key_file": str(self.recovery_file) if self.recovery_file else None,
             "replica_of": self.replica_of,
+            "object_lock_days": self.lock,
+            "store": document(self.probe),
         }
 
     def say(self) -> None:
         from vmbackup.cli.output import facts, paint, say
+        from vmbackup.cli.store_checks import bucket_words
+        from vmbackup.repository.locks import generation
 
         pairs = [("repository", f"{self.name}, {self.id}"), ("place", self.url)]
+        if self.probe.bucket is not None:
+            pairs.append(("bucket", bucket_words(self.probe.bucket)))
+        if self.lock is not None:
+            pairs.append(("locked for", f"{self.lock} days, and up to {generation(self.lock)} more"))
         if self.passphrase_file is not None:
             note = " (new, random)" if self.new_passphrase else ""
             pairs.append(("passphrase", f"{self.passphrase_file}{note}"))
@@ -116,6 +148,7 @@ class _Made:
             say()
             say(f"All passphrases and recovery keys of {self.replica_of} open it too.")
             say(f"'vmbackup copy --from {self.replica_of} --to {self.name}' brings the restore points.")
+            self._say_lock()
             return
         pairs.append(("recovery key", str(self.recovery_file)))
         say(facts(pairs))
@@ -123,20 +156,34 @@ class _Made:
         say(paint("Keep the recovery key off this machine.", "yellow") + " Without passphrase and recovery key")
         say("nobody can read the backups, you included. Print it or put it into a password")
         say(f"manager, then delete {self.recovery_file}.")
+        self._say_lock()
+
+    def _say_lock(self) -> None:
+        from vmbackup.cli.output import say
+
+        if self.lock is not None:
+            say("What is stored can be deleted by nobody before its lock ends, by you neither, and is paid for.")
 
 
 def _make(
-    store: "Store", name: str, settings: "Settings", state_dir: Path, chunk_size: int | None, recovery: Path
+    store: "Store",
+    name: str,
+    settings: "Settings",
+    state_dir: Path,
+    chunk_size: int | None,
+    recovery: Path,
+    lock: int | None,
 ) -> _Made:
     """The repository, and files that go away again if it cannot be made."""
     from vmbackup.cli import access
+    from vmbackup.cli.findings import remember
     from vmbackup.cli.recovery import recovery_file
     from vmbackup.repository.repository import DEFAULT_CHUNK_SIZE, Repository
 
     size = DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size
     with ExitStack() as on_failure:
         _refuse_occupied(store)
-        _refuse_unfit(store)
+        probe = _refuse_unfit(store, lock)
         secret, new = _secret(name, settings)
         if new and settings.passphrase_file:
             on_failure.callback(settings.passphrase_file.unlink, missing_ok=True)
@@ -148,14 +195,24 @@ def _make(
                 on_failure.pop_all()  # from now on the passphrase may open something
 
             repository, _ = Repository.create(
-                store, secret, trust, chunk_size=size, label=access.host_name(), keep_recovery=keep
+                store,
+                secret,
+                trust,
+                chunk_size=size,
+                object_lock_days=lock,
+                label=access.host_name(),
+                keep_recovery=keep,
             )
-        return _Made(name, repository.id, settings.url, size, settings.passphrase_file, new, recovery)
+        remember(state_dir, store.place, probe)
+        return _Made(name, repository.id, settings.url, size, settings.passphrase_file, new, recovery, lock, probe)
 
 
-def _make_replica(store: "Store", name: str, settings: "Settings", config: "Config", source_name: str) -> _Made:
+def _make_replica(
+    store: "Store", name: str, settings: "Settings", config: "Config", source_name: str, lock: int | None
+) -> _Made:
     """The replica, and a passphrase file that goes away again if it cannot be made."""
     from vmbackup.cli import access
+    from vmbackup.cli.findings import remember
     from vmbackup.repository.replica import make_replica
 
     access.named_repository(config, source_name)
@@ -164,14 +221,15 @@ def _make_replica(store: "Store", name: str, settings: "Settings", config: "Conf
     with access.opened_repository(config, source_name) as source, ExitStack() as on_failure:
         source.check_may_read()
         _refuse_occupied(store)
-        _refuse_unfit(store)
+        probe = _refuse_unfit(store, lock)
         secret, new = _secret(name, settings)
         if new and settings.passphrase_file:
             on_failure.callback(settings.passphrase_file.unlink, missing_ok=True)
-        made = make_replica(source, store, secret, access.trust(config.daemon.state_dir), access.host_name())
+        made = make_replica(source, store, secret, access.trust(config.daemon.state_dir), access.host_name(), lock)
         on_failure.pop_all()
         size = made.config.chunk_size
-    return _Made(name, made.id, settings.url, size, settings.passphrase_file, new, None, source_name)
+    remember(config.daemon.state_dir, store.place, probe)
+    return _Made(name, made.id, settings.url, size, settings.passphrase_file, new, None, lock, probe, source_name)
 
 
 def _refuse_occupied(store: "Store") -> None:
@@ -184,11 +242,24 @@ def _refuse_occupied(store: "Store") -> None:
     raise RepositoryError(f"{store.url} already holds {what}", "choose another, empty place")
 
 
-def _refuse_unfit(store: "Store") -> None:
+def _refuse_unfit(store: "Store", lock: int | None) -> "ProbeResult":
     """Refuse a place that does not do what a repository relies on. RepositoryError, StoreUnfit."""
-    lacks = store.probe().lacks
-    if lacks:
-        raise RepositoryError(f"{store.url} {lacks[0]}", "use another file system or provider")
+    probe = store.probe()
+    if probe.lacks:
+        raise RepositoryError(f"{store.url} {probe.lacks[0]}", "use another file system or provider")
+    if lock is not None:
+        _try_lock(store)
+    return probe
+
+
+def _try_lock(store: "Store") -> None:
+    """Lock something for a moment: a bucket that was not made for it, or keys that may not, are told now. StoreError.
+
+    What is put for it stays until a prune finds it.
+    """
+    key = f"probe/{secrets.token_hex(8)}"
+    store.put(key, b"vmbackup probe: locked for a second\n")
+    store.lock(key, 1.0)
 
 
 def _secret(name: str, settings: "Settings") -> tuple["Secret", bool]:

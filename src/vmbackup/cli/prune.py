@@ -1,5 +1,6 @@
 """`vmbackup prune`: frees what no restore point needs."""
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -79,6 +80,10 @@ def _share(text: str | None) -> float:
     return percent / 100
 
 
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
 def _document(report: "PruneReport", *, dry_run: bool) -> dict[str, Any]:
     return {
         "pruned": {
@@ -93,13 +98,18 @@ def _document(report: "PruneReport", *, dry_run: bool) -> dict[str, Any]:
             "copied_bytes": report.repacked.copied_bytes,
             "freed_bytes": report.repacked.freed_bytes,
         },
+        "locked": {
+            "objects": report.locked_objects,
+            "bytes": report.locked_bytes,
+            "until": _time(report.locked_until).isoformat() if report.locked_until else None,
+        },
         "kept_bytes": report.kept_bytes,
         "dry_run": dry_run,
     }
 
 
 def _text(report: "PruneReport", *, dry_run: bool) -> list[str]:
-    from vmbackup.cli.output import counted
+    from vmbackup.cli.output import counted, local_time
     from vmbackup.config.units import format_size
 
     did = "would be freed" if dry_run else "freed"
@@ -114,6 +124,10 @@ def _text(report: "PruneReport", *, dry_run: bool) -> list[str]:
             if dry_run
             else f"Repacked: {copied} copied, so that about {format_size(packed.freed_bytes)} came free."
         )
+    if report.locked_objects:
+        locked = f"{counted(report.locked_objects, 'object')}, {format_size(report.locked_bytes)}"
+        until = local_time(_time(report.locked_until), seconds=False)
+        lines.append(f"{locked} that nothing needs are locked, the last until {until}.")
     if report.left_objects:
         left = f"{counted(report.left_objects, 'object')}, {format_size(report.left_bytes)}"
         lines.append(f"{left} are left to the next call:")

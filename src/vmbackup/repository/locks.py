@@ -2,7 +2,7 @@
 
 Each object is locked when it is stored, for the days and a generation (`Objects`). A point that builds on older
 objects extends their locks where they would end too early: once in a generation, not with each run
-(docs/repository-format.md, section 12).
+(docs/repository-format.md, section 14).
 """
 
 import time
@@ -14,9 +14,8 @@ from vmbackup.errors import DamageError
 from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.condemned import ObjectName
 from vmbackup.repository.crypto import DATA
-from vmbackup.repository.layout import Lineage
 from vmbackup.repository.needs import Needs
-from vmbackup.repository.nodes import ZERO, Node, Run
+from vmbackup.repository.nodes import Node
 from vmbackup.repository.points import Point
 from vmbackup.storage_backends import ObjectMissing, Store
 
@@ -48,14 +47,13 @@ class RunLocks:
         self._used: set[tuple[int, int]] = set()
         self._known: set[tuple[int, int]] = set()
 
-    def read(self, node: Node) -> Node:
+    def read(self, node: Node) -> None:
         """A node of the parent's map: what it names was locked when the parent was made."""
-        self._known.update(_packs(node))
-        return node
+        self._known.update((run.session, run.pack) for run in node.runs())
 
     def stored(self, node: Node) -> None:
         """A node of the new map."""
-        self._used.update(_packs(node))
+        self._used.update((run.session, run.pack) for run in node.runs())
 
     def extend(self, point: Point, parent: Point | None, own: Iterable[bytes]) -> datetime:
         """Lock what the point, not yet committed, needs; gives until when all of it is.
@@ -94,8 +92,8 @@ class RunLocks:
         there = {ref.session for ref in parent.table.values()}
         needs = Needs(self._catalog)
         for number, pack in self._used - self._known:
-            ref = point.table[number]
-            if ref.session not in fresh:
+            ref = point.table.get(number)  # none for what was stored and is not named in the end
+            if ref and ref.session not in fresh:
                 yield ObjectName(DATA, ref.lineage, ref.session, pack).key(point.lineage.group)
         for ref in point.table.values():
             if ref.session not in there and ref.session not in fresh:
@@ -107,14 +105,5 @@ class RunLocks:
         needs = Needs(self._catalog)
         needs.add(point)
         yield from (name.key(point.lineage.group) for name in needs.names() if name.session not in fresh)
-        for table in self._catalog.moves.tables:
-            yield Lineage(point.lineage.group, table.lineage).point(table.session)
         for folder in _COMMON:
             yield from (entry.key for entry in self._store.list(folder))
-
-
-def _packs(node: Node) -> Iterator[tuple[int, int]]:
-    """The data packs that a leaf names, by the number of their session."""
-    for entry in node.entries:
-        if isinstance(entry, Run) and entry.session != ZERO:
-            yield entry.session, entry.pack

@@ -168,7 +168,7 @@ class Mover:
                 self._repository.store.put(self.lineage.point(self._session.id), frames.preamble(b"ABRT"))
             except ObjectExists:
                 return  # it has ended, one way or the other
-        self._session.unpin()
+        self._session.give_up()
 
 
 class Proof:

@@ -39,6 +39,9 @@ def test_init_as_json(run: Run, tmp_path: Path) -> None:
         "passphrase_file": str(tmp_path / "secrets" / "passphrase"),
         "passphrase_made": True,
         "recovery_key_file": str(tmp_path / "key"),
+        "replica_of": None,
+        "object_lock_days": None,
+        "store": {"put_if_absent": True, "ranges": True, "lists": True},
     }
 
 

@@ -28,11 +28,20 @@ SECRET = Secret.passphrase("a passphrase for tests", random=True)
 class RamKit:
     """`data` of each restore point is kept, so that each can be compared later."""
 
-    def __init__(self, root: Path, sizes: dict[str, int], chunk_size: int = 4096, store: Store | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        sizes: dict[str, int],
+        chunk_size: int = 4096,
+        store: Store | None = None,
+        object_lock_days: int | None = None,
+    ) -> None:
         self.root = root
         self.store = store or open_store(str(root / "repository"), create=True)
         self.trust = Trust(root / "trust")
-        self.repository, self.recovery_key = Repository.create(self.store, SECRET, self.trust, chunk_size=chunk_size)
+        self.repository, self.recovery_key = Repository.create(
+            self.store, SECRET, self.trust, chunk_size=chunk_size, object_lock_days=object_lock_days
+        )
         self.guest = RamGuest("guest", {t: RamDisk(bytearray(s)) for t, s in sizes.items()})
         self.host = RamHost(self.guest)
         self.options = BackupOptions(workers=2)
