@@ -1,4 +1,4 @@
-# The front door: make setup | demo | check | test | bench | torture | scale | clean
+# The front door: make setup | demo | check | test | bench | torture | scale | fuzz | clean
 # Made for a bare Debian 12 (git, make, python3), as root; elsewhere install what PACKAGES names yourself.
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ INSTALLED = $(shell dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACK
 MISSING = $(filter-out $(INSTALLED),$(PACKAGES))
 INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(MISSING)
 
-.PHONY: setup packages demo check test bench torture scale clean
+.PHONY: setup packages demo check test bench torture scale fuzz clean
 .DELETE_ON_ERROR:
 
 setup: packages $(VENV)/ready
@@ -50,6 +50,12 @@ test: setup
 # How long lists and plans of a large repository take; the machine must have nothing else to do.
 scale: setup
 	$(BIN)/python -m pytest -m torture -s tests/torture/test_scale.py
+
+# Parsers with inputs made from a seed, for so long; a finding says how to repeat it.
+MINUTES ?= 60
+SEED ?= $(shell date +%s)
+fuzz: setup
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED)
 
 torture: setup
 	$(BIN)/python -m pytest -m torture --timeout 0

@@ -16,22 +16,24 @@ _DOCUMENT_TYPES = {"domain.xml": "libvirt-domain-xml"}
 def anchor_of(parent: Point | None) -> Anchor | None:
     """The checkpoint that an incremental from `parent` starts at; None where it left none."""
     anchor = parent.public["anchor"] if parent else None
-    return Anchor(**anchor) if anchor and anchor["kind"] == SOURCE else None
+    if not anchor or anchor["kind"] != SOURCE:
+        return None
+    return Anchor(**{field: anchor[field] for field in Anchor.__dataclass_fields__})
 
 
 def earlier_disks(parent: Point | None, host: str) -> dict[str, DiskInfo]:
     """The disks of `parent` by target; their inodes only where this host made it: another one may hold a copy."""
     if parent is None:
         return {}
-    same_host = parent.public["host"] == host
+    same_host = parent.public.get("host") == host
     return {disk.target: _info(disk, same_host=same_host) for disk in parent.disks}
 
 
 def _info(disk: DiskRecord, *, same_host: bool) -> DiskInfo:
     attributes = dict(disk.attributes)
-    path, serial, bus = attributes.pop("path"), attributes.pop("serial", None), attributes.pop("bus")
+    path, serial, bus = attributes.pop("path", ""), attributes.pop("serial", None), attributes.pop("bus", "")
     inode = attributes.pop("inode", None)
-    known = int(inode) if inode and same_host else None
+    known = int(inode) if inode and inode.isdecimal() and same_host else None
     return DiskInfo(disk.target, disk.format, disk.virtual_size, path, serial, bus, attributes, known)
 
 

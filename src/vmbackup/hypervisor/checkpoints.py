@@ -4,6 +4,7 @@ A checkpoint is libvirt's metadata and a bitmap in each image, and either can be
 Every function takes a virDomain and touches only names of ours.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -66,6 +67,15 @@ def minimal_xml(checkpoint: Any) -> str:
     """The least that redefines it anywhere: name, time, disks with their bitmap. Without the domain's XML."""
     found = parse(checkpoint.getXMLDesc(_XML_NO_DOMAIN))
     return redefine_xml(found.findtext("name") or "", found.findtext("creationTime") or "0", covered(checkpoint))
+
+
+def created(xml: str) -> str:
+    """When a checkpoint was made, as the anchor of a restore point tells; "0" where that is nonsense."""
+    try:
+        told = parse(xml).findtext("creationTime") or ""
+    except ValueError:
+        told = ""
+    return told if re.fullmatch("[0-9]{1,18}", told) else "0"
 
 
 def redefine_xml(name: str, creation_time: str, targets: Iterable[str]) -> str:

@@ -12,7 +12,6 @@ from vmbackup.hypervisor import checkpoints
 from vmbackup.hypervisor.disks import DomainDisk, read_disks
 from vmbackup.hypervisor.names import CheckpointName
 from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, Mode
-from vmbackup.hypervisor.xmltree import parse
 
 # Does the repository hold (or has it held and forgotten) a restore point for this checkpoint? None: cannot tell,
 # because it is another repository's.
@@ -165,8 +164,7 @@ def _read_chain(
     if not apply:
         return _Chain(sizes=dict.fromkeys(parent.disks), to_redefine=True)
     targets = [disk.target for disk in disks if disk.target in parent.disks and not disk.left_out]
-    created = parse(parent.xml).findtext("creationTime") or "0"
-    xml = checkpoints.redefine_xml(parent.checkpoint, created, targets)
+    xml = checkpoints.redefine_xml(parent.checkpoint, checkpoints.created(parent.xml), targets)
     made = checkpoints.redefine(domain, xml) if targets else None
     if made is None:
         return _Chain(why_not=f"checkpoint {parent.checkpoint} and its bitmaps are gone from the domain")

@@ -5,17 +5,25 @@ import contextlib
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from vmbackup.errors import DamageError
-from vmbackup.repository import frames
+from vmbackup.repository import frames, shapes
 from vmbackup.repository.catalog import fetch
 from vmbackup.repository.crypto import digest
 from vmbackup.repository.keys import Identity
 from vmbackup.repository.layout import SESSION_BYTES, Lineage
 from vmbackup.repository.opening import RepositoryConfig
+from vmbackup.repository.shapes import Hex
 from vmbackup.repository.writers import Enrolment
 from vmbackup.storage_backends import Store
 
 MOST_REVOCATION = 16 << 20  # bytes: half a million commits of one writer
 _REVOKED = ".revoked"
+_ENROLMENT = {
+    **dict.fromkeys(("name", "role", "group"), str),
+    "realm": Hex(),
+    "writer": Hex(8),
+    "public_key": Hex(32),
+}
+_REVOCATION = {"realm": Hex(), "writer": Hex(8), "stands": {str: Hex()}}
 
 
 class Enrolments:
@@ -71,20 +79,24 @@ class Enrolments:
     def enrolment(self, key: str, data: bytes) -> Enrolment:
         """Out of a WRTR. Raises DamageError, RepositoryError."""
         document = frames.open_document(data, b"WRTR", key, self._identity.verify_key)
+        shapes.check(document, _ENROLMENT, key)
         if document["realm"] != self._identity.realm.hex() or key != f"writers/{document['writer']}":
             raise DamageError(f"{key} does not belong where it lies", object_key=key)
-        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(document["public_key"]))
+        with frames.reading(key):
+            public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(document["public_key"]))
         writer = bytes.fromhex(document["writer"])
         return Enrolment(writer, document["name"], document["role"], document["group"], public)
 
     def revocation(self, key: str, data: bytes) -> frozenset[bytes]:
         """Lineage and session of the commits that stand, out of a WRVK. Raises DamageError, RepositoryError."""
         document = frames.open_document(data, b"WRVK", key, self._identity.verify_key, MOST_REVOCATION)
+        shapes.check(document, _REVOCATION, key)
         if document["realm"] != self._identity.realm.hex() or key != f"writers/{document['writer']}{_REVOKED}":
             raise DamageError(f"{key} does not belong where it lies", object_key=key)
         found = set()
         for lineage, text in document["stands"].items():
-            place, sessions = bytes.fromhex(lineage), bytes.fromhex(text)
+            with frames.reading(key):
+                place, sessions = bytes.fromhex(lineage), bytes.fromhex(text)
             if len(place) != Lineage.BYTES or len(sessions) % SESSION_BYTES:
                 raise DamageError(f"{key} is malformed", object_key=key)
             found |= {place + sessions[at : at + SESSION_BYTES] for at in range(0, len(sessions), SESSION_BYTES)}

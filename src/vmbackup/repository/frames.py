@@ -1,7 +1,9 @@
 """What every object begins with, and documents signed by the realm (docs/repository-format.md, 1 and 4)."""
 
+import contextlib
 import json
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
@@ -47,11 +49,22 @@ def parse(data: bytes, name: str) -> dict[str, Any]:
     """A JSON object out of authenticated bytes. Raises DamageError."""
     try:
         document = json.loads(data)
-    except ValueError as error:
+        if b"\\u" in data:
+            canonical(document)  # halves of a character, which no text may hold
+    except (ValueError, RecursionError) as error:
         raise DamageError(f"{name} holds no valid JSON", object_key=name) from error
     if not isinstance(document, dict):
         raise DamageError(f"{name} holds no JSON object", object_key=name)
     return document
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Around what makes values of a document of the realm: DamageError where it lacks what it must have."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DamageError(f"{name} lacks what it must have", object_key=name) from error
 
 
 def sign_document(kind: bytes, document: object, key: Ed25519PrivateKey) -> bytes:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from vmbackup.errors import DamageError
 from vmbackup.repository import frames, hooks
-from vmbackup.repository.crypto import DATA, GroupKeys, digest, seal, unseal
-from vmbackup.repository.packs import KINDS, Birth, decode_births, encode_births
+from vmbackup.repository.crypto import DATA, TAG_BYTES, GroupKeys, digest, seal, unseal
+from vmbackup.repository.packs import FOOTER, KINDS, MAX_HEADER, Birth, decode_births, encode_births
 
 PART_BYTES = 4 << 20  # of the 16 MiB that the format allows: it is held while it fills
 MAX_ROOT = 64 << 20  # 65,536 packs of 32 MiB, 2 TiB stored in one session, take 4 MiB
@@ -170,4 +170,12 @@ def open_root(data: bytes, expected: bytes, keys: GroupKeys, session: bytes, num
         entries = [PackEntry(_NAMES[kind], *rest) for kind, *rest in _PACK.iter_unpack(body[at:])]
     except (struct.error, KeyError) as error:
         raise DamageError(f"{name} is malformed", object_key=name) from error
+    if not all(_is_possible(entry, first, len(parts)) for entry in entries):
+        raise DamageError(f"{name} tells of a pack that cannot be", object_key=name)
     return IndexRoot(births, dict(enumerate(parts, first)), {(e.kind, e.number): e for e in entries})
+
+
+def _is_possible(entry: PackEntry, first: int, parts: int) -> bool:
+    """Whether a pack's header lies in one of the parts, and in the pack."""
+    room = entry.size - frames.PREAMBLE.size - FOOTER.size
+    return first <= entry.part < first + parts and TAG_BYTES <= entry.length <= min(MAX_HEADER, room)

@@ -7,7 +7,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryError
-from vmbackup.repository import frames, locks, making
+from vmbackup.repository import frames, locks, making, shapes
 from vmbackup.repository.catalog import fetch
 from vmbackup.repository.crypto import GroupKeys, envelope_info
 from vmbackup.repository.enrolments import Enrolments
@@ -15,6 +15,7 @@ from vmbackup.repository.keys import Identity, ReaderKeys
 from vmbackup.repository.layout import Lineage
 from vmbackup.repository.objects import Objects
 from vmbackup.repository.opening import RepositoryConfig, number_of, read_config
+from vmbackup.repository.shapes import Hex, Up
 from vmbackup.repository.trust import Seen, Trust
 from vmbackup.repository.writers import BY_READER, NOT_A_READER, Enrolment, WriterKey
 from vmbackup.storage_backends import ObjectExists, Store
@@ -213,13 +214,17 @@ class Keyring:
         raise NotFoundError(f"the repository has no group '{name}'")
 
     def _open_group(self, name: str, document: dict[str, Any], key: str) -> GroupKeys:
+        shapes.check(document, {"group": str, "realm": Hex(), "epoch": int, "sealed": Hex()}, key)
         if document["group"] != name or document["realm"] != self.config.realm.hex():
             raise DamageError(f"{key} does not belong where it lies", object_key=key)
         epoch = document["epoch"]
         private = self.identity.private(epoch)
         opened = private.open(making.group_info(self.config.realm, name, epoch), bytes.fromhex(document["sealed"]), key)
         body = frames.parse(opened, key)
+        shapes.check(body, {"id_keys": [{"number": Up(0xFFFF), "key": Hex(32)}], "lineage_key": Hex(32)}, key)
         id_keys = {k["number"]: bytes.fromhex(k["key"]) for k in body["id_keys"]}
+        if not id_keys:
+            raise DamageError(f"{key} holds no id key", object_key=key)
         return GroupKeys(self.config.realm, name, id_keys, bytes.fromhex(body["lineage_key"]))
 
     def groups(self) -> list[str]:

@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from vmbackup.errors import AccessError, DamageError, UsageError
-from vmbackup.repository import frames
+from vmbackup.repository import frames, shapes
 from vmbackup.repository.crypto import PrivateKey, digest
+from vmbackup.repository.shapes import Hex
 from vmbackup.repository.writers import WriterKey, WriterKeys
 
 _LENGTH = struct.Struct(">I")
@@ -26,6 +27,15 @@ _RECOVERY_CHECK = 3
 # cannot be guessed at any cost.
 _COSTS_PERSON = {"memory_kib": 65536, "iterations": 3, "lanes": 4}
 _COSTS_RANDOM = {"memory_kib": 8192, "iterations": 1, "lanes": 1}
+
+
+_KDF = {"name": str, "memory_kib": int, "iterations": int, "lanes": int, "salt": Hex()}
+_SLOT = {
+    **dict.fromkeys(("slot", "kind", "label", "created"), str),
+    "kdf": _KDF,
+    "nonce": Hex(12),
+    "sealed": Hex(),
+}
 
 
 @dataclass(frozen=True)
@@ -188,6 +198,7 @@ def read_slot(data: bytes, name: str) -> dict[str, Any]:
     document = frames.parse(data[start : start + length], name)
     if document.get("slot") != name.rpartition("/")[2]:
         raise DamageError(f"{name} does not belong where it lies", object_key=name)
+    shapes.check(document, _SLOT, name)
     return document
 
 
@@ -209,4 +220,5 @@ def unwrap(document: dict[str, Any], secret: Secret, name: str) -> ReaderKeys | 
         return None
     except (KeyError, ValueError) as error:
         raise DamageError(f"{name} is damaged", object_key=name) from error
-    return ReaderKeys.from_bundle(frames.parse(bundle, name))
+    with frames.reading(name):
+        return ReaderKeys.from_bundle(frames.parse(bundle, name))

@@ -6,11 +6,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryError
-from vmbackup.repository import frames, keys
+from vmbackup.repository import frames, keys, shapes
 from vmbackup.repository.catalog import fetch
 from vmbackup.repository.crypto import PublicKey
 from vmbackup.repository.keys import Identity, ReaderKeys, Secret
+from vmbackup.repository.shapes import Hex, Maybe, Up
 from vmbackup.storage_backends import Store
+
+_CONFIG = {
+    **dict.fromkeys(("realm", "repository"), Hex()),
+    **dict.fromkeys(("version", "chunk_size"), int),
+    "epoch": Up((1 << 32) - 1),
+    "epochs": [{"number": int, "public_key": Hex()}],
+    "features": {"ignore": [str], "read_only": [str], "refuse": [str]},
+    "slots?": [str],
+    "object_lock_days?": Maybe(int),
+    "revoked?": [{"writer": Hex(8), "digest": Hex(32)}],
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,8 @@ class RepositoryConfig:
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> "RepositoryConfig":
-        """Out of the signed document."""
+        """Out of the signed document. Raises DamageError, KeyError, TypeError, ValueError."""
+        shapes.check(document, _CONFIG, "config")
         return cls(
             bytes.fromhex(document["realm"]),
             bytes.fromhex(document["repository"]),

@@ -176,6 +176,8 @@ def open_header(sealed: bytes, key: bytes, key_number: int, slots: int, name: st
 
 def read_footer(tail: bytes, name: str) -> tuple[int, int]:
     """(length of the sealed header, number of slots) from a pack's last 16 bytes. Raises DamageError."""
+    if len(tail) != FOOTER.size:
+        raise DamageError(f"{name} is cut or no pack", object_key=name)
     length, slots, end = FOOTER.unpack(tail)
     if end != END or not TAG_BYTES <= length <= MAX_HEADER:
         raise DamageError(f"{name} is cut or no pack", object_key=name)

@@ -10,7 +10,7 @@ import zstandard
 from cryptography.exceptions import InvalidSignature
 
 from vmbackup.errors import DamageError, RepositoryError
-from vmbackup.repository import frames, moves
+from vmbackup.repository import frames, moves, point_json, shapes
 from vmbackup.repository.crypto import GroupKeys, derive, digest, seal, unseal
 from vmbackup.repository.layout import ORIGIN_BYTES, SESSION_BYTES, Lineage, SessionRef, point_id
 from vmbackup.repository.nodes import Ref
@@ -50,6 +50,9 @@ class DiskRecord:
 
     def check(self, name: str) -> None:
         """Whether the map covers the disk, no more and no less. Raises DamageError naming the object `name`."""
+        least, most = point_json.CHUNK_SIZES
+        if not least <= self.chunk_size <= most or self.chunk_size & (self.chunk_size - 1):
+            raise DamageError(f"{name}: disk {self.target} has chunks of impossible size", object_key=name)
         if self.root.chunks != -(-self.virtual_size // self.chunk_size):
             raise DamageError(f"{name}: the map of disk {self.target} does not cover it", object_key=name)
 
@@ -271,6 +274,7 @@ def decode(data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, write
         moved = moves.split(rest, name) if kind == MOVES else b""
     except struct.error as error:
         raise DamageError(f"{name} is malformed", object_key=name) from error
+    shapes.check(public, point_json.POINT if kind == POINT else point_json.ANY, name)
     if unknown := set(public.get("features", ())) - KNOWN_FEATURES:
         raise RepositoryError(
             f"{name} needs features that this version lacks: {', '.join(sorted(unknown))}",
@@ -341,4 +345,6 @@ def open_documents(point: Point, secret: bytes, realm: bytes) -> dict[str, bytes
         text = zstandard.ZstdDecompressor().decompress(packed, max_output_size=MAX_PART)
     except zstandard.ZstdError as error:
         raise DamageError(f"{point.key} is malformed", object_key=point.key) from error
-    return {d["name"]: bytes.fromhex(d["data"]) for d in frames.parse(text, point.key)["documents"]}
+    private = frames.parse(text, point.key)
+    shapes.check(private, point_json.PRIVATE, point.key)
+    return {d["name"]: bytes.fromhex(d["data"]) for d in private["documents"]}

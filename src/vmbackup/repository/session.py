@@ -7,16 +7,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 from vmbackup.errors import RepositoryError
-from vmbackup.repository import frames, points, tombstones
+from vmbackup.repository import frames, points, shapes, tombstones
 from vmbackup.repository.crypto import DATA, META, envelope_info, seal, unseal
 from vmbackup.repository.index import IndexWriter
 from vmbackup.repository.layout import Lineage, SessionRef, new_session
 from vmbackup.repository.packs import Birth, PackBuilder
 from vmbackup.repository.points import PARTIAL, POINT, Point
 from vmbackup.repository.repository import Repository
+from vmbackup.repository.shapes import Hex, Up
 from vmbackup.storage_backends import DeleteRefused, ObjectExists, ObjectMissing
 
 SECRET_BYTES = 32
+_PIN = {"host": str, "envelope": Hex(), "epoch": Up((1 << 32) - 1), "id_key": Up(0xFFFF)}
 
 
 class Session:
@@ -220,4 +222,6 @@ def read_pin(repository: Repository, lineage: Lineage, session: bytes, data: byt
     name = lineage.pin(session)
     number = frames.check_preamble(data, b"PINS", name)
     key = repository.group(lineage.group).derive(number, "pin", session, name=name)
-    return frames.parse(unseal(key, data[: frames.PREAMBLE.size], data[frames.PREAMBLE.size :], name), name)
+    pin = frames.parse(unseal(key, data[: frames.PREAMBLE.size], data[frames.PREAMBLE.size :], name), name)
+    shapes.check(pin, _PIN, name)
+    return pin

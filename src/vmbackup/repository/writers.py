@@ -121,20 +121,21 @@ class WriterKeys:
         try:
             document = json.loads(text)
             kind, version = document["kind"], int(document["version"])
-        except (ValueError, KeyError, TypeError):
+            checksum = _checksum({name: value for name, value in document.items() if name != "checksum"})
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise AccessError(f"{name} is no writer key, or is damaged", _HINT) from None
         if kind != _KIND:
             raise AccessError(f"{name} is no writer key", _HINT)
         if version > _VERSION:
             raise AccessError(f"{name} was made by a newer version of vmbackup", "upgrade vmbackup on this host")
-        if document.pop("checksum", None) != _checksum(document):
+        if document.get("checksum") != checksum:
             raise AccessError(f"{name} is damaged: its checksum differs", _HINT)
         try:
             realm, writer = bytes.fromhex(document["realm"]), WriterKey.from_document(document["writer"])
             id_keys = {k["number"]: bytes.fromhex(k["key"]) for k in document["id_keys"]}
             group = GroupKeys(realm, writer.group, id_keys, bytes.fromhex(document["lineage_key"]))
             return cls(realm, Ed25519PublicKey.from_public_bytes(bytes.fromhex(document["verify_key"])), group, writer)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise AccessError(f"{name} lacks what a writer key must have", _HINT) from None
 
 

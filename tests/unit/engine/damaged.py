@@ -45,7 +45,7 @@ class Specimen:
         kit.root = root
         store: Any = MemoryStore(self.store.objects)
         kit.store = store
-        shutil.copytree(self.kit.root / "trust", root / "trust")
+        shutil.copytree(self.kit.root / "trust", root / "trust", dirs_exist_ok=True)
         kit.trust = type(kit.trust)(root / "trust")
         kit.guest = copy.deepcopy(self.kit.guest)
         kit.host = type(kit.host)(kit.guest)
