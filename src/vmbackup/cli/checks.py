@@ -95,6 +95,7 @@ def repository_checks(config: "Config", name: str) -> Iterator[Check]:
         with access.opened_repository(config, name) as repository:
             found = repository.read_points()
             yield _key_check(name, repository)
+            yield _residency_check(name, repository)
     except Exception as error:
         failure = Failure.of(error)
         fix = init if failure.kind == "not_found" else failure.hint
@@ -124,6 +125,14 @@ def _key_check(name: str, repository: "Repository") -> Check:
     except VmbackupError as error:
         return Check("key", name, "fail", error.message, error.hint)
     return Check("key", name, "ok", f"writer key '{own.name}', role {own.role}, group {own.group}: {does}")
+
+
+def _residency_check(name: str, repository: "Repository") -> Check:
+    from vmbackup.repository.residency import location
+
+    allowed, here = repository.config.allowed_endpoints, location(repository.store.place)
+    only = "anywhere" if allowed is None else f"at {', '.join(allowed)} only"
+    return Check("residency", name, "ok", f"data lies at {here}, and may lie {only}")
 
 
 def _verified_check(state_dir: Path, name: str, repository: str, points: list["Point"]) -> Check:

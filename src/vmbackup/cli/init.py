@@ -1,6 +1,7 @@
 """`vmbackup init`: makes the repository and its first keys."""
 
 import secrets
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option("--object-lock", "lock", metavar="DAYS", type=int, help="For so long nobody can delete what is stored.")
 @click.option("--create-bucket", is_flag=True, help="Make the bucket too, where it does not exist.")
+@click.option("--allow-endpoint", "hosts", metavar="HOST", multiple=True, help="Data may lie there only; or `file`.")
 @click.option("--replica-of", metavar="NAME", help="Give it the keys of this repository, for copies as they are.")
 @click.pass_obj
 def command(
@@ -35,6 +37,7 @@ def command(
     chunk_size: str | None,
     recovery_file: Path | None,
     lock: int | None,
+    hosts: tuple[str, ...],
     replica_of: str | None,
     *,
     create_bucket: bool,
@@ -47,9 +50,12 @@ def command(
     from vmbackup.cli import access
 
     size = _size(chunk_size)
-    if replica_of and (chunk_size or recovery_file):
-        option = "--chunk-size" if chunk_size else "--recovery-file"
-        raise UsageError(f"a replica has the chunks and the recovery keys of {replica_of}", f"leave out {option}")
+    if replica_of and (chunk_size or recovery_file or hosts):
+        option = "--chunk-size" if chunk_size else "--recovery-file" if recovery_file else "--allow-endpoint"
+        raise UsageError(
+            f"a replica has the chunks, the recovery keys and the allowed endpoints of {replica_of}",
+            f"leave out {option}",
+        )
     config = access.load_config(state)
     name, settings = access.named_repository(config, state.repository)
     if settings.writer_key_file is not None:
@@ -70,7 +76,7 @@ def command(
         if replica_of:
             made = _make_replica(store, name, settings, config, replica_of, lock)
         else:
-            made = _make(store, name, settings, config.daemon.state_dir, size, recovery, lock)
+            made = _make(store, name, settings, config.daemon.state_dir, size, recovery, lock, hosts or None)
     if state.json:
         from vmbackup.cli.output import say_json
 
@@ -173,13 +179,16 @@ def _make(
     chunk_size: int | None,
     recovery: Path,
     lock: int | None,
+    hosts: Sequence[str] | None,
 ) -> _Made:
     """The repository, and files that go away again if it cannot be made."""
     from vmbackup.cli import access
     from vmbackup.cli.findings import remember
     from vmbackup.cli.recovery import recovery_file
+    from vmbackup.repository import residency
     from vmbackup.repository.repository import DEFAULT_CHUNK_SIZE, Repository
 
+    residency.first(hosts, store.place)
     size = DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size
     with ExitStack() as on_failure:
         _refuse_occupied(store)
@@ -200,6 +209,7 @@ def _make(
                 trust,
                 chunk_size=size,
                 object_lock_days=lock,
+                allowed_endpoints=hosts,
                 label=access.host_name(),
                 keep_recovery=keep,
             )

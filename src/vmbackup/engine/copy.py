@@ -13,6 +13,7 @@ from vmbackup.engine.point_copy import PointCopy, order
 from vmbackup.engine.point_disk import SourceDamageError
 from vmbackup.errors import DamageError, NotFoundError, RepositoryError, TargetError, UsageError, VmbackupError
 from vmbackup.progress import Progress
+from vmbackup.repository import residency
 from vmbackup.repository.layout import ORIGIN_BYTES, Lineage, short_id
 from vmbackup.repository.points import Point
 from vmbackup.repository.replica import follow
@@ -56,10 +57,12 @@ class Copier:
     def __init__(self, source: Repository, target: Repository, options: CopyOptions, progress: Progress) -> None:
         """What the realm signed lately is brought to a replica.
 
-        Raises UsageError (both are one), RepositoryError (a replica of something else), AccessError, DamageError.
+        Raises UsageError (both are one), RepositoryError (a replica of something else, a place that is not allowed),
+        AccessError, DamageError.
         """
         if source.config.repository == target.config.repository:
             raise UsageError("both names lead to one repository", "name another one to copy to")
+        residency.check(source.config.allowed_endpoints, target.store.place)
         self._replica = source.config.realm == target.config.realm
         if target.config.document["replica_of"] and not self._replica:
             raise RepositoryError(

@@ -7,7 +7,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryError
-from vmbackup.repository import frames, locks, making, shapes
+from vmbackup.repository import frames, locks, making, residency, shapes
 from vmbackup.repository.catalog import fetch
 from vmbackup.repository.crypto import GroupKeys, envelope_info
 from vmbackup.repository.enrolments import Enrolments
@@ -91,6 +91,11 @@ class Keyring:
                 "get another key by 'vmbackup key add-writer'",
             )
 
+    def check_may_change(self) -> None:
+        """Raises AccessError unless this key signs the config, as a reader's does; the config is the newest then."""
+        _ = self.reader
+        self.recheck()
+
     def check_may_write(self, group: str | None = None) -> None:
         """Raises AccessError unless restore points count that this key signs."""
         self.check_enrolled()
@@ -169,6 +174,7 @@ class Keyring:
         """
         before = self.config.version
         self.config = config = read_config(self.store, self.identity)
+        residency.check(config.allowed_endpoints, self.store.place)
         self._trust.check(self.store.place, self._seen())
         if config.version != before:
             self.forget_writers()

@@ -30,6 +30,7 @@ class RepositoryConfig:
     """The signed config: ids of 16 bytes, `version` of this document, chunk size in bytes, public keys by epoch.
 
     `slots`: the key slots that there must be; `revoked`: the digests of the revocations, by the writer's id.
+    `allowed_endpoints`: the hosts where data may lie, None for any.
     """
 
     realm: bytes
@@ -42,6 +43,7 @@ class RepositoryConfig:
     slots: tuple[str, ...]
     object_lock_days: int | None
     revoked: dict[bytes, bytes]
+    allowed_endpoints: tuple[str, ...] | None
     document: dict[str, Any] = field(repr=False)
 
     @classmethod
@@ -59,6 +61,7 @@ class RepositoryConfig:
             tuple(document.get("slots", ())),
             document.get("object_lock_days"),
             {bytes.fromhex(r["writer"]): bytes.fromhex(r["digest"]) for r in document.get("revoked", ())},
+            None if document.get("allowed_endpoints") is None else tuple(document["allowed_endpoints"]),
             document,
         )
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from vmbackup.errors import DamageError
-from vmbackup.repository import enrolling, keys
+from vmbackup.repository import enrolling, keys, residency
 from vmbackup.repository.catalog import fetch
 from vmbackup.repository.keys import Secret
 from vmbackup.repository.opening import RepositoryConfig
@@ -27,6 +27,7 @@ def make_replica(
     """
     reader = source.reader
     refuse_occupied(store)
+    residency.check(source.config.allowed_endpoints, store.place)
     shared = {entry.key: fetch(source.store, entry.key) for folder in _SHARED for entry in source.store.list(folder)}
     slots = {slot: fetch(source.store, f"keys/{slot}") for slot in _slots(source)}
     own = _opened_by(slots, secret)
@@ -40,7 +41,6 @@ def make_replica(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "replica_of": source.config.repository.hex(),
         "object_lock_days": object_lock_days,
-        "allowed_endpoints": None,
         "slots": sorted(slots),
     }
     made = Repository(store, reader, RepositoryConfig.from_document(document), trust)
@@ -52,8 +52,8 @@ def make_replica(
 
 
 def _slots(source: Repository) -> set[str]:
-    """The key slots that the source lists, or has."""
-    return {*source.config.slots, *(entry.key.removeprefix("keys/") for entry in source.store.list("keys/"))}
+    """The key slots that are in force in the source."""
+    return set(source.config.slots) or {entry.key.removeprefix("keys/") for entry in source.store.list("keys/")}
 
 
 def _opened_by(slots: dict[str, bytes], secret: Secret) -> str | None:

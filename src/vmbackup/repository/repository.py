@@ -1,12 +1,12 @@
 """A repository: made, opened with a secret, its restore points read."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
 from vmbackup.errors import DamageError, RepositoryError, UsageError
-from vmbackup.repository import keys, locks, making, points, tables, tombstones
+from vmbackup.repository import keys, locks, making, points, residency, tables, tombstones
 from vmbackup.repository.cache import Cache
 from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.keyring import DEFAULT_GROUP, Keyring, being_made
@@ -70,18 +70,21 @@ class Repository(Keyring):
         *,
         chunk_size: int = DEFAULT_CHUNK_SIZE,
         object_lock_days: int | None = None,
+        allowed_endpoints: Iterable[str] | None = None,
         label: str = "init",
         keep_recovery: Callable[[str, str], None] = lambda _id, _key: None,
     ) -> tuple["Repository", str]:
         """Makes a repository in an empty place; gives it and its recovery key. Raises RepositoryError, UsageError.
 
         With `object_lock_days` every object that a restore point needs is locked for so long and a generation.
+        `allowed_endpoints`: the hosts where it may lie, this place among them (`residency`).
         `keep_recovery(id, key)` is called while there is no repository yet: one whose key nobody has is never made.
         """
         if not MIN_CHUNK_SIZE <= chunk_size <= MAX_CHUNK_SIZE or chunk_size & (chunk_size - 1):
             raise UsageError(f"a chunk size of {chunk_size} bytes is not possible", "use a power of two, 4K to 16M")
         if object_lock_days is not None and not 1 <= object_lock_days <= locks.MOST_DAYS:
             raise UsageError(f"objects cannot be locked for {object_lock_days} days", f"use 1 to {locks.MOST_DAYS}")
+        allowed = residency.first(allowed_endpoints, store.place)
         refuse_occupied(store)
         realm, repository = os.urandom(16), os.urandom(16)
         reader = ReaderKeys.generate(realm, DEFAULT_GROUP)
@@ -90,7 +93,10 @@ class Repository(Keyring):
             keys.wrap(reader, secret, label),
             keys.wrap(reader, Secret(recovery, "recovery", random=True), "recovery key of init"),
         )
-        config = making.first_config(reader, repository, chunk_size, [slot for slot, _ in slots], object_lock_days)
+        config = {
+            **making.first_config(reader, repository, chunk_size, [slot for slot, _ in slots], object_lock_days),
+            "allowed_endpoints": allowed,
+        }
         made = cls(store, reader, RepositoryConfig.from_document(config), trust)
         put_first(made.store, making.new_group(reader, DEFAULT_GROUP, 1))
         for slot, data in slots:
@@ -109,6 +115,7 @@ class Repository(Keyring):
         config = read_first(Objects(store), identity)
         if isinstance(key, Secret) and config.slots and slot not in config.slots:  # removed, but the store has it yet
             identity, slot = unlock(Objects(store), key, "", config.slots)
+        residency.check(config.allowed_endpoints, store.place)
         repository = cls(store, identity, config, trust)
         repository.slot = slot
         trust.check(store.place, repository._seen())

@@ -62,7 +62,7 @@ def remove(repository: Keyring, name: str, *, allow_recovery: bool = False) -> t
     `name` is an id or the beginning of one. False: object lock keeps the object, which opens nothing any more. Raises
     NotFoundError, UsageError for an ambiguous name, the slot in use, and a recovery key unless that is allowed.
     """
-    _must_read(repository)
+    repository.check_may_change()
     slot = _resolve(repository, name)
     info = _info(repository, slot)
     if slot == repository.slot:
@@ -84,7 +84,7 @@ def change(repository: Keyring, secret: Secret, between: Callable[[], None] = la
     The new slot opens before `between` is called, and the old one until that has returned: whatever is cut off, one
     of both opens. Raises UsageError where that is a recovery key.
     """
-    _must_read(repository)
+    repository.check_may_change()
     old = repository.slot
     info = _info(repository, old)
     if info is not None and info.kind == RECOVERY:
@@ -120,11 +120,13 @@ def rotate(repository: Keyring, secret: Secret, keep_recovery: Callable[[str], N
     `secret` is the one in use. It and a new recovery key open the new epoch and all earlier ones; all other slots go.
     `keep_recovery` is called before anything depends on that key. Raises AccessError, RepositoryError.
     """
-    reader = _must_read(repository)
+    repository.check_may_change()
+    reader = repository.reader
     before = repository.config
     if before.document.get("replica_of"):
         raise RepositoryError(
-            "a replica has the keys of what it is a replica of", "rotate there, then make a new replica"
+            "a replica has the keys of what it is a replica of",
+            "rotate there: the next 'vmbackup copy' with a passphrase brings the new keys",
         )
     if not before.public_keys.keys() <= reader.epochs.keys():
         raise AccessError("this passphrase lacks keys of the repository", "open it with one that was made since")
@@ -163,13 +165,6 @@ def _seal_again(repository: Keyring, reader: ReaderKeys, group: str, epoch: int)
     highest = max(number_of(entry.key) for entry in repository.store.list(f"groups/{group}/"))
     for key, document in making.group_documents(reader, group_keys, epoch, (highest + 1, highest + 2)).items():
         repository.store.put(key, document)
-
-
-def _must_read(repository: Keyring) -> ReaderKeys:
-    """Raises AccessError for one who is no reader; the config is the newest afterwards."""
-    reader = repository.reader
-    repository.recheck()
-    return reader
 
 
 def _stored(repository: Keyring) -> set[str]:
