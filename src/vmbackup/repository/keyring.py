@@ -280,9 +280,13 @@ class Keyring:
     # Envelopes
 
     def open_envelope(self, group: str, session: bytes, epoch: int, envelope: bytes, name: str) -> bytes:
-        """A session's secret. Raises AccessError."""
+        """A session's secret. Raises AccessError (this key lacks the epoch), DamageError (an envelope of garbage)."""
         private = self.identity.private(epoch)
-        return private.open(envelope_info(self.config.realm, epoch, group, session), envelope, name)
+        try:
+            return private.open(envelope_info(self.config.realm, epoch, group, session), envelope, name)
+        except AccessError as error:  # the header or point that holds it is authentic: so its writer made it
+            message = f"{name} is damaged: its key was made for nobody who could read it"
+            raise DamageError(message, object_key=name) from error
 
 
 def being_made(store: Store) -> RepositoryError:

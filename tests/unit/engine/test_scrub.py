@@ -10,9 +10,10 @@ import pytest
 
 from tests.unit.engine.kit import RamKit
 from vmbackup.engine.verify import VerifySummary, verify
-from vmbackup.errors import AccessError
+from vmbackup.errors import AccessError, DamageError
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository
+from vmbackup.repository.crypto import ENVELOPE_BYTES, PublicKey
 
 MIB = 1 << 20
 
@@ -62,6 +63,20 @@ def test_a_reader_decodes(kit: RamKit) -> None:
     found = kit.verify()
     assert (found.damaged, found.read, found.share, found.domains) == ((), "decoded", 1.0, ("guest",))
     assert kit.verify(None).read is None
+
+
+def test_an_envelope_of_garbage_is_told(kit: RamKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stolen backup host stores what nobody can ever read: verify names it and goes on with the rest."""
+    with monkeypatch.context() as patch:
+        patch.setattr(PublicKey, "seal", lambda *_: bytes(ENVELOPE_BYTES))
+        kit.disk().write(MIB // 2, random.Random(2).randbytes(9000))
+        point = kit.backup()
+    kit.reopen()
+    found = kit.verify()
+    assert {name for damage in found.damaged for name in damage.points} == {point.id}
+    assert any("made for nobody who could read it" in damage.problem for damage in found.damaged)
+    with pytest.raises(DamageError):
+        kit.restored(kit.points()[0])
 
 
 def test_what_was_found_once_is_read_again(kit: RamKit) -> None:
