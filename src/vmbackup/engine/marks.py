@@ -27,6 +27,8 @@ def checked(repository: Repository) -> Iterator[tuple[Entry, VmbackupError | Non
                     check(group, entry.key)
                 except ObjectMissing:
                     continue
+                except tombstones.RevokedSignerError:
+                    yield entry, None
                 except VmbackupError as error:
                     if repository.exists(entry.key):
                         yield entry, error

@@ -27,6 +27,10 @@ _SIGNER = 8
 _CONTEXT = b"vmbackup tombstone\0"
 
 
+class RevokedSignerError(DamageError):
+    """Whoever signed it was revoked since: it counts for nothing, and is no damage."""
+
+
 def forget(repository: "Repository", lineage: Lineage, session: bytes) -> None:
     """Forgets a session for good (rule F1); it may be forgotten already. Raises AccessError."""
     repository.check_may_collect(lineage.group)
@@ -116,11 +120,13 @@ def _opened(repository: "Repository", kind: bytes, group: str, key: str) -> tupl
     head = _head(kind, group)
     end = len(data) - _SIGNATURE
     writer = repository.writers().get(data[end - _SIGNER : end])
-    entitled = writer is not None and writer.may_collect(group) and not writer.revoked
+    entitled = writer is not None and writer.may_collect(group)
     if not data.startswith(head) or end - _SIGNER < len(head) or writer is None or not entitled:
         raise DamageError(f"{key} was signed by nobody who may forget there", object_key=key)
     try:
         writer.public.verify(data[end:], _bound(repository) + data[:end])
     except InvalidSignature as error:
         raise DamageError(f"{key} is damaged: its signature does not hold", object_key=key) from error
+    if writer.revoked:
+        raise RevokedSignerError(f"{key} was signed by a writer that is revoked", object_key=key)
     return writer.id, data[len(head) : end - _SIGNER]
