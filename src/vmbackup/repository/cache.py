@@ -7,7 +7,7 @@ by others, or cannot be written costs reading and storage, never data or a run.
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,19 @@ _SCHEMA = (
     "CREATE INDEX lineages ON members (grp, lineage)",
     "CREATE TABLE sources (grp TEXT, lineage BLOB, newest BLOB, PRIMARY KEY (grp, lineage)) WITHOUT ROWID",
     "CREATE TABLE hooks (hook INTEGER, session INTEGER, pack INTEGER, PRIMARY KEY (hook, session, pack)) WITHOUT ROWID",
+    "CREATE TABLE incoming (hook INTEGER, session INTEGER, pack INTEGER)",
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value REAL) WITHOUT ROWID",
 )
 _VERSION = 1
 _APPLICATION = 0x766D626B  # "vmbk"
-# Other processes write for some ms at a time.
-_BUSY_SECONDS = 5.0
+# Other processes write for some ms at a time, one that joins a large repository for seconds.
+_BUSY_SECONDS = 30.0
 _SETTINGS = (
     "PRAGMA trusted_schema=OFF",
     "PRAGMA cell_size_check=ON",
     "PRAGMA synchronous=NORMAL",
-    "PRAGMA cache_size=-8192",
-    "PRAGMA temp_store=MEMORY",
+    "PRAGMA cache_size=-16384",
+    "PRAGMA journal_size_limit=67108864",
 )
 
 Row = tuple[Any, ...]
@@ -112,7 +113,7 @@ class Cache:
                     found = self._connection.execute(query, values).fetchall()
         return found
 
-    def change(self, *steps: tuple[str, Sequence[Sequence[object]]]) -> None:
+    def change(self, *steps: tuple[str, Iterable[Sequence[object]]]) -> None:
         """Statements, each for several rows of values, all or none."""
         if self._connection is None:
             return

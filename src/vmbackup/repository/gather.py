@@ -45,6 +45,7 @@ def gather(repository: "Repository", lineage: Lineage, *, now: float | None = No
     deadline = time.monotonic() + MOST_SECONDS
     if _fetch(repository, cache, lineage.group, [(h, sessions[h]) for _, h in sorted(changed, reverse=True)], deadline):
         cache.note_gathered(now)
+    cache.merge()
     cache.sweep()
 
 

@@ -9,6 +9,8 @@ from vmbackup.repository.layout import SESSION_BYTES, Lineage
 
 # A chunk that lies in more histories than these is found by the first ones.
 _HINTS = 8
+# Hooks that are put in order in one step, of some seconds: others wait for it.
+_MERGED = 1 << 20
 # Hooks of sessions that are gone are swept out once they are so many of all.
 _SWEPT_SHARE = 0.25
 
@@ -47,7 +49,8 @@ class HookCache:
 
     def missing(self, sessions: Iterable[bytes]) -> set[bytes]:
         """Those of the sessions whose hooks are not here."""
-        return {s for s in sessions if not self._cache.rows("SELECT 1 FROM sessions WHERE id = ?", (s,))}
+        known = "SELECT 1 FROM sessions WHERE id = ? AND hooks NOT NULL"
+        return {session for session in sessions if not self._cache.rows(known, (session,))}
 
     def gathered(self) -> float:
         """When the group was looked through last, in seconds since 1970; 0 for never."""
@@ -61,22 +64,37 @@ class HookCache:
     def put(
         self, lineage: bytes, newest: bytes, sessions: Iterable[bytes], hooks: Mapping[bytes, Mapping[int, bytes]]
     ) -> None:
-        """What the newest point of a history names, in place of what the former ones did; hooks of new sessions."""
+        """What the newest point of a history names, in place of what the former ones did; hooks of new sessions.
+
+        The hooks are found after `merge`.
+        """
         place = self._group, lineage
-        counts = [(s, sum(len(found) for found in packs.values()) // HOOK_BYTES) for s, packs in hooks.items()]
+        self._cache.change(("INSERT OR IGNORE INTO sessions (id) VALUES (?)", [(session,) for session in hooks]))
+        new: dict[int, Mapping[int, bytes]] = {}
+        for session, packs in hooks.items():
+            for (number,) in self._cache.rows("SELECT number FROM sessions WHERE id = ? AND hooks IS NULL", (session,)):
+                new[number] = packs
         self._cache.change(
+            ("INSERT INTO incoming VALUES (?, ?, ?)", _rows(new)),
+            ("UPDATE sessions SET hooks = ? WHERE number = ?", [(_count(packs), n) for n, packs in new.items()]),
             ("DELETE FROM members WHERE grp = ? AND lineage = ?", [place]),
-            ("INSERT OR IGNORE INTO sessions (id, hooks) VALUES (?, ?)", counts),
-            (
-                "INSERT OR IGNORE INTO hooks SELECT ?, number, ? FROM sessions WHERE id = ?",
-                sorted((hook, pack, session) for session, packs in hooks.items() for pack, hook in _rows(packs)),
-            ),
             (
                 "INSERT OR IGNORE INTO members SELECT number, ?, ? FROM sessions WHERE id = ?",
                 [(*place, session) for session in sessions],
             ),
             ("INSERT OR REPLACE INTO sources VALUES (?, ?, ?)", [(*place, newest)]),
         )
+
+    def merge(self) -> None:
+        """Puts new hooks among the others, in their order: each page of the file is written once, not once a hook."""
+        while rows := self._cache.rows("SELECT max(rowid) FROM (SELECT rowid FROM incoming LIMIT ?)", (_MERGED,)):
+            last = rows[0][0]
+            if last is None:
+                break
+            self._cache.change(
+                ("INSERT OR IGNORE INTO hooks SELECT * FROM incoming WHERE rowid <= ? ORDER BY 1, 2, 3", [(last,)]),
+                ("DELETE FROM incoming WHERE rowid <= ?", [(last,)]),
+            )
 
     def drop(self, lineages: Iterable[bytes]) -> None:
         """Histories that have no point any more."""
@@ -101,10 +119,15 @@ class HookCache:
         return float(rows[0][0]) if rows else 0.0
 
 
-def _rows(packs: Mapping[int, bytes]) -> Iterator[tuple[int, int]]:
-    for pack, hooks in packs.items():
-        for at in range(0, len(hooks), HOOK_BYTES):
-            yield pack, _number(hooks[at : at + HOOK_BYTES])
+def _count(packs: Mapping[int, bytes]) -> int:
+    return sum(map(len, packs.values())) // HOOK_BYTES
+
+
+def _rows(sessions: Mapping[int, Mapping[int, bytes]]) -> Iterator[tuple[int, int, int]]:
+    for session, packs in sessions.items():
+        for pack, hooks in packs.items():
+            for at in range(0, len(hooks), HOOK_BYTES):
+                yield _number(hooks[at : at + HOOK_BYTES]), session, pack
 
 
 def _number(hook: bytes) -> int:

@@ -317,6 +317,7 @@ class Run:
         self._main.unpin()
         new = {session.id: session.hooks for session in self._sessions if session.index_ref}
         self._hooks.put(self.lineage.id, max(new), [ref.session for ref in point.table.values()], new)
+        self._hooks.merge()
         return point
 
     def _extend(self, locks: RunLocks, draft: Point) -> dict[str, Any]:

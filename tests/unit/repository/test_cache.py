@@ -102,6 +102,7 @@ def test_flipped_bytes_change_nothing(kit: RamKit) -> None:
         hooks = HookCache(cache, "default")
         hooks.find(bytes(32))
         hooks.put(bytes(16), bytes(16), [bytes(16)], {bytes(16): {1: bytes(8)}})
+        hooks.merge()
         hooks.sweep()
         assert [(point.id, point.digest) for point in kit.points()] == before, seed
         cache.close()
@@ -141,7 +142,7 @@ def test_a_file_that_cannot_be_used(kit: RamKit, tmp_path: Path, trouble: Callab
 def test_a_full_disk(kit: RamKit, tmp_path: Path) -> None:
     """What cannot be written is not remembered; the answers are the same."""
     cache = kit.repository.cache = Cache(tmp_path / "full.sqlite")
-    cache.rows("PRAGMA max_page_count = 20")
+    cache.rows("PRAGMA max_page_count = 24")
     hooks = {bytes([n]) * 16: {1: random.Random(n).randbytes(8000)} for n in range(9)}
     HookCache(cache, "default").put(bytes(16), bytes(16), hooks, hooks)
     assert "full" in cache.problem
@@ -176,8 +177,10 @@ def test_several_at_once(tmp_path: Path) -> None:
         for turn in range(10):
             session = bytes([number, turn]) * 8
             hooks.put(bytes([number]) * 16, session, [session], {session: {7: bytes([turn]) * 8}})
+            hooks.merge()
             hooks.find(bytes([turn]) * 32)
-            hooks.sweep()
+            hooks.merge()
+        hooks.sweep()
         problems.append(cache.problem)
         cache.close()
 
