@@ -41,16 +41,18 @@ def scattered(kit: RamKit, chance: random.Random, chunks: int) -> None:
         disk.write(chunk * CHUNK, chance.randbytes(CHUNK))
 
 
-def history(root: Path, points: int, keep: Callable[[int], bool], chunks: int = 512) -> RamKit:
+def history(root: Path, points: int, keep: Callable[[int], bool], chunks: int = 512, share: float = 1 / 6) -> RamKit:
     """A history of scattered changes that was thinned."""
     kit, chance = RamKit(root, {"vda": chunks * CHUNK}), random.Random(7)
     scattered(kit, chance, chunks)
     kit.backup()
-    for _ in range(points - 1):
-        scattered(kit, chance, max(1, chunks // 6))
-        kit.backup()
-    newest_first = kit.points()
-    drop(kit, [point for number, point in enumerate(newest_first) if not keep(number)])
+    for number in reversed(range(points - 1)):
+        scattered(kit, chance, max(1, int(chunks * share)))
+        made = kit.backup()
+        kit.host.jobs.clear()
+        if not keep(number):
+            kit.kept[made.id] = {}  # to be forgotten: its bytes are not held
+    drop(kit, [point for number, point in enumerate(kit.points()) if not keep(number)])
     return kit
 
 
