@@ -84,6 +84,7 @@ class Actor:
             options = BackupOptions(workers=1, partial_bytes=self.chance.choice([1 << 16, 1 << 30]))
             point = backup(host, self.repository(), name, options, Silent())
             self.say(done=point.id, sha=sha, domain=name)
+            time.sleep(self.chance.uniform(0.5, 2.0))
 
     def _content(self) -> bytes:
         if self.chance.random() < 0.5:
@@ -94,14 +95,18 @@ class Actor:
         """Forgets some points and collects; the second one rewrites almost every pack that has a dead slot."""
         while True:
             repository = self.repository()
-            found = repository.read_points()
-            chosen = [point for point in found.points if self.chance.random() < 0.3]
-            verdicts = by_name(found, chosen, allow_last=True)
-            self.say(forget=[point.id for point in chosen])
-            forget(repository, verdicts, found.twins)
+            if not self.number:
+                self.forget(repository)
             below = 0.98 if self.number else 0.7
-            report = prune(repository, PruneOptions(wait=10.0, dead_after=DEAD_AFTER, repack_below=below, host=HOST))
+            report = prune(repository, PruneOptions(wait=20.0, dead_after=DEAD_AFTER, repack_below=below, host=HOST))
             self.say(pruned=report.objects, repacked=report.repacked.packs, waited=len(report.waited_for))
+
+    def forget(self, repository: Repository) -> None:
+        """A third of the points."""
+        found = repository.read_points()
+        chosen = [point for point in found.points if self.chance.random() < 0.3]
+        self.say(forget=[point.id for point in chosen])
+        forget(repository, by_name(found, chosen, allow_last=True), found.twins)
 
     def copy(self) -> None:
         """Copies all there is to another realm."""
