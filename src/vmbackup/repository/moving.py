@@ -11,7 +11,7 @@ from vmbackup.repository.condemned import TABLE, ObjectName
 from vmbackup.repository.crypto import DATA, META, digest
 from vmbackup.repository.layout import Lineage, SessionRef
 from vmbackup.repository.moves import MOST_MOVES, PIN_FIELD, Move, Place, encode
-from vmbackup.repository.packs import PACK_BYTES, Birth, PackBuilder, Slot
+from vmbackup.repository.packs import PACK_BYTES, Birth, Header, PackBuilder, Slot
 from vmbackup.repository.points import MOVES, Point, encode_table
 from vmbackup.repository.processes import process_mark
 from vmbackup.repository.repository import Repository
@@ -182,7 +182,8 @@ class Proof:
     def holds(self, ref: SessionRef, kind: str, pack: int, slot: int, place: Place) -> bool:
         """Reads moved slots and compares them with the checksums of the old index.
 
-        What was encoded anew, out of the guest after damage, is decoded instead.
+        What was encoded anew, out of the guest after damage, is decoded instead; by a key that cannot it is believed
+        where the old slot is lost anyway.
         """
         key = ref.session, kind, pack, slot, place
         if key not in self._proved:
@@ -208,5 +209,16 @@ class Proof:
                 if digest(stored)[:16] != was.checksum:
                     if kind != DATA:
                         return False
-                    self._reader.open(new, found, stored)
+                    try:
+                        self._reader.open(new, found, stored)
+                    except AccessError:
+                        if digest(stored)[:16] != found.checksum or not self._is_lost(old, was):
+                            return False
         return True
+
+    def _is_lost(self, header: Header, slot: Slot) -> bool:
+        """Whether the old pack does not hold the slot any more."""
+        try:
+            return digest(fetch(self._catalog.store, header.name, slot.offset, slot.stored))[:16] != slot.checksum
+        except DamageError:
+            return True

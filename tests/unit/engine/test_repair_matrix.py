@@ -99,6 +99,27 @@ def test_a_pruner_heals_without_a_private_key(made: Specimen) -> None:
     assert kit.verify().damaged == ()
 
 
+@pytest.mark.parametrize("harm", [flipped, deleted])
+def test_a_pruner_heals_out_of_the_next_backup(
+    made: Specimen, harm: Callable[[Specimen, list[str]], list[str]]
+) -> None:
+    """And its prune lets the old pack go, though it cannot decode what took the place of lost chunks."""
+    kit = made.kit
+    kit.reopen()
+    backup, pruner = enrolled(kit, "backup"), enrolled(kit, "pruner", role="prune")
+    (pack,) = harm(made, made.kinds["data"])
+    as_host(kit, backup)
+    kit.verify()
+    kit.backup()
+    kit.repository = Repository.open(made.store, pruner, Trust(None))
+    assert repaired(kit, None).last.damaged == ()
+    prune(kit.repository, PruneOptions(wait=0, dead_after=0))
+    assert pack not in made.store.objects
+    kit.reopen()
+    assert unreadable(kit) == set()
+    assert kit.verify().damaged == ()
+
+
 def test_moves_of_a_backup_key_count_for_nothing(
     made: Specimen, replica: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
