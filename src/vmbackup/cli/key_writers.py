@@ -77,24 +77,30 @@ def _write_then_enrol(repository: "Repository", made: "WriterKeys", output: Path
 
 @click.command("revoke-writer", cls=Command)
 @click.argument("name")
+@click.option("--undo-since", metavar="TIME", help="Bring back what it forgot since then, as far as still stored.")
 @click.pass_obj
-def revoke_writer(state: State, name: str) -> None:
+def revoke_writer(state: State, name: str, undo_since: str | None) -> None:
     """End what the key of a host may do: NAME is its name or id in `key list`.
 
     What it committed so far stands; what it commits from now on is quarantined: told, kept, and never used. What it
-    forgot stays forgotten.
+    forgot stays forgotten, for good, but for what --undo-since brings back.
     """
     from vmbackup.cli import access
     from vmbackup.cli.output import clean, counted, say, say_json
     from vmbackup.repository.enrolling import revoke
+    from vmbackup.repository.resolve import parse_time
 
+    since = parse_time(undo_since).timestamp() if undo_since is not None else None
     config = access.load_config(state)
     with access.opened_repository(config, state.repository) as repository:
-        done = revoke(repository, name)
+        done = revoke(repository, name, undo_since=since)
     if state.json:
-        say_json({"writer": writer_document(done.writer), "standing": done.standing, "forgotten": done.forgotten})
+        counts = {"standing": done.standing, "forgotten": done.forgotten, "undone": done.undone}
+        say_json({"writer": writer_document(done.writer), **counts})
         return
     say(f"Revoked '{clean(done.writer.name)}'. {counted(done.standing, 'commit')} of it stand, as they stood now.")
+    if done.forgotten or done.undone:
+        say(f"Of what it forgot {done.forgotten} stay forgotten and {done.undone} come back, as far as still stored.")
     say("What it signs later is quarantined: 'vmbackup list' tells of it, nothing uses it.")
     say("Take its access to the store away too, and look through what it made last.")
 

@@ -13,8 +13,9 @@ from vmbackup.repository.enrolments import MOST_REVOCATION, revocation_key
 from vmbackup.repository.keyring import Keyring
 from vmbackup.repository.layout import check_group
 from vmbackup.repository.repository import Repository, point_place
+from vmbackup.repository.tombstones import Told
 from vmbackup.repository.writers import ROLES, Enrolment, WriterKey, WriterKeys
-from vmbackup.storage_backends import ObjectExists, ObjectMissing, ObjectTruncated
+from vmbackup.storage_backends import DeleteRefused, ObjectExists, ObjectMissing, ObjectTruncated
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 
@@ -53,18 +54,20 @@ def enrol(repository: Keyring, writer: WriterKeys) -> None:
 
 @dataclass(frozen=True)
 class Revocation:
-    """What was done: numbers of commits of the writer that stand, and of such as it forgot that stay forgotten."""
+    """What was done: numbers of commits of the writer that stand, of such as stay forgotten, of such as come back."""
 
     writer: Enrolment
     standing: int
     forgotten: int
+    undone: int
 
 
-def revoke(repository: Repository, name: str) -> Revocation:
+def revoke(repository: Repository, name: str, *, undo_since: float | None = None) -> Revocation:
     """Ends what a writer may. Its commits of now stand, later ones are quarantined; what it forgot stays forgotten.
 
-    `name` is a name or an id. Doing it again ends what was begun. Raises AccessError for one who is no reader,
-    NotFoundError, UsageError, RepositoryError.
+    `name` is a name or an id. What it forgot from `undo_since` on (seconds since 1970, by the store's clock) comes
+    back, as far as the store still has it. Doing it again ends what was begun. Raises AccessError for one who is no
+    reader, NotFoundError, UsageError, RepositoryError.
     """
     reader = repository.reader
     repository.forget_writers()
@@ -74,9 +77,14 @@ def revoke(repository: Repository, name: str) -> Revocation:
             f"'{name}' is the key of those who open the repository with a passphrase",
             "'vmbackup key remove' takes a passphrase away, 'vmbackup key rotate' begins with new keys",
         )
-    forgotten = 0
+    told: list[Told] = []
+    forgotten, undone = set[bytes](), set[bytes]()
     if writer.standing is None:
-        forgotten = _adopt_tombstones(repository, writer)
+        told = list(tombstones.told_by(repository, writer.group, writer.id))
+        for one in told:
+            (undone if undo_since is not None and one.stored >= undo_since else forgotten).update(one.sessions)
+        undone -= forgotten
+        tombstones.put_dead(repository, writer.group, forgotten)
         standing: dict[str, list[str]] = defaultdict(list)
         for lineage, session in _commits(repository, writer):
             standing[lineage.hex()].append(session.hex())
@@ -97,7 +105,8 @@ def revoke(repository: Repository, name: str) -> Revocation:
     _list(repository, writer.id, held)
     repository.forget_writers()
     judged = repository.writers()[writer.id]
-    return Revocation(judged, len(judged.standing or ()), forgotten)
+    _tidy(repository, told, forgotten)
+    return Revocation(judged, len(judged.standing or ()), len(forgotten), len(undone))
 
 
 def _named(repository: Keyring, name: str) -> Enrolment:
@@ -108,16 +117,13 @@ def _named(repository: Keyring, name: str) -> Enrolment:
     return live[0] if live else found[-1]
 
 
-def _adopt_tombstones(repository: Repository, writer: Enrolment) -> int:
-    """Forgets in the reader's name what the writer forgot: from now on its own word counts for nothing."""
-    count = 0
-    for group in repository.groups():
-        trash = tombstones.trashed(repository, group, by=writer.id)
-        sessions = trash.keys() | tombstones.dead(repository, group, by=writer.id)
-        if sessions:
-            tombstones.put_dead(repository, group, sessions)
-        count += len(sessions)
-    return count
+def _tidy(repository: Repository, told: list[Told], forgotten: set[bytes]) -> None:
+    """Deletes the tombstones that count no more, after commits that a dead list of the reader's names."""
+    for one in told:
+        commits = [one.lineage.point(session) for session in one.sessions & forgotten] if one.lineage else []
+        for key in (*commits, one.key):
+            with contextlib.suppress(DeleteRefused):  # locked, or not with this access key: it does no harm
+                repository.store.delete(key)
 
 
 def _commits(repository: Repository, writer: Enrolment) -> list[tuple[bytes, bytes]]:

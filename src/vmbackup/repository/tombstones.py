@@ -4,7 +4,7 @@ import contextlib
 import os
 import struct
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 
@@ -51,23 +51,50 @@ def put_dead(repository: "Repository", group: str, sessions: Iterable[bytes]) ->
         repository.store.put(f"dead/{group}/{os.urandom(16).hex()}", _signed(repository, body))
 
 
-def trashed(
-    repository: "Repository", group: str, lineage: Lineage | None = None, by: bytes | None = None
-) -> dict[bytes, Lineage]:
-    """The sessions of a group, or of one history, that a valid trash names, of all signers or one."""
+def trashed(repository: "Repository", group: str, lineage: Lineage | None = None) -> dict[bytes, Lineage]:
+    """The sessions of a group, or of one history, that a valid trash names."""
     prefix = lineage.prefix("trash") if lineage else f"trash/{group}/"
     return {
         body[Lineage.BYTES :]: Lineage(group, body[: Lineage.BYTES])
-        for body in _valid(repository, b"TRSH", group, prefix, _TRASH_BYTES, by)
+        for body in _valid(repository, b"TRSH", group, prefix, _TRASH_BYTES)
     }
 
 
-def dead(repository: "Repository", group: str, by: bytes | None = None) -> set[bytes]:
-    """The sessions that valid dead lists of a group name, of all signers or one."""
+def dead(repository: "Repository", group: str) -> set[bytes]:
+    """The sessions that valid dead lists of a group name."""
     found: set[bytes] = set()
-    for body in _valid(repository, b"DEAD", group, f"dead/{group}/", _DEAD_BYTES, by):
-        found.update(body[at : at + SESSION_BYTES] for at in range(_COUNT.size, len(body), SESSION_BYTES))
+    for body in _valid(repository, b"DEAD", group, f"dead/{group}/", _DEAD_BYTES):
+        found |= _ids(body)
     return found
+
+
+def _ids(body: bytes) -> set[bytes]:
+    """The sessions of a dead list."""
+    return {body[at : at + SESSION_BYTES] for at in range(_COUNT.size, len(body), SESSION_BYTES)}
+
+
+class Told(NamedTuple):
+    """A tombstone that counts: its object, its age by the store (seconds since 1970), what it forgets, and where."""
+
+    key: str
+    stored: float
+    sessions: set[bytes]
+    lineage: Lineage | None
+
+
+def told_by(repository: "Repository", group: str, signer: bytes) -> Iterator[Told]:
+    """The trash and the dead lists of a group that one writer signed."""
+    for kind, folder, most in ((b"TRSH", "trash", _TRASH_BYTES), (b"DEAD", "dead", _DEAD_BYTES)):
+        for entry in repository.store.list(f"{folder}/{group}/"):
+            if entry.size > most:
+                continue
+            with contextlib.suppress(DamageError, ObjectMissing):
+                writer, body = check(repository, kind, group, entry.key)
+                if writer == signer and kind == b"TRSH":
+                    place = Lineage(group, body[: Lineage.BYTES])
+                    yield Told(entry.key, entry.modified, {body[Lineage.BYTES :]}, place)
+                elif writer == signer:
+                    yield Told(entry.key, entry.modified, _ids(body), None)
 
 
 def check(repository: "Repository", kind: bytes, group: str, key: str) -> tuple[bytes, bytes]:
@@ -86,16 +113,12 @@ def check(repository: "Repository", kind: bytes, group: str, key: str) -> tuple[
     return signer, body
 
 
-def _valid(
-    repository: "Repository", kind: bytes, group: str, prefix: str, most: int, by: bytes | None
-) -> Iterator[bytes]:
+def _valid(repository: "Repository", kind: bytes, group: str, prefix: str, most: int) -> Iterator[bytes]:
     """What the objects say that count; the others are left out."""
     for entry in repository.store.list(prefix):
         if entry.size <= most:
             with contextlib.suppress(DamageError, ObjectMissing):
-                signer, body = check(repository, kind, group, entry.key)
-                if by is None or signer == by:
-                    yield body
+                yield check(repository, kind, group, entry.key)[1]
 
 
 def _head(kind: bytes, group: str) -> bytes:

@@ -177,6 +177,18 @@ def test_key_list_and_revoke_writer(run: Run, host: Run, kit: RamKit) -> None:
     assert [(c["status"], "was revoked" in c["message"]) for c in checks if c["name"] == "key"] == [("fail", True)]
 
 
+def test_what_a_stolen_pruner_forgot_comes_back(run: Run, host: Run, kit: RamKit) -> None:
+    point = kit.points()[0].id
+    add(run, kit, "pruner", "--role", "prune")
+    assert host("forget", "guest", "--allow-last").code == 0
+    assert run("--json", "list").json["points"] == []
+    assert run("key", "revoke-writer", "pruner", "--undo-since", "yesterday").code == 2
+    done = run("key", "revoke-writer", "pruner", "--undo-since", "2026-01-01")
+    assert (done.code, "0 stay forgotten and 1 come back" in done.out) == (0, True), done.err
+    assert [p["id"] for p in run("--json", "list").json["points"]] == [point]
+    assert run("verify", "--read-data").code == 0
+
+
 def test_what_is_in_quarantine_is_told_and_can_be_forgotten(
     run: Run, kit: RamKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
