@@ -87,6 +87,9 @@ def told(error: BaseException, doing: str, place: str, bucket: str) -> StoreErro
         return _no_tls(error, server)
     if isinstance(error, exceptions.ConnectionError | exceptions.HTTPClientError | OSError):
         hint = "check endpoint_url, the network and the name's address; a proxy is taken from the environment"
+        if isinstance(error, exceptions.ConnectionClosedError) and server.startswith("http://"):
+            secure = f"https://{server.removeprefix('http://')}"
+            hint = f"if the server speaks TLS alone, endpoint_url is {secure}; else {hint}"
         return StoreUnavailable(f"cannot {doing} {place}: {_reason(error)}", hint)
     if isinstance(error, exceptions.IncompleteReadError):
         return StoreUnavailable(f"cannot {doing} {place}: the answer was cut off", "check the network")

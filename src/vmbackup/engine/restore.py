@@ -19,6 +19,7 @@ from vmbackup.repository.maps import Extent, extents
 from vmbackup.repository.nodes import ZERO, Node, Ref
 from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.repository import Repository
+from vmbackup.repository.usage import session_of
 
 Format = Literal["qcow2", "raw"]
 # Extents that are looked at together, so that each of their packs is read once: the memory of one leaf.
@@ -229,7 +230,7 @@ class DiskCopy:
 
     def load(self, ref: Ref, first: int) -> Node:
         """A map node. Raises DamageError."""
-        return self._catalog.node(ref, first, self._point.table[ref.session], self._chunk_size)
+        return self._catalog.node(ref, first, session_of(self._point, ref.session), self._chunk_size)
 
     def write(self, target: Target, progress: Progress) -> None:
         """Writes all that is not zero; the target is new and reads as zeros. Raises DamageError, TargetError."""
@@ -282,7 +283,7 @@ class DiskCopy:
         pair = free.get()
         try:
             reader, writer = pair
-            chunks = reader.read(self._point.table[task.session], task.pack, task.wanted)
+            chunks = reader.read(session_of(self._point, task.session), task.pack, task.wanted)
             for offset, pieces in self._batches(chunks):
                 writer.write(offset, pieces)
             return task.chunks * self._chunk_size

@@ -3,8 +3,9 @@
 import contextlib
 import random
 from collections import defaultdict
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from vmbackup.engine import marks
@@ -199,7 +200,7 @@ class _Verify:
             self._group(self._catalog(group), members)
 
     def _group(self, catalog: Catalog, points: list[Point]) -> None:
-        usage = Usage(catalog)
+        usage = Usage(catalog, strict=True)
         needs: list[tuple[Point, DiskRecord, DiskUsage]] = []
         for point in points:
             self._objects[point.key] = self._store.stat(point.key).size
@@ -210,6 +211,8 @@ class _Verify:
         for point, disk, need in needs if usage.errors else ():
             for error in reached.errors(need):
                 self._found.error(error, [point.id], [disk.target])
+        if outside := usage.outside():
+            self._astray(catalog, usage, needs, outside)
         broken, there = self._sizes(catalog, usage, usage.packs)
         if chosen := self._chosen(catalog, usage, there):
             sizes = {n: self._objects.get(self._key(catalog, usage, n), 0) for n in chosen}
@@ -309,6 +312,21 @@ class _Verify:
     def _key(self, catalog: Catalog, usage: Usage, name: PackName) -> str:
         return catalog.lineage(usage.sessions[name.session]).pack(name.kind, name.session, name.number)
 
+    def _astray(
+        self,
+        catalog: Catalog,
+        usage: Usage,
+        needs: list[tuple[Point, DiskRecord, DiskUsage]],
+        outside: dict[PackName, int],
+    ) -> None:
+        """Points whose maps name slots that packs have not: their writer lied, or its memory did."""
+        reached = Reached(outside)
+        for point, disk, need in needs:
+            for name in sorted(reached.packs(need)):
+                if _needs(catalog, point, disk, name, partial(_is_beyond, outside[name])):
+                    key = self._key(catalog, usage, name)
+                    self._found.add(point.key, f"has a map that points outside of {key}", [point.id], [disk.target])
+
     def _blame(
         self,
         catalog: Catalog,
@@ -338,10 +356,20 @@ def _suffers(catalog: Catalog, point: Point, disk: DiskRecord, name: PackName, r
     slots = report.slots
     if slots is None or name.kind != DATA:
         return slots is None  # of single nodes the walk of the maps has told
+    return _needs(catalog, point, disk, name, lambda slot, n: any(slot <= broken < slot + n for broken in slots))
+
+
+def _is_beyond(last: int, slot: int, slots: int) -> bool:
+    return slot + slots > last
+
+
+def _needs(
+    catalog: Catalog, point: Point, disk: DiskRecord, name: PackName, wanted: Callable[[int, int], bool]
+) -> bool:
+    """Whether any run of a disk's map in that pack is `wanted(first slot, slots)`."""
     try:
         return any(
-            (place.ref.session, place.pack) == (name.session, name.number)
-            and not slots.isdisjoint(range(place.slot, place.slot + place.slots))
+            (place.ref.session, place.pack) == (name.session, name.number) and wanted(place.slot, place.slots)
             for e in extents(disk.root, lambda ref, first: load(catalog, point, disk, ref, first))
             if e.session != ZERO
             for place in catalog.places(session_of(point, e.session), DATA, e.pack, e.slot, e.chunks)

@@ -112,6 +112,14 @@ class Node:
         """Its runs that have storage; none of an inner node."""
         return (run for run in self.entries if isinstance(run, Run) and run.session != ZERO)
 
+    def ends(self) -> dict[tuple[int, int], int]:
+        """Of each data pack that its runs name (session number, pack): the slot behind the last one named."""
+        ends: dict[tuple[int, int], int] = {}
+        for chunks, session, pack, slot in self.runs():
+            if slot + chunks > ends.get((session, pack), 0):
+                ends[session, pack] = slot + chunks
+        return ends
+
     def children(self) -> Iterator[tuple[Ref, int]]:
         """The nodes below with their first chunks, parts of zeros among them; none of a leaf."""
         at = self.first

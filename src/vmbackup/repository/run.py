@@ -226,15 +226,19 @@ class Run:
         return sum(session.stored_bytes for session in self._sessions)
 
     def ref(self, number: int) -> SessionRef:
-        """The session of that number in the parent's table or among the killed runs."""
-        return self._table[number]
+        """The session of that number in the parent's table or among the killed runs. Raises DamageError."""
+        try:
+            return self._table[number]
+        except KeyError:
+            key = self.parent.key if self.parent else None
+            raise DamageError(f"{key} contradicts its maps", object_key=key) from None
 
     def load_node(self, chunk_size: int) -> Callable[[Ref, int], Node]:
         """A loader of the parent's map nodes; what they name was moved to stands in them, `sessions` is as stored."""
         locks = self._locks
 
         def load(ref: Ref, first: int) -> Node:
-            node = self.catalog.node(ref, first, self._table[ref.session], chunk_size)
+            node = self.catalog.node(ref, first, self.ref(ref.session), chunk_size)
             if locks:
                 locks.read(node)
             return self.placing.of(node) if self.catalog.moves else node

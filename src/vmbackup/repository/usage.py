@@ -1,5 +1,6 @@
 """Which packs restore points need: maps walked once, however many points share their nodes."""
 
+import contextlib
 from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -39,8 +40,10 @@ class Usage:
     `packs` are those of all disks asked for so far, `errors` what kept their nodes from being read.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+    def __init__(self, catalog: Catalog, *, strict: bool = False) -> None:
+        """`strict`: for `outside` too."""
+        self._catalog, self._strict = catalog, strict
+        self._ends: dict[PackName, int] = {}
         self._known: dict[tuple[bytes, int, int], DiskUsage] = {}
         self.sessions: dict[bytes, SessionRef] = {}
         self.packs: set[PackName] = set()
@@ -78,11 +81,27 @@ class Usage:
             else:
                 for number, pack in node.data_packs():
                     usage.packs.add(PackName(session_of(point, number).session, DATA, pack))
+            for (number, pack), end in node.ends().items() if self._strict else ():
+                name = PackName(session_of(point, number).session, DATA, pack)
+                self._ends[name] = max(end, self._ends.get(name, 0))
             for child, at in node.children():
                 usage.below.append(self._walk(point, disk, child, at))
         except DamageError as error:
             usage.errors.append(error)
         return usage
+
+    def outside(self) -> dict[PackName, int]:
+        """The packs of which runs name slots that, by the index, they have not; with the slots that they have."""
+        found: dict[PackName, int] = {}
+        for name in sorted(self._ends):  # a session's together: its root is read once
+            if self._catalog.moves.concerns(name.session):
+                continue  # the old packs, and what told of them, may be gone
+            with contextlib.suppress(DamageError):  # told with the index
+                entry = self._catalog.root(self.sessions[name.session]).packs.get((name.kind, name.number))
+                slots = entry.slots if entry else 0
+                if self._ends[name] > slots:
+                    found[name] = slots
+        return found
 
     def _places(self, point: Point, kind: str, session: int, pack: int, slot: int, slots: int) -> set[PackName]:
         """Where slots that a map names lie now."""

@@ -153,6 +153,44 @@ def test_what_is_wrong_is_told(vmbackup: Program, ceph: Ceph) -> None:
     assert vmbackup.error("list", code=2)[0] == "config"
 
 
+WRONG = {
+    "access key": ("access", "AKNOBODY", "does not know this access key", "access_key_file"),
+    "secret key": ("secret", "wrong", "the secret key does not fit", "secret_key_file"),
+    "certificate": ("ca_file", "# ca_file", "is not trusted", "set ca_file"),
+    "bucket": ("{bucket}", "nobody-made-this", "there is no bucket", "--create-bucket"),
+    "port": ("{https}", "https://localhost:1", "Connection refused", "endpoint_url"),
+    "name": ("{https}", "https://nobody.invalid", "Name or service not known", "endpoint_url"),
+    "http to https": ("https://", "http://", "closed without an answer", "endpoint_url is https://"),
+    "https to http": ("{https}", "{tls_on_http}", "speaks no TLS", "http://"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_every_command_says_the_same(
+    vmbackup: Program, ceph: Ceph, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Wrong credentials and endpoints: a sentence, a hint, and an exit code, from backups as from lists and doctor."""
+    monkeypatch.setattr("vmbackup.storage_backends.s3_retry.FIRST_PATIENCE", 0.3)
+    vmbackup("init", "--create-bucket")
+    old, new, said, hinted = WRONG[what]
+    told = {"bucket": vmbackup.bucket, "https": ceph.https, "tls_on_http": ceph.http.replace("http:", "https:")}
+    if old in ("access", "secret"):
+        vmbackup.write(old, new)
+    else:
+        config = (vmbackup.folder / "config.toml").read_text()
+        vmbackup.write("config.toml", config.replace(old.format(**told), new.format(**told)))
+    code, kind = (5, "store_missing") if what == "bucket" else (1, "store_unavailable")
+    for command in (["list"], ["backup", "test"]):
+        found = vmbackup.error(*command, code=code)
+        assert found[0] == kind
+        assert said in found[1]
+        assert hinted in found[2]
+    check = vmbackup.checks()["store"]
+    assert check["status"] == "fail"
+    assert said in check["message"]
+    assert hinted in check["fix"]
+
+
 def test_a_bucket_that_expires_objects_is_refused(vmbackup: Program, ceph: Ceph) -> None:
     client = ceph.client()
     client.create_bucket(Bucket=vmbackup.bucket)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import random
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from vmbackup.repository.maps import extents
 from vmbackup.repository.nodes import ZERO, Node, Ref
 from vmbackup.repository.points import Point
 from vmbackup.repository.session import Session
+from vmbackup.repository.usage import session_of
 from vmbackup.repository.writers import WriterKey
 
 KIB = 1 << 10
@@ -182,7 +184,20 @@ def swapped(made: Specimen, keys: list[str]) -> list[str]:
     return keys[-2:]
 
 
-DAMAGES: list[Callable[[Specimen, list[str]], list[str]]] = [flipped, cut, deleted, older, swapped]
+def foreign(made: Specimen, keys: list[str]) -> list[str]:
+    """The newest is one of another realm."""
+    kind = next(kind for kind, found in made.kinds.items() if found == keys)
+    made.put(keys[-1], _another().bytes_of(_another().kinds[kind][-1]))
+    return keys[-1:]
+
+
+@cache
+def _another() -> Specimen:
+    with tempfile.TemporaryDirectory() as folder:
+        return specimen(Path(folder))
+
+
+DAMAGES: list[Callable[[Specimen, list[str]], list[str]]] = [flipped, cut, deleted, older, swapped, foreign]
 
 
 def contents(kit: RamKit, point: Point) -> dict[str, bytes]:
@@ -196,14 +211,14 @@ def contents(kit: RamKit, point: Point) -> dict[str, bytes]:
         for extent in extents(disk.root, nodes):
             if extent.session != ZERO:
                 wanted = [Wanted(extent.slot, extent.chunks, extent.first)]
-                for number, data in reader.read(point.table[extent.session], extent.pack, wanted):
+                for number, data in reader.read(session_of(point, extent.session), extent.pack, wanted):
                     image[number * CHUNK : (number + 1) * CHUNK] = data
         found[disk.target] = bytes(image[: disk.virtual_size])
     return found
 
 
 def _node(catalog: Catalog, point: Point, ref: Ref, first: int) -> Node:
-    return catalog.node(ref, first, point.table[ref.session], CHUNK)
+    return catalog.node(ref, first, session_of(point, ref.session), CHUNK)
 
 
 def unreadable(kit: RamKit) -> set[str]:

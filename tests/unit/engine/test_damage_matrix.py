@@ -22,6 +22,7 @@ KINDS = [
 # nobody knows; a condemned list is unsigned; of an aborted session nothing counts but its type.
 UNNAMED = {
     *((kind, how) for kind in ("dead", "condemned", "aborted") for how in ("deleted", "older", "swapped")),
+    *((kind, "foreign") for kind in ("condemned", "aborted")),
     *((kind, "deleted") for kind in ("writers", "sessions", "trash", "damage")),
     ("condemned", "flipped"),
     ("aborted", "cut"),
