@@ -11,7 +11,7 @@ from vmbackup.storage_backends.s3_versions import Versions
 # Nobody can shorten it, not the owner of the bucket, whose key is the one that a stolen machine often has. GOVERNANCE
 # can be lifted by whoever may bypass it, and on many servers that is each key of the project.
 MODE = "COMPLIANCE"
-_SLACK = 2.0  # seconds: the server tells its time in whole ones
+_SLACK = 2.0  # seconds that pass between the lock and the reading back of it, and rounding
 _NO_LOCK = {"InvalidRequest", "NotImplemented", "MethodNotAllowed", "InvalidBucketState"}
 _HINT = "a bucket is made for object lock: name a new one, and 'vmbackup init --object-lock DAYS --create-bucket'"
 
@@ -26,7 +26,7 @@ def lock_version(requests: Requests, versions: Versions, name: str, version_id: 
 
     Raises StoreUnfit, StoreUnavailable, or what boto3 raises.
     """
-    until = math.ceil(requests.now() + seconds)
+    until = math.ceil(requests.now() + seconds) + 1  # the server tells its time without fractions
     date = datetime.fromtimestamp(until, UTC)
     refusal: Exception | None = None
     try:

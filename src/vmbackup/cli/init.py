@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -265,11 +265,17 @@ def _refuse_unfit(store: "Store", lock: int | None) -> "ProbeResult":
 def _try_lock(store: "Store") -> None:
     """Lock something for a moment: a bucket that was not made for it, or keys that may not, are told now. StoreError.
 
-    What is put for it stays until a prune finds it.
+    What is locked for it stays until a prune finds it.
     """
+    from vmbackup.storage_backends import DeleteRefused
+
     key = f"probe/{secrets.token_hex(8)}"
     store.put(key, b"vmbackup probe: locked for a second\n")
-    store.lock(key, 1.0)
+    try:
+        store.lock(key, 1.0)
+    finally:
+        with suppress(DeleteRefused):
+            store.delete(key)
 
 
 def _secret(name: str, settings: "Settings") -> tuple["Secret", bool]:

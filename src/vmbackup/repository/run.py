@@ -314,6 +314,7 @@ class Run:
             "next_session_number": self._next,
             "features": [],
         }
+        public.pop("locked_until", None)  # of the original of a copy: what is said of another store
         rows = encode_table(table, self.uses)
         if self._locks:
             public |= self._extend(self._locks, self._main.draft(public, rows))

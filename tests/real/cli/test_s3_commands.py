@@ -252,6 +252,7 @@ def test_a_bucket_that_locks_nothing_is_refused(vmbackup: Program, ceph: Ceph) -
         True,
     )
     assert not (vmbackup.folder / "passphrase").exists()
+    assert client.list_objects_v2(Bucket=vmbackup.bucket)["KeyCount"] == 0
     client.close()
 
 

@@ -18,7 +18,7 @@ from tests.ram import RamDisk, RamGuest
 from tests.real.storage.policies import PRUNER, WRITER, policy
 from tests.unit.engine.kit import SECRET, RamKit
 from vmbackup.errors import AccessError, JobConflictError, UsageError
-from vmbackup.repository import locks
+from vmbackup.repository import condemned, locks
 from vmbackup.repository.cache import Cache
 from vmbackup.repository.collect import PruneOptions, PruneReport, prune
 from vmbackup.repository.repository import Repository
@@ -69,8 +69,10 @@ def locked(client: Any, bucket: str) -> dict[str, float]:
 
 def test_what_a_point_needs_is_locked(kit: RamKit, client: Any, locking: str) -> None:
     """And nothing that lives for a while only; the point says until when, which holds."""
-    write(kit)
     before = time.time()
+    made = locked(client, locking)
+    assert min(made.values()) >= before - 10 + DAYS * 60
+    write(kit)
     kit.backup()
     found = locked(client, locking)
     folders = {key.partition("/")[0] for key in found}
@@ -193,6 +195,9 @@ def test_a_refused_delete_is_forgotten(kit: RamKit, monkeypatch: pytest.MonkeyPa
     kit.disk().write(0, random.Random(9).randbytes(2 * MIB))
     kit.backup()
     forget(kit.repository, old.lineage, old.session)
+    with monkeypatch.context() as none_is_due:
+        none_is_due.setattr(condemned, "put", lambda *_: pytest.fail("what is young is not even condemned"))
+        assert _prune(kit.repository).locked_objects > 0
     monkeypatch.setattr("vmbackup.repository.collect.locks.seconds", lambda _: 0.0)  # since it was put
     report = _prune(kit.repository)
     assert (report.objects, report.bytes) == (0, 0)

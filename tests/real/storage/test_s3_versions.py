@@ -15,6 +15,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.lab.ceph import USERS, remove_bucket
+from tests.lab.fault_proxy import FaultProxy
 from tests.real.storage.policies import PRUNER, WRITER, policy
 from vmbackup.storage_backends import (
     DeleteRefused,
@@ -106,8 +107,11 @@ def test_a_delete_frees_every_version(
     assert told.get("DeleteMarkers", []) == []
     with pytest.raises(ObjectMissing):
         store.get("a")
-    store.put("a", b"three")
+    make_store(url=url).put("a", b"three")
     assert store.get("a") == b"three"
+    make_store(url=url).delete("a")
+    make_store(url=url).put("a", b"four")
+    assert store.get("a") == b"four"
 
 
 def test_more_versions_than_a_page(
@@ -186,6 +190,18 @@ def test_a_locked_object_stays(store: Store, client: Any, locking: str, prefix: 
     assert store.get("a") == b"one"
     with pytest.raises(ObjectMissing):
         store.lock("b", 1)
+
+
+def test_a_lock_carries_the_checksum_that_old_servers_want(
+    make_store: Callable[..., Store], settings: S3Settings, url: str, proxy: FaultProxy
+) -> None:
+    """Content-MD5, and none of those that boto3 would put in its place."""
+    store = make_store(replace(settings, endpoint=proxy.http), url)
+    store.put("a", b"one")
+    store.lock("a", 1)
+    [head] = [r.head.lower() for r in proxy.seen if r.method == "PUT" and b"retention" in r.head.split(b"\r\n")[0]]
+    assert b"\r\ncontent-md5: " in head
+    assert b"checksum" not in head
 
 
 def test_a_lock_that_the_server_forgets_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
