@@ -13,7 +13,7 @@ from vmbackup.repository.crypto import digest
 from vmbackup.repository.hookcache import HookCache
 from vmbackup.repository.index import open_root
 from vmbackup.repository.layout import Lineage, SessionRef
-from vmbackup.repository.points import PARTIAL, POINT, Point
+from vmbackup.repository.points import MOVES, PARTIAL, Point
 from vmbackup.storage_backends import StoreError
 
 if TYPE_CHECKING:
@@ -82,15 +82,15 @@ def _named(repository: "Repository", lineage: Lineage, sessions: list[bytes]) ->
             point = repository.read_point(lineage, session)
         except (DamageError, StoreError):
             continue  # others tell of it; its chunks are not found
-        if point is not None and point.kind in (POINT, PARTIAL):
+        if point is not None and point.kind != MOVES:
             refs |= {ref.session: ref for ref in _of(point)}
-            if point.kind == POINT:
+            if point.kind != PARTIAL:
                 break
     return refs
 
 
 def _of(point: Point) -> Iterable[SessionRef]:
-    return point.table.values() if point.kind == POINT else (point.own_ref(0),)
+    return (point.own_ref(0),) if point.kind == PARTIAL else point.table.values()
 
 
 def _hooks(repository: "Repository", group: str, ref: SessionRef) -> dict[int, bytes]:

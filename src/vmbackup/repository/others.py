@@ -16,7 +16,7 @@ from vmbackup.repository.maps import Extent, extents
 from vmbackup.repository.moves import Place
 from vmbackup.repository.nodes import ZERO
 from vmbackup.repository.placing import Placing
-from vmbackup.repository.points import POINT, Point
+from vmbackup.repository.points import PARTIAL, Point
 from vmbackup.repository.repository import PointList, Repository, newest
 from vmbackup.repository.usage import load, session_of
 
@@ -43,13 +43,13 @@ class History:
         self._runs: list[tuple[PackOf, int, int]] = []  # pack, first slot, chunks
         self._runs_of: dict[PackOf, list[int]] = {}
         for point in points:
-            if point.kind == POINT:
-                self.refs |= {ref.session: ref for ref in point.table.values()}
-                self._walk(catalog, point)
-            else:
+            if point.kind == PARTIAL:
                 ref = point.own_ref(0)
                 self.refs[ref.session] = ref
                 self.packs |= {PackOf(ref.session, n) for kind, n in catalog.root(ref).packs if kind == DATA}
+            else:
+                self.refs |= {ref.session: ref for ref in point.table.values()}
+                self._walk(catalog, point)
 
     def _walk(self, catalog: Catalog, point: Point) -> None:
         for disk in point.disks:
