@@ -9,7 +9,7 @@ from vmbackup.repository.crypto import GroupKeys, seal, unseal
 
 # A chunk id whose first byte is below this is a hook: one in 64.
 HOOK = 4
-# So much of an id is kept: of the hooks of 100 TiB two are equal by chance once in 600 repositories.
+# So much of an id is kept: of the hooks of 100 TiB two are equal by chance once in some 800 repositories.
 HOOK_BYTES = 8
 # A session of fewer hooks, some 64 MiB of the disk, is not worth a request to store them and one to fetch them.
 LEAST = 16
