@@ -172,10 +172,14 @@ def _named(found: "PointList", names: tuple[str, ...]) -> tuple[list["Point"], l
         if whole:
             named += whole
             histories = {point.lineage for point in whole}
-            unread = filter(None, map(place_of, found.damaged))
-            lost += ((*place, short_id(place[1])) for place in unread if place[0] in histories)
+            places = filter(None, map(place_of, found.damaged))
+            lost += ((*place, short_id(place[1])) for place in places if place[0] in histories)
             more = (*found.partials, *found.quarantined)
             lost += ((p.lineage, p.session, "") for p in more if p.lineage in histories)
+            continue
+        unread = [place for place in map(place_of, found.damaged) if place and place[1].hex() == name.lower()]
+        if unread:
+            lost.append((*unread[0], name))
             continue
         if doubtful := in_quarantine(found, name):
             lost.append((doubtful.lineage, doubtful.session, short_id(doubtful.session)))

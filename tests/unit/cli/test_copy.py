@@ -222,3 +222,20 @@ def test_a_replica_takes_no_other_realm(run: Run, kit: RamKit) -> None:
     assert run("--repository", "gone", "init").code == 0
     refused = run("copy", "--from", "gone", "--to", "offsite")
     assert (refused.code, "is a replica of another repository" in refused.err) == (1, True), refused.err
+
+
+@pytest.mark.parametrize("replica", [False, True])
+def test_a_copy_that_is_damaged_is_made_again(run: Run, kit: RamKit, tmp_path: Path, replica: bool) -> None:
+    """The damaged one is then forgotten by the last part of its name, and the whole one stays."""
+    assert run("--repository", "offsite", "init", *(("--replica-of", "local") if replica else ())).code == 0
+    run("copy", "--from", "local", "--to", "offsite")
+    (damaged, *_) = sorted(p for p in (tmp_path / "offsite" / "points").rglob("*") if p.is_file())
+    damaged.write_bytes(damaged.read_bytes()[:-1] + bytes((damaged.read_bytes()[-1] ^ 1,)))
+    assert run("--repository", "offsite", "list").code == 4
+    made = run("--json", "copy", "--from", "local", "--to", "offsite").json
+    assert [point["id"] for point in made["copied"]] == [kit.points()[-1].id]
+    assert run("--repository", "offsite", "forget", damaged.name).code == 0
+    listed = run("--repository", "offsite", "--json", "list")
+    assert (listed.code, {point["id"] for point in listed.json["points"]}) == (0, set(kit.kept))
+    assert run("--repository", "offsite", "prune").code == 0
+    assert run("--repository", "offsite", "verify", "--read-data").code == 0

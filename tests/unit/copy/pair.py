@@ -19,9 +19,9 @@ from vmbackup.storage_backends import Store, open_store
 class Pair:
     """`kit` has the guests; `there` is the other repository."""
 
-    def __init__(self, kit: RamKit, *, chunk_size: int = 4096, store: Store | None = None) -> None:
+    def __init__(self, kit: RamKit, *, chunk_size: int = 4096, place: str = "there") -> None:
         self.kit = kit
-        self.store = store or open_store(str(kit.root / "there"), create=True)
+        self.store = open_store(str(kit.root / place), create=True)
         self.there = self._made(chunk_size)
         self.copied: list[PointSummary] = []
 
