@@ -34,10 +34,9 @@ def source_runs(new: DiskMap, old: DiskMap | None) -> Iterator[SourceExtent]:
             if extent.session != KEEP:
                 yield SourceExtent(start, stop - start, Kind.ZERO if extent.session == ZERO else Kind.DATA)
                 continue
-            if start < known:
-                yield SourceExtent(start, min(stop, known) - start, Kind.UNCHANGED)
+            yield SourceExtent(start, min(stop, known) - start, Kind.UNCHANGED)
             if stop > known:  # the last chunk of a smaller disk was filled with zeros
-                yield SourceExtent(max(start, known), stop - max(start, known), Kind.ZERO)
+                yield SourceExtent(known, stop - known, Kind.ZERO)
     except DamageError as error:
         raise SourceDamageError.of(error) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from tests.unit.copy.pair import Pair, size
 from tests.unit.engine.kit import SECRET, RamKit
 from vmbackup.engine import point_disk
 from vmbackup.engine.copy import Copier, CopyOptions
+from vmbackup.engine.forget import Verdict
+from vmbackup.engine.forget import forget as forget_all
 from vmbackup.errors import AccessError, DamageError, NotFoundError, UsageError
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository, enrolling
 from vmbackup.repository.collect import PruneOptions, prune
+from vmbackup.repository.differences import DiskMap
+from vmbackup.repository.packs import PackBuilder
 from vmbackup.repository.points import Point
 from vmbackup.repository.session import Session
 from vmbackup.repository.tombstones import forget
@@ -78,6 +83,23 @@ def test_all_then_only_what_is_new(pair: Pair, monkeypatch: pytest.MonkeyPatch) 
     )
     assert pair.copy().skipped == 3
     assert 50_000 <= sum(read) <= 60_000  # what changed, in whole chunks
+    pair.check()
+
+
+def test_what_two_maps_share_is_not_read(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of maps of many leaves only those on the way to a change."""
+    monkeypatch.setattr("vmbackup.repository.maps.LEAF_SPAN", 65536)
+    pair.kit.disk().resize(8 * MIB)
+    pair.kit.disk().write(7 * MIB, random.Random(1).randbytes(MIB))
+    pair.kit.backup(full=True)
+    pair.copy()
+    change(pair.kit, 5, 4096)
+    pair.reopen()
+    loaded: list[int] = []
+    load = DiskMap.load
+    monkeypatch.setattr(DiskMap, "load", lambda self, ref, first: (loaded.append(first), load(self, ref, first))[1])
+    assert pair.copy().failed == []
+    assert 0 < len(loaded) < 20
     pair.check()
 
 
@@ -161,6 +183,33 @@ def test_a_damaged_point_is_named_and_the_others_are_copied(pair: Pair) -> None:
     assert found[middle.id].parent == found[oldest.id].session
     change(pair.kit, 5)
     pair.copy()
+    pair.check()
+
+
+def test_the_wreck_of_a_failed_copy_keeps_nothing_away(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it stored before it met damage becomes a partial; once that is collected, it is no forgotten copy."""
+    middle = pair.kit.points()[1]
+    read = point_disk.PointReader._read
+
+    def damaged(self: Any, offset: int, buffer: memoryview) -> None:
+        if self._map.point.id == middle.id:
+            time.sleep(0.01)  # for the thread that stores packs
+            if offset >= 500_000:
+                raise DamageError("damaged")
+        read(self, offset, buffer)
+
+    pair.kit.disk().write(300_000, random.Random(9).randbytes(300_000))
+    pair.kit.backup()
+    with monkeypatch.context() as patch:
+        patch.setattr(point_disk.PointReader, "_read", damaged)
+        patch.setattr("vmbackup.engine.worker.READ_BYTES", 16384)
+        patch.setattr("vmbackup.engine.packing.PackBuilder", lambda: PackBuilder(65536))
+        assert [name for name, _ in pair.copy().failed] == [middle.id]
+    assert [p.origin for p in pair.found().partials] == [middle.origin]
+    prune(pair.there, PruneOptions())
+    prune(pair.there, PruneOptions())
+    assert middle.origin in {session[:10] for session in pair.found().forgotten}
+    assert pair.copy().failed == []
     pair.check()
 
 
@@ -248,9 +297,7 @@ def test_two_copies_at_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None
     pair.check()
     prune(pair.there, PruneOptions())
     pair.check()
-    from vmbackup.engine.forget import Verdict
-    from vmbackup.engine.forget import forget as forget_all
-
+    assert pair.restored(twin) == pair.kit.kept[twin.id]
     forget_all(pair.there, [Verdict(found.points[0], ())], found.twins)
     assert twin.id not in {p.id for p in pair.found().points}
     assert pair.copy().skipped == 5
