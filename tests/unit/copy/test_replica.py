@@ -181,6 +181,20 @@ def test_it_is_forgotten_and_pruned_like_any_other(pair: ReplicaPair) -> None:
     assert not prune(pair.there, PruneOptions(dry_run=True)).objects
 
 
+def test_what_the_replica_has_is_not_taken_over_again(pair: ReplicaPair) -> None:
+    """Though the source has forgotten all that was copied: chunks are found by their ids, at their places."""
+    pair.copy()
+    for point in pair.kit.points():
+        forget(pair.kit.repository, point.lineage, point.session)
+    fourth = change(pair.kit, 4)
+    before = size(pair.store)
+    assert pair.copy().failed == []
+    assert 300_000 < size(pair.store) - before < 350_000
+    newest, *older = pair.found().points
+    assert (newest.id, len(older)) == (fourth, 3)
+    pair.check()
+
+
 def test_disks_that_grow_shrink_come_and_go(pair: ReplicaPair) -> None:
     chance = random.Random(4)
     for step in range(8):
@@ -263,11 +277,14 @@ def test_a_copy_that_contradicts_its_original_is_damage(pair: ReplicaPair) -> No
         return error.message
 
     path.write_bytes(forged(pair, newest))
+    newest = pair.found().points[0]
     pair.reopen()
     assert len(pair.found().points) == 3
     other = {"session": older.public["copied_from"]["session"], "digest": older.public["copied_from"]["digest"]}
     cut = newest.verbatim[:-1] + bytes((newest.verbatim[-1] ^ 1,))
+    itself = {"session": newest.session.hex(), "digest": newest.digest.hex()}
     for changes in (
+        {"original": itself, "verbatim": path.read_bytes()},
         {"verbatim": older.verbatim},
         {"original": other, "verbatim": older.verbatim},
         {"original": {**newest.public["copied_from"], "digest": "00" * 32}},
