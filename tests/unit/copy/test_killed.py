@@ -74,7 +74,7 @@ class Program:
         assert "Traceback" not in errors, errors
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.torture)])
 @pytest.mark.parametrize("kind", [Pair, ReplicaPair])
 def test_killed_copies(tmp_path: Path, kind: type[Pair], kills: int) -> None:
     """What was stored is found again: hardly more is stored than without the kills."""
