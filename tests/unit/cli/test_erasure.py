@@ -31,7 +31,8 @@ def test_a_forged_trash_does_not_keep_a_point_alive(run: Run, kit: RamKit) -> No
     assert run("prune").code == 0
     del kit.kept[point.id]
     kit.reopen()
-    kit.check_all()
+    assert [damage.object for damage in kit.verify().damaged] == [point.lineage.trash(point.session)]
+    assert {p.id: kit.restored(p) for p in kit.points()} == kit.kept
 
 
 def test_a_replicas_trash_counts_for_nothing_here(kit: RamKit) -> None:
