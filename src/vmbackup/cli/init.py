@@ -168,6 +168,7 @@ class _Made:
         from vmbackup.cli.output import say
 
         if self.lock is not None:
+            say()
             say("What is stored can be deleted by nobody before its lock ends, by you neither, and is paid for.")
 
 

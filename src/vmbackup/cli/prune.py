@@ -80,8 +80,9 @@ def _share(text: str | None) -> float:
     return percent / 100
 
 
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+def _until(report: "PruneReport") -> datetime:
+    """When the last of what is locked can go."""
+    return datetime.fromtimestamp(max(until for _, until in report.locked.values()), UTC)
 
 
 def _document(report: "PruneReport", *, dry_run: bool) -> dict[str, Any]:
@@ -99,9 +100,9 @@ def _document(report: "PruneReport", *, dry_run: bool) -> dict[str, Any]:
             "freed_bytes": report.repacked.freed_bytes,
         },
         "locked": {
-            "objects": report.locked_objects,
-            "bytes": report.locked_bytes,
-            "until": _time(report.locked_until).isoformat() if report.locked_until else None,
+            "objects": len(report.locked),
+            "bytes": sum(size for size, _ in report.locked.values()),
+            "until": _until(report).isoformat() if report.locked else None,
         },
         "kept_bytes": report.kept_bytes,
         "dry_run": dry_run,
@@ -124,10 +125,10 @@ def _text(report: "PruneReport", *, dry_run: bool) -> list[str]:
             if dry_run
             else f"Repacked: {copied} copied, so that about {format_size(packed.freed_bytes)} came free."
         )
-    if report.locked_objects:
-        locked = f"{counted(report.locked_objects, 'object')}, {format_size(report.locked_bytes)}"
-        until = local_time(_time(report.locked_until), seconds=False)
-        lines.append(f"{locked} that nothing needs are locked, the last until {until}.")
+    if report.locked:
+        locked = f"{counted(len(report.locked), 'object')}, {format_size(sum(s for s, _ in report.locked.values()))}"
+        until = local_time(_until(report), seconds=False)
+        lines.append(f"{locked}, are needed no more and locked, the last until {until}.")
     if report.left_objects:
         left = f"{counted(report.left_objects, 'object')}, {format_size(report.left_bytes)}"
         lines.append(f"{left} are left to the next call:")

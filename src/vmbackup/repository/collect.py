@@ -6,7 +6,7 @@ decides whom to take for dead, and a wrong guess costs that run, never data.
 
 import contextlib
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 
 from vmbackup.errors import AccessError, DamageError, UsageError
@@ -48,7 +48,7 @@ class PruneOptions:
 class PruneReport:
     """What a prune did, or with `dry_run` would do: numbers, and bytes of objects.
 
-    `locked_*`: what no restore point needs and object lock keeps, the last of it until then (seconds since 1970).
+    `locked`: by key what no restore point needs and object lock keeps: its bytes, and until when (seconds since 1970).
     `waited_for`: the pins of sessions that had not ended in time; then `left_*` is what the next call takes.
     `repacked`: what was copied out of mostly dead packs; what came free by that counts in `bytes` (not with `dry_run`).
     """
@@ -60,9 +60,7 @@ class PruneReport:
     left_bytes: int = 0
     kept_bytes: int = 0
     ended_sessions: int = 0
-    locked_objects: int = 0
-    locked_bytes: int = 0
-    locked_until: float = 0.0
+    locked: dict[str, tuple[int, float]] = field(default_factory=dict)
     waited_for: list[str] = field(default_factory=list)
     repacked: RepackReport = field(default_factory=RepackReport)
 
@@ -147,7 +145,8 @@ class _Cycle:
         if not self._options.dry_run:
             for name in self._unproved(candidates):
                 candidates.pop(name, None)
-        self._keep_locked(candidates, {n: self._locked[n] for n in candidates if n in self._locked})
+        for name in candidates.keys() & self._locked.keys():  # nobody waits for that: the next cycle decides anew
+            self._report.locked[name.key(self._group)] = candidates.pop(name), self._locked[name]
         taken = dict(sorted(candidates.items())[: condemned.MOST])
         self._count(listed, candidates, found)
         if self._options.dry_run:
@@ -242,13 +241,6 @@ class _Cycle:
                     self._locked[name] = until
         return listed
 
-    def _keep_locked(self, candidates: dict[ObjectName, int], until: dict[ObjectName, float]) -> None:
-        """Takes out what is locked: nobody waits for a lock to end, the next cycle decides anew."""
-        report = self._report
-        report.locked_objects += len(until)
-        report.locked_bytes += sum(candidates.pop(name) for name in until)
-        report.locked_until = max(report.locked_until, *until.values(), 0.0)
-
     def _refuse_unknown(self, listed: dict[ObjectName, int], found: PointList) -> None:
         """A session with an index, no commit and no pin has lost its restore point: what that needed is not known."""
         pinned = {session for session, _, _ in self._pins()}
@@ -331,33 +323,32 @@ class _Cycle:
             tables = [name for name in names if name.kind == TABLE]
             for name in tables:  # C7
                 tombstones.forget(self._repository, Lineage(self._group, name.lineage), name.session)
-            self._refused(names, self._delete(name for name in list(names) if name.kind != TABLE))
+            self._delete(names)
             return set(names)
         finally:
             self._store.delete(key)  # C8: nothing is deleted after it, whatever happened
 
-    def _delete(self, names: Iterable[ObjectName]) -> dict[ObjectName, float]:
-        """Deletes them; gives those that are locked, until when."""
-        locked: dict[ObjectName, float] = {}
-        for name in names:
+    def _delete(self, names: dict[ObjectName, int]) -> None:
+        """All but tables; takes out what is locked longer than since it was put, for a later point needed it."""
+        for name in [name for name in names if name.kind != TABLE]:
+            key = name.key(self._group)
             try:
-                self._store.delete(name.key(self._group))
+                self._store.delete(key)
             except DeleteRefused as error:
                 if error.until is None:
                     raise
-                locked[name] = error.until
-        return locked
-
-    def _refused(self, names: dict[ObjectName, int], locked: dict[ObjectName, float]) -> None:
-        report, size = self._report, sum(names[name] for name in locked)
-        report.objects, report.bytes = report.objects - len(locked), report.bytes - size
-        report.kept_bytes += size
-        self._keep_locked(names, locked)
+                self._keep({name: names[name]})
+                self._report.locked[key] = names.pop(name), error.until
 
     def _leave(self, names: dict[ObjectName, int]) -> None:
+        self._keep(names)
+        report, size = self._report, sum(names.values())
+        report.left_objects, report.left_bytes = report.left_objects + len(names), report.left_bytes + size
+
+    def _keep(self, names: dict[ObjectName, int]) -> None:
+        """Counts what was to go as kept."""
         report, size = self._report, sum(names.values())
         report.objects, report.bytes = report.objects - len(names), report.bytes - size
-        report.left_objects, report.left_bytes = report.left_objects + len(names), report.left_bytes + size
         report.kept_bytes, self.kept_bytes = report.kept_bytes + size, self.kept_bytes + size
 
     def _wait(self, waiting: dict[bytes, tuple[Lineage, Entry]]) -> list[str]:

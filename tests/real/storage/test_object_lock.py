@@ -17,6 +17,7 @@ from tests.lab.ceph import USERS
 from tests.ram import RamDisk, RamGuest
 from tests.real.storage.policies import PRUNER, WRITER, policy
 from tests.unit.engine.kit import SECRET, RamKit
+from vmbackup.cli.prune import _document, _text
 from vmbackup.errors import AccessError, JobConflictError, UsageError
 from vmbackup.repository import condemned, locks
 from vmbackup.repository.cache import Cache
@@ -176,13 +177,15 @@ def test_prune_leaves_what_is_locked_and_takes_it_later(
     forget(kit.repository, old.lineage, old.session)
     del kit.kept[old.id]
     report = _prune(kit.repository)
-    assert (report.objects, report.locked_objects > 0, report.locked_bytes > 0) == (0, True, True)
-    assert abs(report.locked_until - until) < 3
+    assert report.objects == 0
+    assert {size > 0 for size, _ in report.locked.values()} == {True}
+    last = max(end for _, end in report.locked.values())
+    assert abs(last - until) < 3
     assert kit.repository.exists(old.key)
     kit.check_all()
-    time.sleep(max(0.0, report.locked_until + 2 - time.time()))
+    time.sleep(max(0.0, last + 2 - time.time()))
     report = _prune(kit.repository)
-    assert (report.objects > 0, report.locked_objects) == (True, 0)
+    assert (report.objects > 0, report.locked) == (True, {})
     assert old.session.hex() not in str(client.list_object_versions(Bucket=locking))
     kit.check_all()
 
@@ -197,13 +200,16 @@ def test_a_refused_delete_is_forgotten(kit: RamKit, monkeypatch: pytest.MonkeyPa
     forget(kit.repository, old.lineage, old.session)
     with monkeypatch.context() as none_is_due:
         none_is_due.setattr(condemned, "put", lambda *_: pytest.fail("what is young is not even condemned"))
-        assert _prune(kit.repository).locked_objects > 0
+        assert _prune(kit.repository).locked
     monkeypatch.setattr("vmbackup.repository.collect.locks.seconds", lambda _: 0.0)  # since it was put
     report = _prune(kit.repository)
     assert (report.objects, report.bytes) == (0, 0)
-    assert report.locked_until > time.time()
-    assert report.locked_objects > 0
+    assert {end > time.time() for _, end in report.locked.values()} == {True}
     assert list(kit.repository.store.list("condemned/")) == []
+    told = _document(report, dry_run=False)["locked"]
+    assert (told["objects"], told["bytes"]) == (len(report.locked), sum(size for size, _ in report.locked.values()))
+    assert datetime.fromisoformat(told["until"]).timestamp() == max(end for _, end in report.locked.values())
+    assert any("locked, the last until" in line for line in _text(report, dry_run=False))
     assert report.kept_bytes == sum(e.size for f in ("data", "meta", "index") for e in kit.store.list(f"{f}/"))
 
 
