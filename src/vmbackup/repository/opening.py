@@ -109,6 +109,35 @@ def unlock(store: Store, secret: Secret, known: str, only: Container[str] | None
     )
 
 
+def settle(
+    store: Store, secret: Secret, config: RepositoryConfig, found: tuple[ReaderKeys, str]
+) -> tuple[ReaderKeys, str]:
+    """The keys of a slot in force that has those of the newest epoch, else of any in force; `found` was opened first.
+
+    A slot that was removed, and that the store has yet, opens nothing. Raises AccessError, DamageError.
+    """
+    keys_found, slot = found
+    in_force = not config.slots or slot in config.slots
+    if in_force and config.epoch in keys_found.epochs:
+        return found
+    best = found if in_force else None
+    left = set(config.slots) - {slot}
+    while left:
+        try:
+            other = unlock(store, secret, "", left)
+        except (AccessError, DamageError):
+            if best is None:
+                raise
+            break
+        if config.epoch in other[0].epochs:
+            return other
+        best = best or other
+        left.discard(other[1])
+    if best is None:
+        raise AccessError("this passphrase was removed from the repository", "use another one, or the recovery key")
+    return best
+
+
 def read_first(store: Store, identity: Identity) -> RepositoryConfig:
     """The config, as `read_config`; a writer's key says whether it belongs here at all. AccessError, NotFoundError."""
     try:

@@ -5,7 +5,7 @@ import os
 from datetime import UTC, datetime
 from typing import Any
 
-from vmbackup.errors import DamageError
+from vmbackup.errors import DamageError, RepositoryError
 from vmbackup.repository import enrolling, keys, residency
 from vmbackup.repository.catalog import fetch
 from vmbackup.repository.keys import Secret
@@ -82,6 +82,11 @@ def follow(source: Repository, target: Repository) -> list[str]:
     by_reader = source.can_read and target.can_read
     if by_reader:
         _follow_keys(source, target)
+    elif source.config.epoch > target.config.epoch:
+        raise RepositoryError(
+            f"the keys of {source.store.url} were rotated, and {target.store.url} has no key slot for them yet",
+            "run one 'vmbackup copy' to it where both open with the passphrase",
+        )
     ended = {writer.id: writer for writer in source.writers().values() if writer.revoked}
     open_there = [writer for writer in target.writers().values() if writer.id in ended and not writer.revoked]
     if by_reader:

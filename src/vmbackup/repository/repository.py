@@ -13,7 +13,7 @@ from vmbackup.repository.keyring import DEFAULT_GROUP, Keyring, being_made
 from vmbackup.repository.keys import Identity, ReaderKeys, Secret
 from vmbackup.repository.layout import Lineage
 from vmbackup.repository.objects import Objects
-from vmbackup.repository.opening import RepositoryConfig, read_first, unlock
+from vmbackup.repository.opening import RepositoryConfig, read_first, settle, unlock
 from vmbackup.repository.pointcache import PointCache
 from vmbackup.repository.points import MOVES, PARTIAL, POINT, Point
 from vmbackup.repository.trust import Trust
@@ -113,8 +113,8 @@ class Repository(Keyring):
         known = before.slot if before else ""
         identity, slot = (key, known) if isinstance(key, WriterKeys) else unlock(Objects(store), key, known)
         config = read_first(Objects(store), identity)
-        if isinstance(key, Secret) and config.slots and slot not in config.slots:  # removed, but the store has it yet
-            identity, slot = unlock(Objects(store), key, "", config.slots)
+        if isinstance(key, Secret) and isinstance(identity, ReaderKeys):
+            identity, slot = settle(Objects(store), key, config, (identity, slot))
         residency.check(config.allowed_endpoints, store.place)
         repository = cls(store, identity, config, trust)
         repository.slot = slot

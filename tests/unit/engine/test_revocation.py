@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -9,12 +10,16 @@ import pytest
 from tests.unit.engine.kit import RamKit
 from tests.unit.engine.test_writers import as_host, change, enrolled, kit
 from vmbackup.errors import AccessError, DamageError, NotFoundError, UsageError
-from vmbackup.repository import Repository, tombstones
+from vmbackup.repository import Repository, frames, tombstones
 from vmbackup.repository.collect import PruneOptions, prune
+from vmbackup.repository.crypto import DATA
 from vmbackup.repository.enrolling import new_writer, revoke
 from vmbackup.repository.enrolments import revocation_key
+from vmbackup.repository.moves import Move, encode
+from vmbackup.repository.points import MOVES, encode_table
 from vmbackup.repository.quarantine import quarantined
 from vmbackup.repository.resolve import resolve
+from vmbackup.repository.session import Session
 from vmbackup.repository.trust import Trust
 
 __all__ = ["kit"]
@@ -130,7 +135,11 @@ def test_a_revocation_that_the_store_hides_is_noticed(stolen: RamKit) -> None:
     """The config lists it: nothing of that writer counts then, and nothing is collected."""
     writer = next(w for w in stolen.repository.writers().values() if w.name == "host1")
     data = stolen.store.get(revocation_key(writer.id))
-    for put in (None, data[:-1] + bytes((data[-1] ^ 1,))):
+    (doubtful,) = stolen.repository.read_points().quarantined
+    document = frames.parse(data[20:-64], "revocation")
+    document["stands"][doubtful.lineage.id.hex()] += doubtful.session.hex()
+    another = frames.sign_document(b"WRVK", document, stolen.repository.reader.signing)  # of a replica, it may be
+    for put in (None, data[:-1] + bytes((data[-1] ^ 1,)), another):
         stolen.store.delete(revocation_key(writer.id))
         if put:
             stolen.store.put(revocation_key(writer.id), put)
@@ -206,3 +215,34 @@ def test_who_cannot_be_revoked(kit: RamKit) -> None:
     with pytest.raises(AccessError):
         revoke(kit.repository, "host1")
 
+
+def test_what_a_pruner_moved_holds_and_what_it_moves_since_does_not(kit: RamKit) -> None:
+    """Its tables of before carry points whose old packs are gone; a later one is in quarantine and leads nowhere."""
+    for seed in (2, 3):
+        kit.disk().write(0, random.Random(seed).randbytes(8 * 1024))
+        kit.backup()
+    keys = enrolled(kit, "pruner", role="prune")
+    pruner = Repository.open(kit.store, keys, Trust(None))
+    oldest = kit.points()[-1]
+    tombstones.forget(pruner, oldest.lineage, oldest.session)
+    del kit.kept[oldest.id]
+    prune(pruner, PruneOptions(repack_below=1.0))
+    assert len(kit.repository.read_points().moves) == 1
+    revoke(kit.repository, "pruner")
+    kit.reopen()
+    kit.check_all()
+    ref = kit.points()[0].own_ref(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Repository, "check_enrolled", lambda _: None)
+        session = Session(pruner, kit.points()[0].lineage, 0, "thief")
+        session.pin()
+        own = session.close_index()
+        table = encode_table({1: ref, 2: own._replace(number=2)}, {})
+        session.commit({"features": []}, table + encode([Move(DATA, 1, 0, 0, 1, 2, 0, 0)]), [], MOVES)
+    kit.reopen()
+    found = kit.repository.read_points()
+    assert (len(found.moves), [p.kind for p in found.quarantined]) == (1, [MOVES])
+    kit.check_all()
+    prune(kit.repository, PruneOptions(wait=0.0))
+    kit.reopen()
+    kit.check_all()

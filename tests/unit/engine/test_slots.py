@@ -9,11 +9,12 @@ import pytest
 
 from tests.unit.engine.kit import SECRET, RamKit
 from tests.unit.engine.test_writers import as_host, change, enrolled, kit
-from vmbackup.errors import AccessError, DamageError, NotFoundError, UsageError
+from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryError, UsageError
 from vmbackup.repository import Repository, slots
 from vmbackup.repository.keys import ReaderKeys, Secret, read_slot, unwrap
+from vmbackup.repository.replica import follow, make_replica
 from vmbackup.repository.trust import Trust
-from vmbackup.storage_backends import DeleteRefused
+from vmbackup.storage_backends import DeleteRefused, open_store
 
 __all__ = ["kit"]
 
@@ -282,3 +283,39 @@ def test_a_slot_that_the_store_takes_away_is_told_and_no_access_error(kit: RamKi
     kit.store.delete(f"keys/{kit.repository.slot}")
     with pytest.raises(DamageError, match="which this host used before"):
         kit.reopen()
+
+
+def replica_of(kit: RamKit) -> Repository:
+    store = open_store(str(kit.root / "replica"), create=True)
+    return make_replica(kit.repository, store, SECRET, Trust(None), "replica")
+
+
+def test_a_replica_gets_the_slots_in_force_only(kit: RamKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    slot = slots.add(kit.repository, NEW, "ops")
+
+    def refuse(key: str) -> None:
+        raise DeleteRefused(key, None)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kit.repository.store, "delete", refuse)
+        slots.remove(kit.repository, slot)
+    assert slot in stored(kit)
+    replica = replica_of(kit)
+    assert slot not in replica.config.slots
+    assert [e.key for e in replica.store.list("keys/") if slot in e.key] == []
+
+
+def test_a_replica_takes_what_was_stored_since_a_rotation_only_with_keys_for_it(kit: RamKit) -> None:
+    """Else nobody could read the copies, were the original lost."""
+    replica, keys = replica_of(kit), enrolled(kit, "host1")
+    follow(kit.repository, replica)
+    slots.rotate(kit.repository, SECRET, lambda _: None)
+    as_writer = (Repository.open(r.store, keys, Trust(None)) for r in (kit.repository, replica))
+    with pytest.raises(RepositoryError, match="were rotated"):
+        follow(*as_writer)
+    with pytest.raises(RepositoryError, match="a replica has the keys"):
+        slots.rotate(replica, SECRET, lambda _: None)
+    follow(kit.repository, replica)
+    again = Repository.open(replica.store, SECRET, Trust(None))
+    assert (again.config.epoch, sorted(again.reader.epochs)) == (2, [1, 2])
+    follow(*(Repository.open(r.store, keys, Trust(None)) for r in (kit.repository, replica)))
