@@ -36,7 +36,7 @@ def read(repository: "Repository", lineage: Lineage, known: frozenset[bytes]) ->
         return None
     for session in known & there:
         with contextlib.suppress(DamageError):
-            if point := repository.read_point(lineage, session):
+            if (point := repository.read_point(lineage, session)) and _counts(repository, point):
                 found[session] = point.move_table()
     gone = tombstones.trashed(repository, lineage.group, lineage).keys() | tombstones.dead(repository, lineage.group)
     return [table for session, table in found.items() if session not in gone]

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.engine.kit import RamKit
 from tests.unit.engine.test_writers import as_host, change, enrolled, kit
 from vmbackup.errors import AccessError, DamageError, NotFoundError, UsageError
-from vmbackup.repository import Repository, frames, tombstones
+from vmbackup.repository import Repository, frames, tables, tombstones
 from vmbackup.repository.collect import PruneOptions, prune
 from vmbackup.repository.crypto import DATA
 from vmbackup.repository.enrolling import new_writer, revoke
@@ -242,6 +242,10 @@ def test_what_a_pruner_moved_holds_and_what_it_moves_since_does_not(kit: RamKit)
     kit.reopen()
     found = kit.repository.read_points()
     assert (len(found.moves), [p.kind for p in found.quarantined]) == (1, [MOVES])
+    known = (frozenset(), frozenset(p.session for p in found.quarantined))
+    for sessions in known:
+        read = tables.read(kit.repository, found.moves[0].lineage, sessions) or []
+        assert [table.session for table in read] == [found.moves[0].session]
     kit.check_all()
     prune(kit.repository, PruneOptions(wait=0.0))
     kit.reopen()
