@@ -13,7 +13,7 @@ from tests.ram import RamDisk, RamGuest
 from tests.unit.engine.kit import RamKit
 from vmbackup.engine.verify import verify
 from vmbackup.progress import Silent
-from vmbackup.repository import condemned, damage, hooks
+from vmbackup.repository import condemned, damage, dedup, hooks
 from vmbackup.repository.cache import Cache
 from vmbackup.repository.collect import PruneOptions, prune
 from vmbackup.repository.condemned import ObjectName
@@ -256,3 +256,28 @@ def test_a_small_session_has_no_hooks_to_fetch(hosts: Hosts) -> None:
     hosts.backup("small")
     assert len(list(hosts.kit.store.list("index/"))) - before == 2, "a part and a root"
     assert len(few) < hooks.LEAST * 64 * 4096
+
+
+def test_chunks_that_a_repack_moved(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hooks of a session whose packs were rewritten lead to where its chunks lie now, on any host (rule W5)."""
+    monkeypatch.setattr(hooks, "HOOK", 64)
+    monkeypatch.setattr(dedup, "HOOK", 64)
+    monkeypatch.setattr("vmbackup.engine.packing.PackBuilder", lambda: PackBuilder(MIB))
+    disk = hosts.guest("second", random.Random(5).randbytes(SIZE))
+    hosts.backup("second")
+    old = bytes(disk.data)
+    for at in range(0, SIZE, 2 * MIB):
+        disk.write(at, random.Random(at).randbytes(MIB + MIB // 2))
+    hosts.backup("second")
+    _, first = hosts.points("second")
+    forget(hosts.kit.repository, first.lineage, first.session)
+    hosts.prune()
+    assert hosts.kit.repository.read_points().moves
+    hosts.on("host-b")
+    hosts.guest("third", old)
+    kept = SIZE // 4
+    assert hosts.backup("third").disks[0].stored_bytes < SIZE - kept // 2
+    hosts.prune()
+    hosts.check("third", old)
+    hosts.forget("second")
+    hosts.check("third", old)
