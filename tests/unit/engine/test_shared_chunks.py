@@ -122,18 +122,57 @@ def test_moved_content_of_the_own_guest_is_found(hosts: Hosts) -> None:
 
 
 def test_a_run_that_was_killed_and_another_guest(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failed run's partial serves other guests too, as long as it stands."""
-    hosts.guest("failing", random.Random(4).randbytes(SIZE))
+    """A failed run's partial serves other guests as long as it stands, beside the point that was there before."""
+    before, stored = (random.Random(seed).randbytes(SIZE) for seed in (3, 4))
+    disk = hosts.guest("failing", before)
+    hosts.backup("failing")
+    disk.write(0, stored)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(Run, "commit", lambda *_: 1 // 0)
         hosts.backup("failing")
     hosts.on("host-b")
-    hosts.guest("second", random.Random(4).randbytes(SIZE))
+    hosts.guest("second", stored)
     assert hosts.backup("second").disks[0].stored_bytes < LITTLE
+    hosts.guest("third", before)
+    assert hosts.backup("third").disks[0].stored_bytes < LITTLE
     for partial in hosts.kit.repository.read_points().partials:
         forget(hosts.kit.repository, partial.lineage, partial.session)
     hosts.prune()
-    hosts.check("second", random.Random(4).randbytes(SIZE))
+    hosts.check("second", stored)
+
+
+def test_packs_are_looked_up_ahead(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a guest's map leads on from packs that hit, the following ones need no hook."""
+    monkeypatch.setattr(hooks, "HOOK", 32)
+    monkeypatch.setattr(dedup, "HOOK", 32)
+    monkeypatch.setattr("vmbackup.engine.packing.PackBuilder", lambda: PackBuilder(MIB))
+    data = random.Random(5).randbytes(SIZE)
+    hosts.guest("second", data)
+    hosts.backup("second")
+    hosts.kit.repository.cache.change(("DELETE FROM hooks WHERE pack > 0", [()]))
+    hosts.guest("third", data)
+    assert hosts.backup("third").disks[0].stored_bytes < MIB
+    hosts.check("third", data)
+
+
+def test_of_other_histories_sessions_alone_are_listed(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run over a map with others' packs does not list all that those ever stored."""
+    disk = hosts.guest("second")
+    hosts.backup("second")
+    disk.write(0, b"changed")
+    listed: list[str] = []
+    original = hosts.kit.store.list
+
+    def spy(prefix: str, after: str = "") -> object:
+        listed.append(prefix)
+        return original(prefix, after)
+
+    monkeypatch.setattr(hosts.kit.store, "list", spy)
+    hosts.backup("second")
+    (first,) = hosts.points("first")
+    assert first.lineage.prefix("data", first.session) in listed
+    assert first.lineage.prefix("data") not in listed
+    assert not [prefix for prefix in listed if prefix.startswith(first.lineage.prefix("meta"))]
 
 
 def only_pack(hosts: Hosts) -> ObjectName:
@@ -239,6 +278,7 @@ def test_a_hostile_cache_leads_to_no_wrong_chunk(hosts: Hosts, seed: int) -> Non
         ("DELETE FROM hooks WHERE hook % ? = 0", [(2 + seed,)]),
         ("INSERT OR IGNORE INTO hooks VALUES (?, ?, ?)", [*lies, *wrong]),
         ("INSERT OR IGNORE INTO members VALUES (?, 'default', ?)", [(n, chance.randbytes(16)) for n in sessions]),
+        ("INSERT OR IGNORE INTO members VALUES (?, 'default', 'text')", [(n,) for n in sessions]),
         ("INSERT OR IGNORE INTO sessions VALUES (77, ?, 'many')", [(chance.randbytes(16),)]),
         ("UPDATE hooks SET pack = 'text' WHERE hook % 5 = ?", [(seed % 5,)]),
     )

@@ -167,6 +167,16 @@ def test_another_schema_is_made_anew(kit: RamKit, tmp_path: Path) -> None:
         assert len(kit.repository.cache.rows("SELECT * FROM points")) == POINTS
 
 
+def test_a_broken_file_is_made_anew(kit: RamKit, tmp_path: Path) -> None:
+    """What is no cache, or damaged beyond use, is put away by the next one who opens it."""
+    path = tmp_path / "broken.sqlite"
+    path.write_bytes(random.Random(1).randbytes(100_000))
+    kit.repository.cache = Cache(path)
+    assert kit.repository.cache, kit.repository.cache.problem
+    assert len(kit.points()) == POINTS
+    assert len(kit.repository.cache.rows("SELECT * FROM points")) == POINTS
+
+
 def test_several_at_once(tmp_path: Path) -> None:
     """Many that write and read the same file, each with a connection of its own, as processes have."""
     problems: list[str] = []
