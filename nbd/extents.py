@@ -1,5 +1,6 @@
 """Which parts of a disk are data, zeros or unchanged: read from a server run by run, never held whole."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from vmbackup.nbd.request import Columns
 # Bytes: dirty runs that lie closer together share one request for their allocation. A request costs as
 # much as qemu-nbd's look at 90 extents (50 us), which is 6 MiB of a wholly fragmented image of 64 KiB clusters.
 NEAR = 4 << 20
+# Bytes that each reply must tell of on average, after so many: QEMU tells of a sector at least, mostly of far more.
+LEAST, FREE_REPLIES = 512, 1000
 MOST_NEAR = 4096  # dirty runs that are held for that
 
 
@@ -151,10 +154,18 @@ def _dirty(
 
 
 def _replies(client: NbdClient, context: str, start: int, end: int) -> Iterator[Columns]:
-    """One context's extents over [start, end), a reply at a time. Each brings progress, or raised."""
+    """One context's extents over [start, end), a reply at a time. Each brings progress, or raised.
+
+    Raises ExtentsError where replies go on to bring next to none.
+    """
     if context not in client.contexts:
         raise ValueError(f"the connection lacks the context {context}")
-    while start < end:
+    begin = start
+    for replies in itertools.count():
+        if start >= end:
+            return
+        if replies > FREE_REPLIES and start - begin < replies * LEAST:
+            raise ExtentsError(f"{replies} replies about {context} tell of {start - begin} bytes alone")
         columns = client.block_status_columns(start, min(end - start, p.MAX_STATUS))[context]
         yield columns
         start += sum(columns[0])

@@ -1,6 +1,7 @@
 """Checks of `doctor` that need no hypervisor: the configuration, its files, the repository, the clock."""
 
 import os
+import shlex
 import shutil
 import stat
 from collections.abc import Iterator
@@ -41,15 +42,16 @@ def _secret_files(repository: "Settings") -> tuple[Path | None, ...]:
 
 def _private(path: Path, name: str, forbidden: int, well: str, wrong: str) -> Check:
     """Whether nobody but the owner (this user or root) has the `forbidden` permissions on `path`."""
+    quoted = shlex.quote(str(path))
     try:
         found = path.stat()
     except OSError as error:
-        return Check(name, str(path), "fail", f"cannot be looked at: {error.strerror}", f"ls -l {path}")
+        return Check(name, str(path), "fail", f"cannot be looked at: {error.strerror}", f"ls -l {quoted}")
     mode = stat.S_IMODE(found.st_mode)
     if found.st_uid not in (0, os.geteuid()):
-        return Check(name, str(path), "fail", "belongs to another user", f"chown root:root {path}")
+        return Check(name, str(path), "fail", "belongs to another user", f"chown root:root {quoted}")
     if mode & forbidden:
-        fix = f"chmod {'go-w' if forbidden == 0o022 else '600'} {path}"
+        fix = f"chmod {'go-w' if forbidden == 0o022 else '600'} {quoted}"
         return Check(name, str(path), "fail" if mode & 0o002 else "warn", f"mode {mode:04o}: {wrong}", fix)
     return Check(name, str(path), "ok", well)
 
@@ -77,7 +79,7 @@ def repository_checks(config: "Config", name: str) -> Iterator[Check]:
 
     _, settings = access.named_repository(config, name)
     in_bucket = settings.url.startswith("s3://")
-    init = f"vmbackup --repository {name} init"
+    init = f"vmbackup --repository {shlex.quote(name)} init"
     try:
         store = access.open_store_of(settings)
         try:
@@ -103,10 +105,10 @@ def repository_checks(config: "Config", name: str) -> Iterator[Check]:
         return
     if found.damaged:
         message = f"restore points that cannot be read: {len(found.damaged)} ({found.damaged[0].message})"
-        yield Check("repository", name, "fail", message, f"vmbackup --repository {name} verify")
+        yield Check("repository", name, "fail", message, f"vmbackup --repository {shlex.quote(name)} verify")
     elif found.quarantined:
         message = f"in quarantine, for their writer was revoked: {len(found.quarantined)}"
-        yield Check("repository", name, "warn", message, f"vmbackup --repository {name} list")
+        yield Check("repository", name, "warn", message, f"vmbackup --repository {shlex.quote(name)} list")
     else:
         yield Check("repository", name, "ok", f"{repository.id} opened, restore points: {len(found.points)}")
     if days := repository.config.object_lock_days:
@@ -139,7 +141,7 @@ def _verified_check(state_dir: Path, name: str, repository: str, points: list["P
     """When this host last verified the repository, and whether damage is known."""
     from vmbackup.engine.verified import recall
 
-    verify, repair = f"vmbackup --repository {name} verify", f"vmbackup --repository {name} repair"
+    verify, repair = (f"vmbackup --repository {shlex.quote(name)} {command}" for command in ("verify", "repair"))
     kept, now = recall(state_dir, name, repository), datetime.now(UTC)
     if kept and kept.damaged:
         return Check("verified", name, "warn", f"objects known to be damaged: {len(kept.damaged)}", repair)

@@ -1,5 +1,6 @@
 """Checks of `doctor` on a store: what it does, what is set for its bucket, what the access key may do, its clock."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ def store_checks(name: str, url: str, probe: "ProbeResult", changes: Sequence["C
     """What `doctor` says of the store of repository `name`."""
     yield _store_check(name, url, probe)
     for change in changes:
-        fix = f"find out who changed it; if it was meant: rm {change.file}"
+        fix = f"find out who changed it; if it was meant: rm {shlex.quote(str(change.file))}"
         yield Check("store", name, "warn", f"{url} {change.what}", fix)
     if probe.bucket is not None:
         yield _bucket_check(name, probe.bucket)

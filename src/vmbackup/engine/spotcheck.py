@@ -53,7 +53,7 @@ def _samples(run: Run, source: DiskSource, disk: DiskRecord, others: Sequence[Di
         if clean := _clean(source, disk, extent):
             yield _chunk(extent, clean[-1])
             break
-    for _ in range(_RANDOM):
+    for _ in range(_RANDOM if disk.root.chunks else 0):
         start = secrets.randbelow(disk.root.chunks)
         found = next((e for e in extents(disk.root, load, start) if e.session != ZERO), None)
         if found is None:

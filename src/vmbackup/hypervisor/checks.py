@@ -1,6 +1,7 @@
 """What doctor asks of a host and its domains: each check is one line, with the command that mends it."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def check_host(connection: Connection, places: Places) -> list[Check]:
 def check_domain(connection: Connection, places: Places, store: IntentStore, info: DomainInfo) -> list[Check]:
     """The conditions of one domain and its disks; changes nothing."""
     if not info.active:
-        fix = f"virsh start {info.name}"
+        fix = f"virsh start {shlex.quote(info.name)}"
         return [Check("running", info.name, "warn", f"it is {info.state}: only a running domain is backed up", fix)]
     found = [Check("running", info.name, "ok", f"it is {info.state}")]
     try:
@@ -74,7 +75,7 @@ def check_domain(connection: Connection, places: Places, store: IntentStore, inf
     stale = store.of_domain(info.uuid)
     if stale:
         message = f"{len(stale)} runs ended without cleaning up (session {stale[-1].session})"
-        found.append(Check("dead-runs", info.name, "warn", message, f"vmbackup backup {info.name}"))
+        found.append(Check("dead-runs", info.name, "warn", message, f"vmbackup backup {shlex.quote(info.name)}"))
     return found
 
 
@@ -102,10 +103,9 @@ def _job(domain: Any, info: DomainInfo) -> Check:
     socket = cleanup.active_job_socket(domain) or ""
     if socket.rpartition("/")[2].startswith(PREFIX):
         message = f"a backup job of a run that is dead goes on (socket {socket}): it fills scratch space"
-        return Check("jobs", info.name, "warn", message, f"vmbackup purge {info.name}")
-    return Check(
-        "jobs", info.name, "warn", "another job runs: no backup until it ends", f"virsh domjobinfo {info.name}"
-    )
+        return Check("jobs", info.name, "warn", message, f"vmbackup purge {shlex.quote(info.name)}")
+    fix = f"virsh domjobinfo {shlex.quote(info.name)}"
+    return Check("jobs", info.name, "warn", "another job runs: no backup until it ends", fix)
 
 
 def _disk(info: DomainInfo, disk: DomainDisk) -> Check:

@@ -1,6 +1,7 @@
 """The disks of a domain as its XML tells them, each with the reason when it is left out."""
 
 import os
+import shlex
 import stat
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +119,8 @@ def _untracked(info: DiskInfo, image: ImageInfo | None) -> tuple[str | None, str
     if info.format != "qcow2":
         return f"a {info.format} image has no dirty bitmap", None
     if image and not image.holds_bitmaps:
-        return "qcow2 v2 (compat 0.10) has no dirty bitmap", f"qemu-img amend -f qcow2 -o compat=1.1 {info.path}"
+        cure = f"qemu-img amend -f qcow2 -o compat=1.1 {shlex.quote(info.path)}"
+        return "qcow2 v2 (compat 0.10) has no dirty bitmap", cure
     return None, None
 
 

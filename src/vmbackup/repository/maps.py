@@ -173,7 +173,7 @@ class MapUpdater:
         cursor = _Cursor(runs)
         refs: list[Ref] = []
         level = start = 0
-        if old is not None:
+        if old is not None and old.chunks:
             level, start = old.level, old.chunks
             self._unname(old)
             refs = self._rebuild(old, 0, cursor)
@@ -184,7 +184,7 @@ class MapUpdater:
             refs = self._group(refs, 0, level)
         if not cursor.at_end():
             raise ValueError("the runs go on beyond the disk's end")
-        root = refs[0]
+        root = refs[0] if refs else zero_ref(0, 0)
         if root.session != ZERO:
             self.uses[root.session] += 1
         return root

@@ -171,7 +171,9 @@ class Run:
         self, found: PointList, doomed: set[ObjectName], choose: Callable[[list[Point]], Point | None]
     ) -> None:
         """The parent, its session table, and the chunks of killed runs."""
-        self.warnings += [error.message for error in found.damaged]
+        if found.damaged:
+            many = f"{len(found.damaged)} restore points of this guest cannot be read, among them: "
+            self.warnings.append((many if len(found.damaged) > 1 else "") + found.damaged[0].message)
         self.points, self.forgotten = found.points, found.forgotten
         damaged = set(damage.read(self.repository.store, self.lineage.group).values())
         self.parent = parent = choose(found.points)

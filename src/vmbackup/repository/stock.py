@@ -94,6 +94,12 @@ class Lost:
         return {number for number, _, _ in self._packs} | self._sessions.keys()
 
     @property
+    def told(self) -> list[str]:
+        """What is missing or damaged, a sentence each."""
+        errors = [*self._sessions.values(), *(e for e in self._packs.values() if isinstance(e, DamageError))]
+        return sorted({error.message for error in errors})
+
+    @property
     def damaged(self) -> set[str]:
         """The keys of packs that are missing or damaged."""
         return {error.object_key or "" for error in self._packs.values() if isinstance(error, DamageError)}

@@ -1,5 +1,6 @@
 """`doctor`: one line a check with the command that mends it; 1 with a FAIL, 3 with a WARN."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vmbackup.cli import access
+from vmbackup.cli import access, checks
 from vmbackup.errors import HypervisorError, NotFoundError
 from vmbackup.hypervisor import Check
 from vmbackup.hypervisor.source import DomainInfo
@@ -147,3 +148,14 @@ def test_the_last_verification(run: Run, host: list[Check], repository: Path, mo
     (repository / "config.copy" / "1").unlink()
     assert run("verify").code == 4
     assert told() == ("warn", "objects known to be damaged: 1")
+
+
+def test_commands_are_quoted(tmp_path: Path) -> None:
+    """What mends a file of an odd name can be pasted into a shell."""
+    path = tmp_path / "it's; a $(key)"
+    path.write_text("x")
+    path.chmod(0o666)
+    fix = checks._private(path, "secret", 0o077, "well", "wrong").fix
+    assert shlex.split(fix) == ["chmod", "600", str(path)]
+    missing = tmp_path / "no such"
+    assert shlex.split(checks._private(missing, "secret", 0o077, "", "").fix) == ["ls", "-l", str(missing)]

@@ -14,7 +14,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.torture.scale import CHUNK, Writer
 from tests.unit.engine.kit import RamKit
+from vmbackup.engine.backup import BackupOptions
+from vmbackup.engine.plan import plan
 from vmbackup.errors import DamageError
+from vmbackup.hypervisor.plan import Plan
 from vmbackup.repository import packs, points
 from vmbackup.repository.crypto import DATA, derive, seal
 from vmbackup.repository.nodes import Run
@@ -62,6 +65,44 @@ def test_a_map_that_points_outside_a_pack(kit: RamKit, lie: Callable[[Run], Run]
         kit.restored(lying)
     honest = next(point for point in kit.points() if point.id != lying.id)
     assert kit.restored(honest) == kit.kept[honest.id]
+
+
+def test_a_disk_of_no_bytes(tmp_path: Path) -> None:
+    """It is backed up, restored as an empty image, grows and shrinks to nothing."""
+    kit = RamKit(tmp_path, {"vda": 0, "vdb": 2 * CHUNK})
+    sizes = [0, 0, 3 * CHUNK, 0, CHUNK // 2]
+    for size in sizes:
+        kit.disk().resize(size)
+        kit.disk().write(0, bytes([7]) * size)
+        kit.backup()
+    kit.check_all()
+    assert [point.disks[0].virtual_size for point in reversed(kit.points())] == sizes
+
+
+def test_damaged_points_are_one_warning(kit: RamKit) -> None:
+    """However many of the guest's points cannot be read, its backups say so in one line."""
+    for number in range(3):
+        kit.disk().write(number * CHUNK, b"a change")
+        kit.backup()
+    for point in kit.points()[1:]:
+        path = kit.root / "repository" / point.key
+        path.write_bytes(path.read_bytes()[:-1])
+    kit.disk().write(0, b"again")
+    told = [warning for warning in kit.backup().warnings if "cannot be read" in warning]
+    assert len(told) == 1
+    assert told[0].startswith("3 restore points of this guest cannot be read, among them: points/")
+
+
+def test_a_dry_run_tells_what_is_lost(kit: RamKit) -> None:
+    """A pack that is gone would be read again: that stands in the plan's notes."""
+    host: Any = kit.host
+    host.plan = lambda domain, *_args, **_options: Plan(domain, (), None, notes=("a note",))
+    assert plan(host, kit.repository, "guest", BackupOptions()).notes == ("a note",)
+    (pack,) = [path for path in (kit.root / "repository" / "data").rglob("*") if path.is_file()]
+    pack.unlink()
+    first, lost = plan(host, kit.repository, "guest", BackupOptions()).notes
+    assert first == "a note"
+    assert lost.endswith(f"{pack.name} is missing: what the guest has of it would be read again")
 
 
 def signed_by(kit: RamKit, point: Point, writer: WriterKey) -> bytes:

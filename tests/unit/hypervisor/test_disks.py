@@ -95,6 +95,8 @@ def test_the_old_format_has_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     disk = read(f"<disk type='file' device='disk'>{GOOD}</disk>", monkeypatch, old)
     assert disk.untracked
     assert disk.cure == "qemu-img amend -f qcow2 -o compat=1.1 /a.qcow2"
+    odd = read(f"<disk type='file' device='disk'>{GOOD.replace('/a.qcow2', '/a b;c.qcow2')}</disk>", monkeypatch, old)
+    assert odd.cure == "qemu-img amend -f qcow2 -o compat=1.1 '/a b;c.qcow2'"
 
 
 def test_network_and_volume_disks(monkeypatch: pytest.MonkeyPatch) -> None:

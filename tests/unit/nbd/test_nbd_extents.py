@@ -123,6 +123,29 @@ def test_a_clean_tebibyte_is_one_run_of_512_calls() -> None:
     assert bitmap.asked == 512
 
 
+def test_replies_that_bring_next_to_nothing_are_not_waited_for() -> None:
+    """A server that tells of a byte at a time would take years for a disk; small replies now and then are fine."""
+    asked = 0
+
+    class Slow:
+        contexts = (p.BASE_ALLOCATION,)
+
+        def block_status_columns(self, _offset: int, length: int) -> dict[str, tuple[list[int], list[int]]]:
+            nonlocal asked
+            asked += 1
+            told = min(length, self.step)
+            return {p.BASE_ALLOCATION: ([told], [0])}
+
+        step = 1
+
+    slow = Slow()
+    with pytest.raises(ExtentsError, match="alone"):
+        list(extents(slow, None, 0, 1 << 44, None))
+    assert asked < 1100
+    slow.step = 512
+    assert list(extents(slow, None, 0, 1 << 20, None)) == [Extent(0, 1 << 20, DATA)]
+
+
 def test_a_context_that_is_not_there_never_means_clean() -> None:
     bitmap = Reports({p.BASE_ALLOCATION: [0]})
     for name in (BITMAP, None):
