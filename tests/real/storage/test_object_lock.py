@@ -18,7 +18,7 @@ from tests.ram import RamDisk, RamGuest
 from tests.real.storage.policies import PRUNER, WRITER, policy
 from tests.unit.engine.kit import SECRET, RamKit
 from vmbackup.cli.prune import _document, _text
-from vmbackup.errors import AccessError, JobConflictError, UsageError
+from vmbackup.errors import AccessError, DamageError, JobConflictError, UsageError
 from vmbackup.repository import condemned, locks
 from vmbackup.repository.cache import Cache
 from vmbackup.repository.collect import PruneOptions, PruneReport, prune
@@ -289,3 +289,22 @@ def test_a_server_without_put_if_absent_is_pruned_only_by_a_promise(
         look(tmp_path / "state", kit.store)
     assert prune(kit.repository, PruneOptions(wait=0, exclusive=True)).objects > 0
     kit.check_all()
+
+
+@pytest.mark.torture
+def test_what_cannot_be_locked_is_a_warning(kit: RamKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The point is made all the same, promises nothing, and the next one extends everything."""
+    write(kit)
+    kit.backup()
+
+    def missing(*_: object) -> None:
+        raise DamageError("data/x is missing")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(locks.RunLocks, "_lock", missing)
+        broken.setattr(locks.RunLocks, "_promised", lambda *_: 0.0)
+        made = kit.backup()
+    assert [w for w in made.warnings if "could be locked: data/x is missing" in w]
+    assert kit.points()[0].locked_until is None
+    kit.backup()
+    assert kit.points()[0].locked_until is not None
