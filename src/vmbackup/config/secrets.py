@@ -68,7 +68,11 @@ def write_secret_file(path: Path, text: str) -> None:
 
 
 def replace_secret_file(path: Path, text: str) -> None:
-    """`text` in place of what the file held, in one step: at no instant it holds neither. ConfigError."""
+    """`text` in place of what the file held, in one step: at no instant it holds neither. ConfigError.
+
+    A link stays one, and what it leads to is replaced.
+    """
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     write_secret_file(temporary, text)
     try:

@@ -76,6 +76,16 @@ def test_change_rewrites_the_passphrase_file(run: Run, repository: Path, tmp_pat
     assert run("verify").code == 0
 
 
+def test_change_leaves_a_link_a_link(run: Run, repository: Path, tmp_path: Path) -> None:
+    path, target = tmp_path / "secrets" / "passphrase", tmp_path / "elsewhere"
+    path.rename(target)
+    path.symlink_to(target)
+    (tmp_path / "new").write_text("another\n")
+    assert run("key", "change", "--passphrase-file", str(tmp_path / "new")).code == 0
+    assert (path.is_symlink(), target.read_text()) == (True, "another\n")
+    assert run("list").code == 0
+
+
 def test_rotate(run: Run, second: str, tmp_path: Path) -> None:
     file, recovery = tmp_path / "recovery", tmp_path / "secrets" / "recovery-key-local"
     refused = run("key", "rotate", "--recovery-file", str(file))
