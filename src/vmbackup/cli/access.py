@@ -120,6 +120,13 @@ def _opened(
         store.close()
 
 
+def secret_of(config: "Config", name: str) -> "Secret":
+    """What opens a repository for a reader, read or asked for again."""
+    from vmbackup.repository.keys import Secret
+
+    return Secret.passphrase(passphrase_of(*named_repository(config, name)))
+
+
 def _key_of(name: str, settings: "RepositoryConfig") -> "Secret | WriterKeys":
     """What opens the repository. AccessError, ConfigError."""
     from vmbackup.config.secrets import read_writer_key

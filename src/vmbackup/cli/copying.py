@@ -42,7 +42,9 @@ class Copies:
         from vmbackup.cli import access
         from vmbackup.engine.copy import Copier, CopyOptions
 
-        options = CopyOptions(config.daemon.state_dir / "copies")
+        options = CopyOptions(
+            config.daemon.state_dir / "copies", secret=lambda: access.secret_of(config, self.target)
+        )
         with access.opened_repository(config, self.target) as there:
             copier = Copier(source, there, options, progress)
             for history in copier.histories(domains):

@@ -14,6 +14,7 @@ from vmbackup.engine.point_disk import SourceDamageError
 from vmbackup.errors import DamageError, NotFoundError, RepositoryError, TargetError, UsageError, VmbackupError
 from vmbackup.progress import Progress
 from vmbackup.repository import residency
+from vmbackup.repository.keys import Secret
 from vmbackup.repository.layout import ORIGIN_BYTES, Lineage, short_id
 from vmbackup.repository.points import Point
 from vmbackup.repository.replica import follow
@@ -25,12 +26,16 @@ from vmbackup.repository.summary import PointSummary
 
 @dataclass(frozen=True)
 class CopyOptions:
-    """How points are copied. `locks`: a folder of this host's, for one copy of a guest at a time."""
+    """How points are copied. `locks`: a folder of this host's, for one copy of a guest at a time.
+
+    `secret` gives what opens the target, where new keys of its realm are brought there.
+    """
 
     locks: Path
     verify_uploads: VerifyUploads = "sample"
     workers: int | None = None
     partial_bytes: int = PARTIAL_BYTES
+    secret: Callable[[], Secret] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Copier:
                 "copy from the repository that it is a replica of, or make a new one with 'vmbackup init'",
             )
         if self._replica:
-            for name in follow(source, target):
+            for name in follow(source, target, options.secret):
                 progress.note(f"'{name}' is revoked in {source.store.url}: run 'key revoke-writer' for the replica too")
         else:
             source.check_may_read()

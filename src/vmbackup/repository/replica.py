@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +14,7 @@ from vmbackup.repository.keys import Secret
 from vmbackup.repository.opening import RepositoryConfig
 from vmbackup.repository.repository import Repository, put_first, refuse_occupied
 from vmbackup.repository.trust import Trust
-from vmbackup.storage_backends import ObjectExists, Store
+from vmbackup.storage_backends import DeleteRefused, ObjectExists, Store
 
 # What the realm signed for all of its repositories, verbatim.
 _SHARED = ("groups/", "writers/", "envelopes/")
@@ -65,12 +67,21 @@ def _opened_by(slots: dict[str, bytes], secret: Secret) -> str | None:
     return None
 
 
-def follow(source: Repository, target: Repository) -> list[str]:
-    """Brings to a replica what the realm has signed since: groups, writers; by a reader also epochs and key slots.
+def follow(source: Repository, target: Repository, secret: Callable[[], Secret] | None = None) -> list[str]:
+    """Brings to a replica what the realm has signed since: groups, writers; by a reader also key slots and new keys.
 
     A reader revokes there who is revoked in the source; for another the names are given of those who should be.
-    Nothing is taken away there. Raises RepositoryError, DamageError.
+    Nothing else is taken away there but, after a rotation, the slots that lack the new keys; `secret` gives what opens
+    the replica here, so that it goes on to. Raises RepositoryError, DamageError, AccessError.
     """
+    by_reader = source.can_read and target.can_read
+    if by_reader:
+        _follow_keys(source, target, secret)
+    elif source.config.epoch > target.config.epoch:
+        raise RepositoryError(
+            f"the keys of {source.store.url} were rotated, and {target.store.url} has no key slot for them yet",
+            "run one 'vmbackup copy' to it where both open with the passphrase",
+        )
     there = {entry.key for folder in _SHARED for entry in target.store.list(folder)}
     listed = (entry.key for folder in _SHARED for entry in source.store.list(folder))
     new = [key for key in listed if key not in there and not key.endswith(".revoked")]
@@ -79,14 +90,6 @@ def follow(source: Repository, target: Repository) -> list[str]:
             target.store.put(key, fetch(source.store, key))
     if new:
         target.forget_writers()
-    by_reader = source.can_read and target.can_read
-    if by_reader:
-        _follow_keys(source, target)
-    elif source.config.epoch > target.config.epoch:
-        raise RepositoryError(
-            f"the keys of {source.store.url} were rotated, and {target.store.url} has no key slot for them yet",
-            "run one 'vmbackup copy' to it where both open with the passphrase",
-        )
     ended = {writer.id: writer for writer in source.writers().values() if writer.revoked}
     open_there = [writer for writer in target.writers().values() if writer.id in ended and not writer.revoked]
     if by_reader:
@@ -95,21 +98,37 @@ def follow(source: Repository, target: Repository) -> list[str]:
     return [] if by_reader else [writer.name for writer in open_there]
 
 
-def _follow_keys(source: Repository, target: Repository) -> None:
-    slots = _slots(source) - set(target.config.slots)
-    for slot in slots:
+def _follow_keys(source: Repository, target: Repository, secret: Callable[[], Secret] | None) -> None:
+    """Key slots and epochs."""
+    rotated = source.config.epoch > target.config.epoch
+    slots = {slot: fetch(source.store, f"keys/{slot}") for slot in _slots(source) - set(target.config.slots)}
+    own = {} if not rotated or secret is None else _renewed(source, slots, secret())
+    for slot, data in {**slots, **own}.items():
         with contextlib.suppress(ObjectExists):
-            target.store.put(f"keys/{slot}", fetch(source.store, f"keys/{slot}"))
-    ours = source.config.document
-    if not slots and target.config.epoch >= source.config.epoch:
+            target.store.put(f"keys/{slot}", data)
+    if not slots and not rotated:
         return
+    ours, in_force = source.config.document, {*_slots(source), *own}
 
     def change(config: RepositoryConfig) -> dict[str, Any]:
         epochs = {epoch["number"]: epoch for epoch in (*config.document["epochs"], *ours["epochs"])}
         return {
-            "slots": sorted({*config.slots, *slots}),
+            "slots": sorted(in_force if rotated else {*config.slots, *slots}),
             "epochs": [epochs[number] for number in sorted(epochs)],
             "epoch": max(config.epoch, source.config.epoch),
         }
 
+    before = set(target.config.slots)
     target.change_config(change, "the keys were brought over")
+    target.identity = replace(target.reader, epochs={**target.reader.epochs, **source.reader.epochs})
+    for slot in before - in_force if rotated else ():
+        with contextlib.suppress(DeleteRefused):
+            target.store.delete(f"keys/{slot}")
+
+
+def _renewed(source: Repository, slots: dict[str, bytes], secret: Secret) -> dict[str, bytes]:
+    """A slot of the replica's own passphrase with the new keys, unless one of the source's opens with it."""
+    if _opened_by(slots, secret):
+        return {}
+    slot, data = keys.wrap(source.reader, secret, "passphrase of the replica")
+    return {slot: data}

@@ -239,3 +239,12 @@ def test_a_copy_that_is_damaged_is_made_again(run: Run, kit: RamKit, tmp_path: P
     assert (listed.code, {point["id"] for point in listed.json["points"]}) == (0, set(kit.kept))
     assert run("--repository", "offsite", "prune").code == 0
     assert run("--repository", "offsite", "verify", "--read-data").code == 0
+
+
+def test_a_replica_follows_a_rotation(run: Run, kit: RamKit, tmp_path: Path) -> None:
+    """Its own passphrase goes on to open it."""
+    assert run("--repository", "offsite", "init", "--replica-of", "local").code == 0
+    assert run("key", "rotate", "--recovery-file", str(tmp_path / "recovery"), "--drop-others").code == 0
+    assert run("copy", "--from", "local", "--to", "offsite").code == 0
+    assert len(run("--repository", "offsite", "--json", "list").json["points"]) == 3
+    assert len(run("--repository", "offsite", "--json", "key", "list").json["keys"]) == 3

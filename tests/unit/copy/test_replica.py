@@ -13,6 +13,7 @@ from tests.unit.copy.pair import ReplicaPair, size
 from tests.unit.engine.kit import SECRET, RamKit
 from vmbackup.engine.copy import Copier, CopyOptions
 from vmbackup.engine.verify import verify
+from vmbackup.errors import AccessError, RepositoryError
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository, enrolling, slots
 from vmbackup.repository.collect import PruneOptions, prune
@@ -232,6 +233,32 @@ def test_what_the_realm_signs_later_follows(pair: ReplicaPair) -> None:
     version = opened.config.version
     pair.copy()
     assert pair.there.config.version == version
+
+
+def test_new_keys_are_brought_there(pair: ReplicaPair, writers: WriterKeys) -> None:
+    """By a reader's copy, which locks no passphrase out; a writer's is refused until then, and changes nothing."""
+    recovery: list[str] = []
+    own = Secret.passphrase("of the replica", random=True)
+    slots.add(pair.there, own, "own")
+    pair.copy()
+    slots.rotate(pair.kit.repository, SECRET, recovery.append)
+    change(pair.kit, 5)
+    source, target = (Repository.open(store, writers, Trust(None)) for store in (pair.kit.store, pair.store))
+    with pytest.raises(RepositoryError, match="were rotated"):
+        Copier(source, target, CopyOptions(pair.kit.root / "locks"), Silent())
+    for secret in (SECRET, own):
+        found = Repository.open(pair.store, secret, Trust(None)).read_points()
+        assert (len(found.points), found.damaged) == (3, [])
+    change(pair.kit, 6)
+    pair.copy(secret=lambda: own)
+    for secret in (SECRET, own, Secret.passphrase(recovery[0])):
+        opened = Repository.open(pair.store, secret, Trust(None))
+        assert (opened.config.epoch, len(opened.read_points().points)) == (2, 5)
+        assert verify(opened, None, None, Silent()).damaged == ()
+    assert len(list(pair.store.list("keys/"))) == 3
+    with pytest.raises(AccessError):
+        Repository.open(pair.store, Secret.passphrase(pair.kit.recovery_key), Trust(None))
+    pair.check()
 
 
 def test_a_lost_repository_is_copied_back(pair: ReplicaPair, tmp_path: Path) -> None:
