@@ -92,6 +92,7 @@ class PointCopy:
             if self._is_there(run.points):
                 run.abandon()
                 return None
+            run.look_elsewhere()
             results = self._transfer(run, workers or default_workers(), verify, distrust=distrust)
             if self._is_there(self._target.read_points(self._lineage).points):
                 run.abandon()

@@ -13,7 +13,7 @@ from vmbackup.errors import AccessError, DamageError, UsageError
 from vmbackup.repository import condemned, damage, frames, locks, tombstones
 from vmbackup.repository.condemned import INDEX, TABLE, ObjectName
 from vmbackup.repository.crypto import DATA, META
-from vmbackup.repository.layout import Lineage
+from vmbackup.repository.layout import ORIGIN_BYTES, Lineage
 from vmbackup.repository.moves import PIN_FIELD
 from vmbackup.repository.moving import Proof
 from vmbackup.repository.needs import Needs
@@ -242,12 +242,24 @@ class _Cycle:
         return listed
 
     def _refuse_unknown(self, listed: dict[ObjectName, int], found: PointList) -> None:
-        """A session with an index, no commit and no pin has lost its restore point: what that needed is not known."""
+        """A session with an index, no commit and no pin has lost its restore point: what that needed is not known.
+
+        But of a copy whose point stands here as another copy: it is ended, so that it can never commit any more.
+        """
         pinned = {session for session, _, _ in self._pins()}
+        copied = found.copied
         for name in listed:
             if name.kind == INDEX and name.session not in found.ended and name.session not in pinned:
-                key = Lineage(self._group, name.lineage).point(name.session)
-                if not self._repository.exists(key) and not self._was_forgotten(name.session):
+                lineage = Lineage(self._group, name.lineage)
+                key = lineage.point(name.session)
+                if self._repository.exists(key) or self._was_forgotten(name.session):
+                    continue
+                if (lineage, name.session[:ORIGIN_BYTES]) in copied:
+                    if not self._options.dry_run:
+                        with contextlib.suppress(ObjectExists):
+                            self._store.put(key, frames.preamble(b"ABRT"))
+                            found.ended.add(name.session)
+                else:
                     raise self._blind(DamageError(f"{key} is missing: its index is there", object_key=key))
 
     def _pins(self) -> Iterator[tuple[bytes, Lineage, Entry]]:

@@ -11,7 +11,7 @@ from vmbackup.repository.cache import Cache
 from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.keyring import DEFAULT_GROUP, Keyring, being_made
 from vmbackup.repository.keys import Identity, ReaderKeys, Secret
-from vmbackup.repository.layout import Lineage
+from vmbackup.repository.layout import ORIGIN_BYTES, Lineage
 from vmbackup.repository.objects import Objects
 from vmbackup.repository.opening import RepositoryConfig, read_first, settle, unlock
 from vmbackup.repository.pointcache import PointCache
@@ -41,6 +41,11 @@ class PointList:
     moves: list[Point] = field(default_factory=list)
     twins: list[Point] = field(default_factory=list)
     quarantined: list[Point] = field(default_factory=list)
+
+    @property
+    def copied(self) -> set[tuple[Lineage, bytes]]:
+        """Whose restore points stand here as copies: history and origin."""
+        return {(p.lineage, p.origin) for p in (*self.points, *self.twins) if p.original or p.copied_from}
 
     @property
     def committed(self) -> list[Point]:
@@ -138,16 +143,19 @@ class Repository(Keyring):
         """All restore points, as `read_points`; among the damaged ones also those that are gone.
 
         A session writes its index before its commit and deletes its pin after it: one that has an index and neither
-        has lost its commit.
+        has lost its commit. Of a copy that does not matter where another copy of the same point stands.
         """
         found = self.read_points(live=live)
+        copied = found.copied
         indexed: dict[tuple[str, str, str], None] = {}
         for entry in self.store.list(self.seen("index")):
             _, group, lineage, name = entry.key.split("/")
             indexed[group, lineage, name.partition("-")[0]] = None
         for group, lineage, name in indexed:
             place, session = Lineage(group, bytes.fromhex(lineage)), bytes.fromhex(name)
-            if session in found.ended or self.exists(place.pin(session)) or self.exists(place.point(session)):
+            if session in found.ended or (place, session[:ORIGIN_BYTES]) in copied:
+                continue
+            if self.exists(place.pin(session)) or self.exists(place.point(session)):
                 continue
             key = place.point(session)
             found.damaged.append(DamageError(f"{key} is missing: its index is there", object_key=key))
