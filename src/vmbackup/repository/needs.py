@@ -9,7 +9,7 @@ from vmbackup.repository.condemned import INDEX, TABLE, ObjectName
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.layout import SessionRef
 from vmbackup.repository.moves import Place
-from vmbackup.repository.nodes import ZERO, Ref
+from vmbackup.repository.nodes import ZERO, Node, Ref
 from vmbackup.repository.packs import HEADER_SLOTS
 from vmbackup.repository.points import POINT, DiskRecord, Point
 from vmbackup.repository.usage import load, session_of
@@ -125,6 +125,20 @@ class Needs:
             self._use(place, META, ref.pack, ref.slot, 1)
             node = load(self._catalog, point, disk, ref, first)
             stack += node.children()
-            for chunks, number, pack, slot in node.runs():
-                self._use(session_of(point, number), DATA, pack, slot, chunks)
+            self._use_all(point, node)
             self._nodes.add(key)
+
+    def _use_all(self, point: Point, node: Node) -> None:
+        """The slots that the runs of a leaf name: a pack's are put together first, for there are millions of runs."""
+        concerns = self._catalog.moves.concerns
+        moved = {number for number in node.sessions if concerns(session_of(point, number).session)}
+        masks: dict[tuple[int, int], int] = {}
+        for chunks, number, pack, slot in node.runs():
+            if number in moved or slot + chunks > HEADER_SLOTS:
+                self._use(session_of(point, number), DATA, pack, slot, chunks)
+            else:
+                masks[number, pack] = masks.get((number, pack), 0) | ((1 << chunks) - 1) << slot
+        for (number, pack), mask in masks.items():
+            ref = session_of(point, number)
+            name = DATA, ref.lineage, ref.session, pack
+            self._packs[name] = self._packs.get(name, 0) | mask

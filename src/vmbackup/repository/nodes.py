@@ -4,6 +4,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import NamedTuple, overload
 
 from vmbackup.errors import DamageError
@@ -42,6 +43,9 @@ class Ref(NamedTuple):
 
 ZERO_ID = bytes(32)
 _MAKE_RUN: Callable[[tuple[int, ...]], Run] = partial(tuple.__new__, Run)  # half the time of Run._make
+
+
+_SESSION = itemgetter(1)  # of a run; ZERO is false
 
 
 class Runs(Sequence[Run]):
@@ -110,6 +114,8 @@ class Node:
 
     def runs(self) -> Iterator[Run]:
         """Its runs that have storage; none of an inner node."""
+        if isinstance(self.entries, Runs):
+            return filter(_SESSION, self.entries)
         return (run for run in self.entries if isinstance(run, Run) and run.session != ZERO)
 
     def ends(self) -> dict[tuple[int, int], int]:

@@ -21,6 +21,7 @@ _CONFIG = {
     "features": {"ignore": [str], "read_only": [str], "refuse": [str]},
     "slots?": [str],
     "object_lock_days?": Maybe(int),
+    "allowed_endpoints?": Maybe([str]),
     "revoked?": [{"writer": Hex(8), "digest": Hex(32)}],
 }
 

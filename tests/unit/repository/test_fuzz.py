@@ -20,6 +20,7 @@ from vmbackup.errors import DamageError
 from vmbackup.repository import frames, points
 from vmbackup.repository.crypto import digest
 from vmbackup.repository.index import PackEntry, encode_root, open_root
+from vmbackup.repository.opening import RepositoryConfig
 from vmbackup.repository.packs import Birth, read_footer
 from vmbackup.repository.shapes import Hex, Maybe, Up, check
 
@@ -115,6 +116,13 @@ def test_an_index_that_lies(targets: Targets, entry: PackEntry) -> None:
     data = encode_root(keys, session, [Birth(session, session, 0, 1, b"")], 0, [(100, bytes(32))], [entry])
     with pytest.raises(DamageError, match="cannot be"):
         open_root(data, digest(data), keys, session, 1, "index/x")
+
+
+@pytest.mark.parametrize("allowed", [[None], [{}], "x", 1])
+def test_a_config_that_allows_nonsense(targets: Targets, allowed: Any) -> None:
+    """It is damaged, as one with any other field of another shape."""
+    with pytest.raises(DamageError, match="allowed_endpoints"):
+        RepositoryConfig.from_document({**targets.repository.config.document, "allowed_endpoints": allowed})
 
 
 def test_a_pack_shorter_than_its_footer() -> None:
