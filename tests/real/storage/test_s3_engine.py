@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.lab.fault_proxy import Fault, FaultProxy, Request
+from tests.ram import RamDisk, RamGuest
 from tests.unit.engine.kit import RamKit
 from vmbackup.errors import VmbackupError
+from vmbackup.repository.cache import Cache
 from vmbackup.storage_backends import S3Settings, Store, StoreError
 
 pytestmark = pytest.mark.real
@@ -35,6 +37,23 @@ def test_backups_and_restores(make_store: Callable[..., Store], tmp_path: Path) 
         kit.backup()
     kit.reopen()
     kit.check_all()
+
+
+def test_hosts_share_chunks_through_a_bucket(make_store: Callable[..., Store], tmp_path: Path) -> None:
+    """A second host fetches the hooks of what the first one stored, several at once, and stores almost nothing."""
+    kit = RamKit(tmp_path, {"vda": 4096}, store=make_store())
+    data = random.Random(SEED).randbytes(8 * MIB)
+    for name in ("first", "second"):
+        kit.host.add(RamGuest(name, {"vda": RamDisk(bytearray(data))}))
+        kit.reopen()
+        kit.repository.cache = Cache(tmp_path / f"{name}.sqlite")
+        made = kit.backup_guest(name)
+    assert made.disks[0].stored_bytes < 4 * MIB
+    (point,) = [point for point in kit.points() if point.domain == "second"]
+    assert kit.restored(point)["vda"] == data
+    kit.reopen()
+    assert len(kit.points()) == 2, "without a cache"
+    assert kit.verify().damaged == ()
 
 
 FAULTS = [
