@@ -7,6 +7,7 @@ by others, or cannot be written costs reading and storage, never data or a run.
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ _VERSION = 1
 _APPLICATION = 0x766D626B  # "vmbk"
 # Other processes write for some ms at a time, one that joins a large repository for seconds.
 _BUSY_SECONDS = 30.0
+# SQLite does not wait by itself where two processes make the file at once.
+_PAUSE_SECONDS = 0.02
 _SETTINGS = (
     "PRAGMA trusted_schema=OFF",
     "PRAGMA cell_size_check=ON",
@@ -69,15 +72,19 @@ class Cache:
                 self._connection = None
 
     def _opened(self, path: Path) -> sqlite3.Connection:
-        try:
-            connection = self._connect(path)
-        except sqlite3.DatabaseError as error:
-            if not _is_broken(error):
-                raise
-            _remove(path)
-            connection = self._connect(path)
-        path.chmod(0o600)
-        return connection
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                connection = self._connect(path)
+                path.chmod(0o600)
+                return connection
+            except sqlite3.DatabaseError as error:
+                broken = _is_broken(error)
+                if time.monotonic() > deadline or not (broken or _is_busy(error)):
+                    raise
+                if broken:
+                    _remove(path)
+                time.sleep(_PAUSE_SECONDS)
 
     def _connect(self, path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -159,6 +166,11 @@ def _is_broken(error: sqlite3.DatabaseError) -> bool:
     code = getattr(error, "sqlite_errorcode", None)
     broken = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
     return isinstance(error, _OtherSchemaError) or (code is not None and code & 0xFF in broken)
+
+
+def _is_busy(error: sqlite3.DatabaseError) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _remove(path: Path) -> None:

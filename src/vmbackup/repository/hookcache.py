@@ -106,9 +106,14 @@ class HookCache:
 
     def sweep(self) -> None:
         """Takes sessions out that no history names any more; their hooks once they are many."""
-        orphans = self._total("SELECT total(hooks) FROM sessions WHERE number NOT IN (SELECT session FROM members)")
+        # One that has no number of hooks is being put in by another process.
+        orphans = self._total(
+            "SELECT total(hooks) FROM sessions WHERE hooks NOT NULL AND number NOT IN (SELECT session FROM members)"
+        )
         orphans += self._total("SELECT total(value) FROM facts WHERE name = 'orphans'")
-        self._cache.change(("DELETE FROM sessions WHERE number NOT IN (SELECT session FROM members)", [()]))
+        self._cache.change(
+            ("DELETE FROM sessions WHERE hooks NOT NULL AND number NOT IN (SELECT session FROM members)", [()])
+        )
         if orphans > _SWEPT_SHARE * (orphans + self._total("SELECT total(hooks) FROM sessions")):
             self._cache.change(("DELETE FROM hooks WHERE session NOT IN (SELECT number FROM sessions)", [()]))
             orphans = 0
