@@ -151,6 +151,9 @@ class _Backup:
             drop_disk(run, old)
             old = None
         if old is None:
+            if source.mode == "incremental" and run.parent:
+                key = run.parent.key
+                raise DamageError(f"{key} has no map of disk {source.info.target}", object_key=key)
             return pipeline.read_disk(source, None, None)
         lost = lost_parts(run, old)
         if source.mode == "incremental":

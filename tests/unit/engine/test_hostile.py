@@ -67,6 +67,24 @@ def test_a_map_that_points_outside_a_pack(kit: RamKit, lie: Callable[[Run], Run]
     assert kit.restored(honest) == kit.kept[honest.id]
 
 
+def test_a_lying_name_costs_a_reading(kit: RamKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point whose disk has another name than its target, so that its map is not found: the guest is read whole."""
+    original = Session.commit
+
+    def commit(self: Session, public: Any, *rest: Any) -> Point:
+        return original(self, {**public, "disks": [{**public["disks"][0], "name": "x"}]}, *rest)
+
+    kit.disk().write(0, b"a change")
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "commit", commit)
+        kit.backup()
+    kit.disk().write(CHUNK, b"another")
+    healed = kit.backup()
+    assert healed.disks[0].mode == "reread"
+    found = {point.id: point for point in kit.points()}
+    assert kit.restored(found[healed.id]) == kit.kept[healed.id]
+
+
 def test_a_disk_of_no_bytes(tmp_path: Path) -> None:
     """It is backed up, restored as an empty image, grows and shrinks to nothing."""
     kit = RamKit(tmp_path, {"vda": 0, "vdb": 2 * CHUNK})
