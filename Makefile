@@ -44,8 +44,9 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/project
 
+# Two at a time, a file each: tests with a real guest or bucket mostly wait. Those come first, as they take longest.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # How long lists and plans of a large repository take; the machine must have nothing else to do.
 scale: setup
