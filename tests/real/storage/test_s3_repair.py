@@ -17,7 +17,7 @@ from vmbackup.engine.repair import RepairOptions, repair
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository
 from vmbackup.repository.trust import Trust
-from vmbackup.storage_backends import S3Settings, Store, open_store
+from vmbackup.storage_backends import S3Settings, Store
 
 pytestmark = pytest.mark.real
 
@@ -40,7 +40,7 @@ def test_a_bucket_is_repaired(
     for number in range(2):
         kit.disk().write(number * MIB // 2, chance.randbytes(MIB // 8))
         kit.backup()
-    pair = ReplicaPair(kit, store=open_store(str(tmp_path / "replica"), create=True))
+    pair = ReplicaPair(kit)
     pair.copy()
     by_age = sorted((entry.key for entry in kit.store.list("")), key=lambda key: key.rpartition("/")[2])
     pack = next(key for key in by_age if key.startswith("data/"))
