@@ -7,7 +7,7 @@ import click
 
 from vmbackup.cli.key_change import change, remove, rotate
 from vmbackup.cli.key_writers import add_writer, hosts, revoke_writer, writer_document, writers_table
-from vmbackup.cli.options import Command, State
+from vmbackup.cli.options import Command, State, new_passphrase_option
 from vmbackup.errors import UsageError
 
 
@@ -79,13 +79,7 @@ def list_slots(state: State) -> int:
 
 @command.command("add", cls=Command)
 @click.option("--label", metavar="TEXT", help="What `key list` shows of it; this host's name unless told.")
-@click.option(
-    "--passphrase-file",
-    "file",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Holds the new passphrase; else it is asked for.",
-)
+@new_passphrase_option
 @click.pass_obj
 def add(state: State, label: str | None, file: Path | None) -> None:
     """Add a passphrase that opens the repository beside those it has."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmbackup.cli.options import Command, State
+from vmbackup.cli.options import Command, State, new_passphrase_option
 from vmbackup.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,13 +38,7 @@ def remove(state: State, slot: str, allow_recovery: bool) -> None:
 
 
 @click.command("change", cls=Command)
-@click.option(
-    "--passphrase-file",
-    "file",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Holds the new passphrase; else it is asked for.",
-)
+@new_passphrase_option
 @click.pass_obj
 def change(state: State, file: Path | None) -> None:
     """Put a new passphrase in place of the one that opens the repository here.

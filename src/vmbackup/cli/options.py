@@ -1,6 +1,8 @@
 """The options of every command, and what they add up to."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -62,3 +64,14 @@ class Command(click.Command):
 def _store(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
     if value and parameter.name:
         setattr(ctx.ensure_object(State), parameter.name, value)
+
+
+def new_passphrase_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--passphrase-file` of what makes a new passphrase."""
+    return click.option(
+        "--passphrase-file",
+        "file",
+        metavar="FILE",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Holds the new passphrase; else it is asked for.",
+    )(command)

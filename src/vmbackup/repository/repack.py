@@ -105,27 +105,26 @@ def repack(
 
 
 class _History:
+    """The repacking of one guest's history."""
+
     def __init__(self, repository: Repository, lineage: Lineage, host: str, members: list[Victim]) -> None:
-        self._lineage, self._members = lineage, {victim.name: victim for victim in members}
-        self._mover: Mover | None = Mover.open(repository, lineage, host)
+        self._members = {victim.name: victim for victim in members}
+        self._mover = Mover.open(repository, lineage, host)
+        self._committed = False
 
     def run(self, needs: Needs, report: RepackReport) -> None:
         """Copies, and commits the table."""
-        mover = self._mover
-        if mover is None:
-            return
         masks = {name: mask for name, mask in needs.used() if name in self._members}
         for name in sorted(masks):
-            _copy(mover, self._members[name], masks[name], report)
-        _flatten(mover, needs)
-        mover.commit()
-        self._mover = None
+            _copy(self._mover, self._members[name], masks[name], report)
+        _flatten(self._mover, needs)
+        self._mover.commit()
+        self._committed = True
 
     def close(self) -> None:
         """Ends what was not committed."""
-        if self._mover is not None:
+        if not self._committed:
             self._mover.abandon()
-            self._mover = None
 
 
 def _copy(mover: Mover, victim: Victim, mask: int, report: RepackReport) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
 from typing import Any
 
 from tests.unit.engine.kit import SECRET, RamKit, sha
@@ -14,6 +16,23 @@ from vmbackup.repository.replica import make_replica
 from vmbackup.repository.repository import PointList
 from vmbackup.repository.trust import Trust
 from vmbackup.storage_backends import Store, open_store
+
+MIB = 1 << 20
+
+
+def change(kit: RamKit, number: int, length: int = 300_000) -> str:
+    """Random bytes at a place of their own, then a backup; gives its id."""
+    kit.disk().write(number * 300_000 % (3 * MIB), random.Random(number).randbytes(length))
+    return kit.backup().id
+
+
+def three_points(root: Path) -> RamKit:
+    """A guest of two disks with three points."""
+    kit = RamKit(root, {"vda": 4 * MIB, "vdb": MIB})
+    kit.disk("vdb").write(5000, b"b" * 9000)
+    for number in range(3):
+        change(kit, number)
+    return kit
 
 
 class Pair:

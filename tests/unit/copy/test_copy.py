@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.copy.pair import Pair, size
+from tests.unit.copy.pair import MIB, Pair, change, size, three_points
 from tests.unit.engine.kit import SECRET, RamKit
 from vmbackup.engine import point_disk
 from vmbackup.engine.copy import Copier, CopyOptions
@@ -27,23 +27,10 @@ from vmbackup.repository.session import Session
 from vmbackup.repository.tombstones import forget
 from vmbackup.repository.trust import Trust
 
-MIB = 1 << 20
-
-
-def change(kit: RamKit, number: int, length: int = 300_000) -> str:
-    """Random bytes at a place of their own, then a backup; gives its id."""
-    kit.disk().write(number * 300_000 % (3 * MIB), random.Random(number).randbytes(length))
-    return kit.backup().id
-
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Pair:
-    """A guest of two disks with three points."""
-    kit = RamKit(tmp_path, {"vda": 4 * MIB, "vdb": MIB})
-    kit.disk("vdb").write(5000, b"b" * 9000)
-    for number in range(3):
-        change(kit, number)
-    return Pair(kit)
+    return Pair(three_points(tmp_path))
 
 
 def ids(pair: Pair) -> list[str]:

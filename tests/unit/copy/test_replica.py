@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.ram import RamDisk
-from tests.unit.copy.pair import ReplicaPair, size
-from tests.unit.engine.kit import SECRET, RamKit
+from tests.unit.copy.pair import MIB, ReplicaPair, change, size, three_points
+from tests.unit.engine.kit import SECRET
 from vmbackup.engine.copy import Copier, CopyOptions
 from vmbackup.engine.verify import verify
 from vmbackup.errors import AccessError, RepositoryError
@@ -26,23 +26,10 @@ from vmbackup.repository.trust import Trust
 from vmbackup.repository.writers import WriterKeys
 from vmbackup.storage_backends import open_store
 
-MIB = 1 << 20
-
-
-def change(kit: RamKit, number: int, length: int = 300_000) -> str:
-    """Random bytes at a place of their own, then a backup; gives its id."""
-    kit.disk().write(number * 300_000 % (3 * MIB), random.Random(number).randbytes(length))
-    return kit.backup().id
-
 
 @pytest.fixture
 def pair(tmp_path: Path) -> ReplicaPair:
-    """A guest of two disks with three points."""
-    kit = RamKit(tmp_path, {"vda": 4 * MIB, "vdb": MIB})
-    kit.disk("vdb").write(5000, b"b" * 9000)
-    for number in range(3):
-        change(kit, number)
-    return ReplicaPair(kit)
+    return ReplicaPair(three_points(tmp_path))
 
 
 def test_slots_and_originals_are_taken_over_as_they_are(pair: ReplicaPair) -> None:
