@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from tests.unit.engine.kit import RamKit
 from vmbackup.errors import VmbackupError
 from vmbackup.repository.cache import Cache
 from vmbackup.storage_backends import S3Settings, Store, StoreError
+from vmbackup.storage_backends.s3_download import _acknowledge
 
 pytestmark = pytest.mark.real
 
@@ -117,3 +120,14 @@ def test_a_run_that_fails_costs_no_earlier_point(
             kit.kept[point.id] = {target: bytes(disk.data) for target, disk in kit.guest.disks.items()}
     kit.backup()
     kit.check_all()
+
+
+def test_an_answers_head_is_acknowledged_at_once(client: Any, bucket: str, prefix: str) -> None:
+    """The way to the socket goes through the libraries' insides, and without it small reads only become slow."""
+    client.put_object(Bucket=bucket, Key=f"{prefix}/x", Body=b"small")
+    body = client.get_object(Bucket=bucket, Key=f"{prefix}/x")["Body"]
+    sock = body._raw_stream.connection.sock
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+    _acknowledge(body)
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 1
+    assert body.read() == b"small"
