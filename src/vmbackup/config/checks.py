@@ -3,6 +3,7 @@
 Works on the plain tables, so that these mistakes are told beside all others.
 """
 
+import ipaddress
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +25,9 @@ def cross_checks(tables: Mapping[str, Any]) -> Iterator[Mistake]:
         yield from _repository(("repositories", name), repository)
     for name, job in _tables(tables, "jobs").items():
         yield from _job(("jobs", name), job, names)
+    daemon = tables.get("daemon")
+    if isinstance(daemon, dict):
+        yield from _daemon(daemon)
 
 
 def _tables(tables: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
@@ -72,3 +76,26 @@ def _job(path: tuple[str, ...], table: Mapping[str, Any], repositories: tuple[st
             yield Mistake((*path, key), f'copy_to: "{name}" is the repository of the job itself', "remove it")
     if table.get("keep") == {}:
         yield Mistake((*path, "keep"), "keep is empty", "say how many to keep, or remove it to keep all")
+    if "ping_failure_url" in table and "ping_url" not in table:
+        yield Mistake((*path, "ping_failure_url"), "ping_failure_url without ping_url", "add ping_url")
+    if "copy_max_age" in table and not copies:
+        yield Mistake((*path, "copy_max_age"), "copy_max_age without copy_to", "add copy_to, or remove it")
+    if "window" in table and "schedule" not in table:
+        yield Mistake((*path, "window"), "window without schedule", "add schedule, or remove it")
+
+
+def _daemon(table: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Whether the page is for anyone who reaches it only where that is this machine."""
+    listen = table.get("listen")
+    if table.get("web") is True and isinstance(listen, str) and "web_token_file" not in table and not loopback(listen):
+        told = f'web = true at "{listen}", which others reach, without web_token_file'
+        yield Mistake(("daemon", "web"), told, "name a file with a token of 16 or more characters, or listen at 127.0.0.1")
+
+
+def loopback(listen: str) -> bool:
+    """Whether only this machine reaches the address HOST:PORT."""
+    host = listen.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

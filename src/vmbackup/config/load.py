@@ -169,4 +169,6 @@ _TABLES: dict[str, type[BaseModel]] = {
     "daemon": models.Daemon,
     "keep": models.Keep,
     "drill": models.Drill,
+    "prune": models.Prune,
+    "verify": models.Verify,
 }

@@ -79,6 +79,19 @@ def _timezone(value: str) -> str:
     return value
 
 
+def _program(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value[0].startswith("/"):
+        raise InvalidValue("does not name a program by its absolute path", "start it with /")
+    return value
+
+
+def _web_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidValue("is not a web address", "write https://HOST/PATH")
+    return value
+
+
 def _names(value: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in value:
         if not _NAME.fullmatch(name):
@@ -92,6 +105,8 @@ AbsolutePath = Annotated[Path, _from_text(_absolute, '"/an/absolute/path"')]
 Schedule = Annotated[str, AfterValidator(check_schedule)]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
 Count = Annotated[int, Field(ge=1)]
+Arguments = Annotated[Names, Field(min_length=1), AfterValidator(_program)]
+Url = Annotated[str, AfterValidator(_web_url)]
 
 
 class _Table(BaseModel):
@@ -103,6 +118,23 @@ class Libvirt(_Table):
 
     uri: Annotated[str, Field(min_length=1)] = "qemu:///system"
     scratch_dir: AbsolutePath = Path("/var/lib/libvirt/vmbackup")
+
+
+class Prune(_Table):
+    """[repositories.NAME.prune]: when the `keep` of its jobs is applied and the space freed, and what is promised."""
+
+    schedule: Schedule
+    timezone: Annotated[str, AfterValidator(_timezone)] | None = None
+    max_age: Duration | None = None
+
+
+class Verify(_Table):
+    """[repositories.NAME.verify]: when it is checked, how much of its data is read each time, and what is promised."""
+
+    schedule: Schedule
+    timezone: Annotated[str, AfterValidator(_timezone)] | None = None
+    read_data: Annotated[float, Field(gt=0, le=100, strict=False)] | None = None  # percent
+    max_age: Duration | None = None
 
 
 class Repository(_Table):
@@ -120,6 +152,9 @@ class Repository(_Table):
     access_key_file: AbsolutePath | None = None
     secret_key_file: AbsolutePath | None = None
     ca_file: AbsolutePath | None = None
+    max_parallel_domains: Annotated[int, Field(ge=1, le=64)] | None = None
+    prune: Prune | None = None
+    verify: Verify | None = None
 
 
 class Host(_Table):
@@ -141,9 +176,11 @@ class Keep(_Table):
 
 
 class Drill(_Table):
-    """[jobs.NAME.drill]: restore points are booted, to see that they do."""
+    """[jobs.NAME.drill]: restore points are booted, to see that they do; `command` does it instead of `vmbackup drill`."""
 
     schedule: Schedule
+    command: Arguments | None = None
+    max_age: Duration | None = None
 
 
 class Job(_Table):
@@ -162,6 +199,14 @@ class Job(_Table):
     reread_every: Duration | None = None
     verify_uploads: Literal["sample", "all"] = "sample"
     consistency_group: bool = False
+    window: Duration | None = None
+    deadline: Duration | None = None
+    retries: Annotated[int, Field(ge=0, le=100)] = 2
+    retry_after: Duration = timedelta(minutes=5)
+    copy_max_age: Duration | None = None
+    ping_url: Url | None = None
+    ping_failure_url: Url | None = None
+    on_failure: Arguments | None = None
     drill: Drill | None = None
 
 
@@ -170,7 +215,12 @@ class Daemon(_Table):
 
     listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:9847"
     socket: AbsolutePath = Path("/run/vmbackup/control.sock")
+    socket_group: Annotated[str, Field(min_length=1)] | None = None
     max_parallel_domains: Annotated[int, Field(ge=1, le=64)] = 2
+    look_every: Duration = timedelta(minutes=5)
+    textfile: AbsolutePath | None = None
+    web: bool = False
+    web_token_file: AbsolutePath | None = None
     state_dir: AbsolutePath = DEFAULT_STATE_DIR
 
 
