@@ -89,7 +89,8 @@ def _daemon(table: Mapping[str, Any]) -> Iterator[Mistake]:
     listen = table.get("listen")
     if table.get("web") is True and isinstance(listen, str) and "web_token_file" not in table and not loopback(listen):
         told = f'web = true at "{listen}", which others reach, without web_token_file'
-        yield Mistake(("daemon", "web"), told, "name a file with a token of 16 or more characters, or listen at 127.0.0.1")
+        hint = "name a file with a token of 16 or more characters, or listen at 127.0.0.1"
+        yield Mistake(("daemon", "web"), told, hint)
 
 
 def loopback(listen: str) -> bool:

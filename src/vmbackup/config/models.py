@@ -176,7 +176,7 @@ class Keep(_Table):
 
 
 class Drill(_Table):
-    """[jobs.NAME.drill]: restore points are booted, to see that they do; `command` does it instead of `vmbackup drill`."""
+    """[jobs.NAME.drill]: restore points are booted, to see that they do; by `command` instead of `vmbackup drill`."""
 
     schedule: Schedule
     command: Arguments | None = None

@@ -107,7 +107,7 @@ class RunState:
     due: float
     not_before: float
     started: float = 0.0
-    progress: Progress = Progress()
+    progress: Progress = field(default_factory=Progress)
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,7 @@ class Snapshot:
 
 _TIMES = frozenset(
     ("now", "started", "finished", "config_loaded", "last_success", "next_run", "last_verified", "last", "due")
-    + ("not_before", "looked", "last_prune", "next_prune", "next_verify")
-)
+) | frozenset(("not_before", "looked", "last_prune", "next_prune", "next_verify"))
 
 
 def _json(value: Any, key: str = "") -> Any:

@@ -71,10 +71,9 @@ class Work:
 class Request:
     """Work that is asked for. Times are seconds since the epoch.
 
-    `due`: when the schedule meant it (without the domain's offset); `not_before`: when it may start; `promise`: when the
-    domain's promise breaks (the smaller, the more urgent), None without one. `firing` is shared by all requests of one
-    firing of a schedule, for the dead-man ping. `deadline`: seconds that the run may take. `limit`: the job's bytes a
-    second.
+    `due`: when the schedule meant it (without the domain's offset); `not_before`: when it may start; `promise`: when
+    the domain's promise breaks (the smaller, the more urgent), None without one. `firing` is shared by all requests of
+    one firing of a schedule, for the dead-man ping. `deadline`: seconds that the run may take.
     """
 
     work: Work
@@ -115,13 +114,16 @@ class Outcome:
 
     @property
     def retriable(self) -> bool:
-        """Whether trying again may help: not what an operator ended, nor wrong usage, keys, or a domain that is gone."""
+        """Whether trying again may help: not after a cancel, wrong usage, wrong keys, a domain that is gone."""
         return self.status is Status.FAILED and self.exit_code not in (2, 5, 6)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A request whose process was started, and what is known of it. Times are seconds since the epoch."""
+    """A request whose process was started, and what is known of it. Times are seconds since the epoch.
+
+    `id` is its request's. `retry`: of an ended run, the request that tries again; without one it was the last attempt.
+    """
 
     id: str
     request: Request
@@ -131,6 +133,7 @@ class Run:
     cancelling: str | None = None  # why
     finished: float | None = None
     outcome: Outcome | None = None
+    retry: Request | None = None
 
 
 def moment(seconds: float | None) -> str | None:
