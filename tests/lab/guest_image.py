@@ -21,7 +21,6 @@ from pathlib import Path
 from . import machine
 
 RELEASE = "bookworm"
-SIZE = "4G"
 PACKAGES = "qemu-guest-agent,systemd-sysv,linux-image-cloud-amd64,udev,iproute2,e2fsprogs"
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
 
@@ -39,6 +38,26 @@ rm -rf /var/cache/apt/archives/*.deb /var/lib/apt/lists/*
 """Run inside the new system. Timers are off: the guest writes what a test tells it, and little else."""
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What an image is made of. With `keep_system` the folder it was made from stays beside it."""
+
+    name: str
+    size: str
+    packages: str
+    configure: str
+    keep_system: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Its folder in the cache: another one whenever the recipe changes."""
+        parts = f"{RELEASE} {self.size} {self.packages} {self.configure}"
+        return f"{RELEASE}-{self.name}-{hashlib.sha256(parts.encode()).hexdigest()[:8]}"
+
+
+PLAIN = Recipe("plain", "4G", PACKAGES, CONFIGURE)
+
+
 class GuestImageError(Exception):
     """The image could not be made; the message says which program failed, and how."""
 
@@ -50,15 +69,15 @@ class GuestImage:
     root: Path
     kernel: Path
     initrd: Path
+    system: Path   # the files of the root disk, if the recipe keeps them
 
 
-def guest_image(note: Callable[[str], None] = lambda _: None) -> GuestImage:
+def guest_image(note: Callable[[str], None] = lambda _: None, recipe: Recipe = PLAIN) -> GuestImage:
     """The cached image; makes it if there is none (about a minute and 450 MB of download and disk).
 
     `note` is told in a sentence when it has to be made. Raises GuestImageError.
     """
-    recipe = hashlib.sha256(f"{RELEASE} {SIZE} {PACKAGES} {CONFIGURE}".encode()).hexdigest()[:8]
-    folder = machine.CACHE_DIR / f"{RELEASE}-{recipe}"
+    folder = machine.CACHE_DIR / recipe.folder
     machine.CACHE_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
     with (machine.CACHE_DIR / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)   # a second run waits for the first one's image
@@ -66,29 +85,29 @@ def guest_image(note: Callable[[str], None] = lambda _: None) -> GuestImage:
             reason = machine.missing(guest=True)
             if reason:
                 raise GuestImageError(reason)
-            for pattern in (f"{RELEASE}-*", "making-*"):   # older recipes, and what a killed run left
+            for pattern in (f"{RELEASE}-{recipe.name}-*", "making-*"):   # older recipes, and what a killed run left
                 for old in machine.CACHE_DIR.glob(pattern):
                     shutil.rmtree(old, ignore_errors=True)
             note(f"making the guest's image by debootstrap (once, about a minute): {folder}")
             with tempfile.TemporaryDirectory(dir=machine.CACHE_DIR, prefix="making-") as making:
-                _make(Path(making))
+                _make(Path(making), recipe)
                 (Path(making) / "image").rename(folder)
-    return GuestImage(folder / "root.qcow2", folder / "vmlinuz", folder / "initrd.img")
+    return GuestImage(folder / "root.qcow2", folder / "vmlinuz", folder / "initrd.img", folder / "system")
 
 
-def _make(making: Path) -> None:
+def _make(making: Path, recipe: Recipe) -> None:
     system, image, raw = making / "system", making / "image", making / "root.raw"
     image.mkdir(mode=0o755)
     # In namespaces of their own: no mount and no process of debootstrap outlives it, however it ends
     isolated = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]
-    _run(*isolated, machine.program("debootstrap"), "--variant=minbase", f"--include={PACKAGES}", RELEASE,
+    _run(*isolated, machine.program("debootstrap"), "--variant=minbase", f"--include={recipe.packages}", RELEASE,
          str(system), _mirror())
-    _run(*isolated, "chroot", str(system), "/bin/sh", "-c", CONFIGURE)
+    _run(*isolated, "chroot", str(system), "/bin/sh", "-c", recipe.configure)
     for name in ("vmlinuz", "initrd.img"):
         newest = max(system.glob(f"boot/{name}-*"))
         shutil.copyfile(newest, image / name)
     with raw.open("wb") as file:
-        file.truncate(int(SIZE.removesuffix("G")) << 30)
+        file.truncate(int(recipe.size.removesuffix("G")) << 30)
     # Lazy initialisation would have the guest's kernel write for minutes after the first boot
     _run(machine.program("mke2fs"), "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0",
          "-d", str(system), str(raw))
@@ -97,6 +116,8 @@ def _make(making: Path) -> None:
         path.chmod(0o644)
         with path.open("rb") as file:
             os.fsync(file.fileno())
+    if recipe.keep_system:
+        system.rename(image / "system")
 
 
 def _run(*command: str) -> None:
