@@ -1,6 +1,5 @@
 """`vmbackup backup`: a restore point of each domain, now."""
 
-import fnmatch
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -90,15 +89,11 @@ def _select(host: "Host", job: "Job | None") -> list[str]:
     """The names of all domains, or of those that a job means."""
     names = [domain.name for domain in host.domains()]
     if job is not None:
-        names = [n for n in names if _matches(n, job.domains) and not _matches(n, job.exclude)]
+        names = list(filter(job.means, names))
     if not names:
         what = "domain of the job" if job is not None else "domain"
         raise NotFoundError(f"libvirt knows no {what}", "'virsh list --all' names the domains")
     return names
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @dataclass

@@ -1,8 +1,6 @@
 """`vmbackup forget`: restore points that are needed no longer, by policy or by name."""
 
 from datetime import UTC, datetime, timedelta
-from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from vmbackup.repository.retention import Rules
 
 _COUNTS = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
-_LOCALTIME = Path("/etc/localtime")
 
 
 def _keep_options(function: Any) -> Any:
@@ -109,28 +106,20 @@ def _job(config: "Config", name: str | None) -> "Job | None":
 def _rules(counts: dict[str, int | None], within: str | None, job: "Job | None") -> "Rules | None":
     """The rules of the options, else those of the job; None where there are neither."""
     from vmbackup.config.units import InvalidValue, parse_duration
+    from vmbackup.config.zones import local_zone
     from vmbackup.repository.retention import Rules
 
     try:
         span: timedelta | None = parse_duration(within) if within is not None else None
     except InvalidValue as error:
         raise UsageError(f"--keep-within: {error}", error.hint) from None
-    zone = ZoneInfo(job.timezone) if job and job.timezone else _local_zone()
+    zone = ZoneInfo(job.timezone) if job and job.timezone else local_zone()
     if span is not None or any(number is not None for number in counts.values()):
         made = Rules(**counts, within=span, timezone=zone)
         if made.none:
             raise UsageError("a rule of 0 keeps nothing, and so is no rule", "name a number of 1 or more")
         return made
     return Rules(**job.keep.model_dump(), timezone=zone) if job and job.keep else None
-
-
-def _local_zone() -> ZoneInfo:
-    """The calendar of this machine."""
-    try:
-        with _LOCALTIME.open("rb") as file:
-            return ZoneInfo.from_file(file, key="localtime")
-    except (OSError, ValueError):
-        return ZoneInfo("UTC")
 
 
 def _store_time(repository: "Repository") -> datetime:
@@ -148,12 +137,7 @@ def _of_domains(found: "PointList", names: tuple[str, ...], job: "Job | None") -
         return [point for point in found.points if point.domain in names or point.uuid in names]
     if job is None:
         return found.points
-    return [
-        point
-        for point in found.points
-        if any(fnmatchcase(point.domain, pattern) for pattern in job.domains)
-        and not any(fnmatchcase(point.domain, pattern) for pattern in job.exclude)
-    ]
+    return [point for point in found.points if job.means(point.domain)]
 
 
 def _named(found: "PointList", names: tuple[str, ...]) -> tuple[list["Point"], list[tuple[Any, bytes, str]]]:

@@ -101,16 +101,11 @@ def _recall(config: "Config", name: str) -> "Verified":
 
 def _jobs(config: "Config", name: str, domains: Iterable[str]) -> dict[str, str]:
     """The job that backs up each domain into the repository; none for a domain that has no such job."""
-    from fnmatch import fnmatchcase
-
-    first = next(iter(config.repositories))
     found: dict[str, str] = {}
     for job_name, job in config.jobs.items():
-        if (job.repository or first) == name:
-            for domain in domains:
-                wanted = any(fnmatchcase(domain, pattern) for pattern in job.domains)
-                if wanted and not any(fnmatchcase(domain, pattern) for pattern in job.exclude):
-                    found.setdefault(domain, job_name)
+        if config.repository_of(job) == name:
+            for domain in filter(job.means, domains):
+                found.setdefault(domain, job_name)
     return found
 
 

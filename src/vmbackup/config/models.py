@@ -5,8 +5,9 @@ Explained key by key in config.example.toml. What one key asks of another is in 
 
 import re
 import zoneinfo
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -109,6 +110,10 @@ Arguments = Annotated[Names, Field(min_length=1), AfterValidator(_program)]
 Url = Annotated[str, AfterValidator(_web_url)]
 
 
+def _any(patterns: Iterable[str], name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -209,6 +214,10 @@ class Job(_Table):
     on_failure: Arguments | None = None
     drill: Drill | None = None
 
+    def means(self, domain: str) -> bool:
+        """Whether the domain of that name is one of the job's."""
+        return _any(self.domains, domain) and not _any(self.exclude, domain)
+
 
 class Daemon(_Table):
     """[daemon]: the service."""
@@ -232,3 +241,7 @@ class Config(_Table):
     host: Host = Host()
     jobs: Annotated[Mapping[str, Job], AfterValidator(_names)] = Field(default_factory=dict)
     daemon: Daemon = Daemon()
+
+    def repository_of(self, job: Job) -> str:
+        """The name of the repository that the job writes to: the first of the file unless it says one."""
+        return job.repository or next(iter(self.repositories))
