@@ -170,7 +170,8 @@ class _Cycle:
             self._catalog.hold(table.move_table() for table in found.moves)
             self._needs.walk_again()
         self._trash_partials(found)
-        for point in found.committed:
+        by_history = sorted(found.committed, key=lambda p: (p.lineage.id, p.session))  # they share most of their maps
+        for point in by_history:
             try:
                 self._needs.add(point)
             except DamageError as error:

@@ -1,19 +1,21 @@
 """What restore points need: every slot that their maps reach, and the indexes of those slots' sessions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import NamedTuple
 
 from vmbackup.errors import DamageError
 from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.condemned import INDEX, TABLE, ObjectName
 from vmbackup.repository.crypto import DATA, META
-from vmbackup.repository.layout import SessionRef
+from vmbackup.repository.layout import Lineage, SessionRef
 from vmbackup.repository.moves import Place
-from vmbackup.repository.nodes import ZERO, Node, Ref
+from vmbackup.repository.nodes import ZERO, Node, Ref, Run, Runs, run_of
 from vmbackup.repository.packs import HEADER_SLOTS
 from vmbackup.repository.points import POINT, DiskRecord, Point
 from vmbackup.repository.usage import load, session_of
 
+_SESSION = itemgetter(1)  # of a run; ZERO is false
 _ALL = -1  # a mask of every slot there may be
 
 
@@ -25,6 +27,37 @@ class Moved(NamedTuple):
     pack: int
     slot: int
     place: Place
+
+
+class _Last:
+    """The runs of the leaves that were walked last of one history: its next point's differ in few."""
+
+    def __init__(self) -> None:
+        self._lineage: Lineage | None = None
+        self._table: dict[int, SessionRef] = {}
+        self._leaves: dict[int, set[bytes]] = {}  # by their first chunk, which disks may share
+        self._now: set[bytes] = set()  # of the leaf that `new` was asked of
+
+    def new(self, point: Point, node: Node) -> Iterable[Run]:
+        """The runs with storage of a node, without those that `keep` was told of."""
+        if not isinstance(node.entries, Runs):
+            return node.runs()
+        if point.lineage != self._lineage or any(
+            self._table.get(number, ref) != ref for number, ref in _named(point, node)
+        ):  # two heads may use one number for two sessions
+            self._lineage, self._table, self._leaves = point.lineage, {}, {}
+        self._now = node.entries.raw()
+        return filter(_SESSION, map(run_of, self._now - self._leaves.get(node.first, set())))
+
+    def keep(self, point: Point, node: Node) -> None:
+        """All runs of the node that `new` was asked of were seen to."""
+        if isinstance(node.entries, Runs):
+            self._table.update(_named(point, node))
+            self._leaves[node.first] = self._now
+
+
+def _named(point: Point, node: Node) -> Iterator[tuple[int, SessionRef]]:
+    return ((number, session_of(point, number)) for number in node.sessions)
 
 
 class Needs:
@@ -40,6 +73,7 @@ class Needs:
         self._objects: set[ObjectName] = set()
         self._points: set[bytes] = set()
         self._nodes: set[tuple[bytes, int, int]] = set()
+        self._last = _Last()
         self.sessions: dict[bytes, SessionRef] = {}
         self.moved: list[Moved] = []
 
@@ -68,6 +102,7 @@ class Needs:
         """Other tables of moves hold now: what is added leads elsewhere. What was found needed stays so."""
         self._points.clear()
         self._nodes.clear()
+        self._last = _Last()
         self.moved.clear()
 
     def keep(self, name: ObjectName) -> None:
@@ -133,7 +168,7 @@ class Needs:
         concerns = self._catalog.moves.concerns
         moved = {number for number in node.sessions if concerns(session_of(point, number).session)}
         masks: dict[tuple[int, int], int] = {}
-        for chunks, number, pack, slot in node.runs():
+        for chunks, number, pack, slot in self._last.new(point, node):
             if number in moved or slot + chunks > HEADER_SLOTS:
                 self._use(session_of(point, number), DATA, pack, slot, chunks)
             else:
@@ -142,3 +177,4 @@ class Needs:
             ref = session_of(point, number)
             name = DATA, ref.lineage, ref.session, pack
             self._packs[name] = self._packs.get(name, 0) | mask
+        self._last.keep(point, node)

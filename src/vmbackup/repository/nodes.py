@@ -51,8 +51,10 @@ _SESSION = itemgetter(1)  # of a run; ZERO is false
 class Runs(Sequence[Run]):
     """The runs of a leaf as it is stored: each is made when it is asked for, for who looks at millions asks for few."""
 
-    def __init__(self, numbers: tuple[int, ...]) -> None:
-        """`numbers`: the four of each run, one after the other."""
+    def __init__(self, body: bytes) -> None:
+        """`body`: as they stand in the leaf. Raises struct.error where it holds no whole number of them."""
+        self._body = body
+        numbers = struct.unpack(f">{len(body) // 4}I", body)
         self.chunks, self.sessions, self.packs, self.slots = (numbers[n::4] for n in range(4))
 
     def __len__(self) -> int:
@@ -60,6 +62,11 @@ class Runs(Sequence[Run]):
 
     def __iter__(self) -> Iterator[Run]:
         return map(_MAKE_RUN, zip(self.chunks, self.sessions, self.packs, self.slots, strict=True))
+
+    def raw(self) -> set[bytes]:
+        """Each as it stands in the leaf: so millions are compared, and few looked at. `run_of` makes one of it."""
+        body, size = self._body, _LEAF.size
+        return {body[at : at + size] for at in range(0, len(body), size)}
 
     @overload
     def __getitem__(self, at: int) -> Run: ...
@@ -73,6 +80,11 @@ class Runs(Sequence[Run]):
 
     def __hash__(self) -> int:
         return hash(tuple(self))
+
+
+def run_of(raw: bytes) -> Run:
+    """The run that 16 bytes of a leaf say."""
+    return Run(*_LEAF.unpack(raw))
 
 
 def zero_ref(level: int, chunks: int) -> Ref:
@@ -154,7 +166,7 @@ def decode(data: bytes, ref: Ref, first: int, chunk_size: int, name: str) -> Nod
         body = data[at + 4 * sessions :]
         entries: Runs | tuple[Ref, ...]
         if level == 0:
-            entries = Runs(struct.unpack(f">{len(body) // 4}I", body))
+            entries = Runs(body)
             counts, named = entries.chunks, set(entries.sessions)
         else:
             entries = tuple(Ref(level - 1, *fields) for fields in _INNER.iter_unpack(body))
