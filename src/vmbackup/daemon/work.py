@@ -48,7 +48,7 @@ class Skip(StrEnum):
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of work; two of one `key` never run at once.
+    """A piece of work: asked for again while it waits or runs, it is skipped. Two of one `key` never run at once.
 
     `job` and `domain` (a name) are None for a repository's own work; `target` is where a copy goes.
     """
@@ -122,7 +122,7 @@ class Outcome:
 class Run:
     """A request whose process was started, and what is known of it. Times are seconds since the epoch.
 
-    `id` is its request's. `retry`: of an ended run, the request that tries again; without one it was the last attempt.
+    `id` is its request's.
     """
 
     id: str
@@ -133,7 +133,6 @@ class Run:
     cancelling: str | None = None  # why
     finished: float | None = None
     outcome: Outcome | None = None
-    retry: Request | None = None
 
 
 def moment(seconds: float | None) -> str | None:
