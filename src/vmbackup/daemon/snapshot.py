@@ -4,7 +4,8 @@ Times are seconds since the epoch; 0 is never. `document` gives the JSON of the 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from vmbackup import __version__
@@ -155,7 +156,7 @@ class Snapshot:
 
     def document(self) -> dict[str, Any]:
         """The JSON: names as here, times ISO 8601 or null, and of each guest its age in seconds and its promise."""
-        plain = _json(asdict(self))
+        plain: dict[str, Any] = _json(self)
         for guest, state in zip(plain["guests"], self.guests, strict=True):
             guest["age_seconds"] = self.now - state.last_success if state.last_success else None
             guest["promise"] = state.promise(self.now)
@@ -164,14 +165,18 @@ class Snapshot:
 
 _TIMES = frozenset(
     ("now", "started", "finished", "config_loaded", "last_success", "next_run", "last_verified", "last", "due")
-) | frozenset(("not_before", "looked", "last_prune", "next_prune", "next_verify"))
+) | frozenset(("not_before", "looked", "last_prune", "next_prune", "next_verify", "point_times"))
+_moment = lru_cache(maxsize=1 << 17)(moment)  # the same restore points are told again and again
 
 
 def _json(value: Any, key: str = "") -> Any:
-    if isinstance(value, dict):
-        return {name: _json(inner, name) for name, inner in value.items()}
-    if key == "point_times":
-        return [moment(seconds) for seconds in value]
-    if isinstance(value, list | tuple):
-        return [_json(inner) for inner in value]
-    return moment(value) if key in _TIMES and isinstance(value, float | int) else value
+    """Not by `asdict`, which copies all that it finds: a status of 300 guests would take a third of a second."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, float | int):
+        return _moment(value) if key in _TIMES else value
+    if isinstance(value, tuple | list):
+        return [_moment(inner) for inner in value] if key in _TIMES else [_json(inner) for inner in value]
+    if isinstance(value, Mapping):
+        return {name: _json(inner) for name, inner in value.items()}
+    return {name: _json(getattr(value, name), name) for name in value.__dataclass_fields__}

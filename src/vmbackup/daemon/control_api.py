@@ -1,0 +1,152 @@
+"""What can be asked over the control socket: requests in, answers out; nothing is raised."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from vmbackup.daemon.control_http import BadRequest, HttpAnswer, HttpRequest
+from vmbackup.daemon.snapshot import RunState, Snapshot
+from vmbackup.errors import NotFoundError, UsageError, VmbackupError
+
+_RUNS, _MOST_RUNS = 50, 1000  # of the history in one answer: unless told, at most
+_SHOWN = 5  # runs that a hint names
+_STATUS_OF_KIND = {
+    "usage": HTTPStatus.BAD_REQUEST,
+    "config": HTTPStatus.BAD_REQUEST,
+    "access": HTTPStatus.FORBIDDEN,
+    "not_found": HTTPStatus.NOT_FOUND,
+    "job_conflict": HTTPStatus.CONFLICT,
+}
+_BUG, _LOG = "the service met an error that it does not know", "its log tells: journalctl -u vmbackup"
+_log = logging.getLogger("vmbackup.daemon.control")
+
+
+class Service(Protocol):
+    """What answers. Methods are called from several threads at once, and raise VmbackupError."""
+
+    def snapshot(self) -> Snapshot:
+        """All that is known now."""
+
+    def run_job(self, name: str, domains: Sequence[str], full: bool) -> list[str]:
+        """Ask for backups of a job's guests, of all for no `domains`: the ids of the requests."""
+
+    def cancel(self, run_id: str) -> None:
+        """End a run, or take a request out of the queue."""
+
+    def reload(self) -> None:
+        """Read the configuration again. ConfigError where it is wrong: then the old one stays."""
+
+    def recent(self, limit: int, domain: str | None) -> list[dict[str, Any]]:
+        """The runs that ended last, newest first."""
+
+
+class Api:
+    """The endpoints."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._routes: dict[str, dict[str, Callable[[HttpRequest], Mapping[str, Any]]]] = {
+            "/status": {"GET": self._status},
+            "/runs": {"GET": self._runs},
+            "/run": {"POST": self._run},
+            "/cancel": {"POST": self._cancel},
+            "/reload": {"POST": self._reload},
+        }
+
+    def respond(self, request: HttpRequest) -> bytes:
+        """The bytes that answer any request."""
+        try:
+            return self._answer(request).encode()
+        except Exception:
+            _log.exception("%s %s", request.method, request.path)
+            return _document(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", _BUG, _LOG, 1).encode()
+
+    def _answer(self, request: HttpRequest) -> HttpAnswer:
+        methods = self._routes.get(request.path)
+        if methods is None:
+            known = ", ".join(self._routes)
+            return failure(NotFoundError("there is no such place on the control socket", f"there are {known}"))
+        if request.method not in methods:
+            error = UsageError(f"{request.path} takes {', '.join(methods)} only")
+            return failure(error, HTTPStatus.METHOD_NOT_ALLOWED)
+        try:
+            return HttpAnswer(HTTPStatus.OK, methods[request.method](request))
+        except VmbackupError as error:
+            return failure(error)
+        except BadRequest as error:
+            return failure(UsageError(error.message), error.status)
+
+    def _status(self, _request: HttpRequest) -> Mapping[str, Any]:
+        return self._service.snapshot().document()
+
+    def _runs(self, request: HttpRequest) -> Mapping[str, Any]:
+        limit = request.query.get("limit", str(_RUNS))
+        if not (limit.isascii() and limit.isdecimal() and len(limit) < 6 and 0 < int(limit) <= _MOST_RUNS):
+            raise UsageError(f"limit is a number from 1 to {_MOST_RUNS}")
+        return {"runs": self._service.recent(int(limit), request.query.get("domain"))}
+
+    def _run(self, request: HttpRequest) -> Mapping[str, Any]:
+        asked = _body(request, {"job": str, "domains": list, "full": bool})
+        domains = asked.get("domains", [])
+        if not all(isinstance(domain, str) for domain in domains):
+            raise UsageError('"domains" is a list of names')
+        if "job" not in asked:
+            raise UsageError('"job" is missing', "name a job of the configuration")
+        return {"requests": self._service.run_job(asked["job"], domains, asked.get("full", False))}
+
+    def _cancel(self, request: HttpRequest) -> Mapping[str, Any]:
+        asked = _body(request, {"run": str})
+        if not asked.get("run"):
+            raise UsageError('"run" is missing', "name a run, or the beginning of its id")
+        run = find_run(self._service.snapshot().runs, asked["run"])
+        self._service.cancel(run.id)
+        return {"run": {"id": run.id, "kind": run.kind, "domain": run.domain, "repository": run.repository}}
+
+    def _reload(self, _request: HttpRequest) -> Mapping[str, Any]:
+        self._service.reload()
+        return {"reloaded": True}
+
+
+def failure(error: VmbackupError, status: HTTPStatus | None = None) -> HttpAnswer:
+    """An expected failure as an answer, with the status of its kind unless told."""
+    status = status or _STATUS_OF_KIND.get(error.kind, HTTPStatus.INTERNAL_SERVER_ERROR)
+    return _document(status, error.kind, error.message, error.hint, error.exit_code)
+
+
+def _document(status: HTTPStatus, kind: str, message: str, hint: str, exit_code: int) -> HttpAnswer:
+    return HttpAnswer(status, {"error": {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}})
+
+
+def find_run(runs: Sequence[RunState], name: str) -> RunState:
+    """The run whose id is `name`, or the only one whose id begins so. NotFoundError, UsageError."""
+    found = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f'"{name}" is the beginning of several runs', f"it may be {_listed(found)}")
+    hint = f"there is {_listed(runs)}" if runs else "nothing runs, and nothing waits"
+    raise NotFoundError(f'there is no run "{name}"', hint)
+
+
+def _listed(runs: Sequence[RunState]) -> str:
+    words = [f"{run.id} ({run.kind} of {run.domain or run.repository})" for run in runs[:_SHOWN]]
+    more = [f"{len(runs) - _SHOWN} more"] if len(runs) > _SHOWN else []
+    return ", ".join([*words, *more])
+
+
+def _body(request: HttpRequest, fields: Mapping[str, type]) -> dict[str, Any]:
+    """The JSON object of a request, with these fields and no others. BadRequest."""
+    try:
+        document = json.loads(request.body)
+    except (ValueError, RecursionError):
+        raise BadRequest(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
+    if not isinstance(document, dict):
+        raise BadRequest(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
+    for name, value in document.items():
+        if name not in fields:
+            raise BadRequest(HTTPStatus.BAD_REQUEST, f"a field is not known; known are {', '.join(fields)}")
+        if not isinstance(value, fields[name]):
+            raise BadRequest(HTTPStatus.BAD_REQUEST, f'"{name}" is of the wrong type')
+    return document
