@@ -172,4 +172,4 @@ def make_folder(path: Path) -> None:
 
 def progress(state: State) -> contextlib.AbstractContextManager[Progress]:
     """A sink that suits the options and the terminal."""
-    return shown_progress(quiet=state.quiet)
+    return shown_progress(quiet=state.quiet, fd=state.progress_fd)

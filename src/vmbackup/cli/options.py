@@ -18,6 +18,7 @@ class State:
     verbose: int = 0
     quiet: bool = False
     debug: bool = False
+    progress_fd: int | None = None
 
 
 def global_options(*, hidden: bool) -> list[click.Parameter]:
@@ -40,6 +41,8 @@ def global_options(*, hidden: bool) -> list[click.Parameter]:
         click.Option(["-v", "--verbose"], count=True, help="Tell more; twice for every step.", **shared),
         click.Option(["-q", "--quiet"], is_flag=True, help="No progress, no notes.", **shared),
         click.Option(["--debug"], is_flag=True, help="Every step, and tracebacks of errors.", **shared),
+        # For the service: see wire.py.
+        click.Option(["--progress-fd"], type=click.IntRange(min=1), **{**shared, "hidden": True}),
     ]
 
 
@@ -58,6 +61,10 @@ class Command(click.Command):
         if state.verbose and state.quiet:
             raise click.UsageError("-v and -q exclude each other", ctx)
         start_log(state)
+        if state.progress_fd is not None:
+            from vmbackup.cli.wire import end_with_parent
+
+            end_with_parent(state.progress_fd)
         return super().invoke(ctx)
 
 

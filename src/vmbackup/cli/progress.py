@@ -1,4 +1,7 @@
-"""Sinks of progress, on standard error: bars on a terminal, else a line now and then, or nothing."""
+"""Sinks of progress, on standard error: bars on a terminal, else a line now and then, or nothing.
+
+For the service it goes into a pipe instead (wire.py).
+"""
 
 import sys
 import threading
@@ -21,9 +24,17 @@ _LINE_SECONDS = 30.0
 
 
 @contextmanager
-def shown_progress(*, quiet: bool) -> Iterator[Progress]:
-    """A sink that suits standard error, closed at the end."""
-    if quiet:
+def shown_progress(*, quiet: bool, fd: int | None = None) -> Iterator[Progress]:
+    """A sink that suits standard error, closed at the end; with `fd` one that writes there instead."""
+    if fd is not None:
+        from vmbackup.cli.wire import Wire
+
+        wire = Wire(fd)
+        try:
+            yield wire
+        finally:
+            wire.close()
+    elif quiet:
         yield Silent()
     elif sys.stderr.isatty():
         bars = Bars()
