@@ -1,4 +1,5 @@
-# The front door: make setup | demo | check | test | bench | torture | scale | fuzz | clean
+# The front door: make setup | demo | check | test | bench | torture | scale | fuzz | unit-test | clean
+# On a hypervisor: make install | uninstall
 # Made for a bare Debian 12 (git, make, python3), as root; elsewhere install what PACKAGES names yourself.
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ INSTALLED = $(shell dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACK
 MISSING = $(filter-out $(INSTALLED),$(PACKAGES))
 INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(MISSING)
 
-.PHONY: setup packages demo check test bench torture scale fuzz clean
+.PHONY: setup packages demo check test bench torture scale fuzz unit-test install uninstall clean
 .DELETE_ON_ERROR:
 
 setup: packages $(VENV)/ready
@@ -60,6 +61,15 @@ fuzz: setup
 
 torture: setup
 	$(BIN)/python -m pytest -m torture --timeout 0
+
+# The service under a real systemd, in a guest that is a hypervisor itself.
+unit-test: setup
+	$(BIN)/python -m pytest -m torture --timeout 0 tests/torture/test_unit.py
+
+# Into this machine, or below DESTDIR. PYTHON: the one that runs it; the system's own has the libvirt module.
+PREFIX ?= /usr
+install uninstall:
+	@systemd/install.sh $@ '$(DESTDIR)' '$(PREFIX)' '$(PYTHON)'
 
 bench: setup
 	$(BIN)/python -m bench

@@ -8,6 +8,7 @@ umask 022
 verb=$1; DESTDIR=$2; PREFIX=$3; PYTHON=$4
 cd "$(dirname "$0")/.."
 
+case $PREFIX in /*[!/]) ;; *) echo "PREFIX is a folder like /usr, not '$PREFIX'" >&2; exit 2 ;; esac
 home=$PREFIX/lib/vmbackup
 doc=$PREFIX/share/doc/vmbackup
 # systemd looks for its files here and nowhere else.

@@ -26,12 +26,12 @@ class Guest:
     """A running Debian whose root disk is `vda`. Remove it, or let the lab's end do so.
 
     With `overlay` vda is a thin qcow2 above the cached image (ready at once, a backing chain); else it is a
-    copy that stands alone. More disks are given as `disks`, or as (target, existing image) in `images`.
-    A root image of another origin, such as a restored one, is given as `root`.
+    copy that stands alone. More disks are given as `disks`, or with an image that exists already, in the guest's
+    hands from then on, in `images`. A root image of another origin, such as a restored one, is given as `root`.
     """
 
     def __init__(self, lab: Lab, image: GuestImage, *, overlay: bool = False, disks: Iterable[Disk] = (),
-                 root: Path | None = None) -> None:
+                 images: Iterable[tuple[Disk, Path]] = (), root: Path | None = None, memory: int = MEMORY) -> None:
         self.name = lab.new_name()
         self.folder = lab.new_folder("guest")
         self.console = self.folder / "console.log"
@@ -42,6 +42,11 @@ class Guest:
             disk.create(path)
             self._paths[disk.target] = path
             elements.append(disk.xml(path))
+        for disk, path in images:
+            os.chown(path, *machine.qemu_user())
+            self._paths[disk.target] = path
+            elements.append(disk.xml(path))
+        self._memory = memory
         self.domain = lab.connection.defineXML(self._xml(image, "".join(elements)))
         self.agent = Agent(self.domain)
 
@@ -102,7 +107,7 @@ class Guest:
     def _xml(self, image: GuestImage, disks: str) -> str:
         kind = "kvm" if machine.kvm_works() else "qemu"
         return (
-            f"<domain type='{kind}'><name>{self.name}</name><memory unit='MiB'>{MEMORY}</memory><vcpu>1</vcpu>"
+            f"<domain type='{kind}'><name>{self.name}</name><memory unit='MiB'>{self._memory}</memory><vcpu>1</vcpu>"
             f"<os><type arch='x86_64' machine='q35'>hvm</type>"
             f"<kernel>{image.kernel}</kernel><initrd>{image.initrd}</initrd>"
             "<cmdline>root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet</cmdline></os>"

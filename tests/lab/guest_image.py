@@ -24,6 +24,15 @@ RELEASE = "bookworm"
 PACKAGES = "qemu-guest-agent,systemd-sysv,linux-image-cloud-amd64,udev,iproute2,e2fsprogs"
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
 
+INSTALL = """set -e
+mount -t proc proc /proc
+printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
+chmod 755 /usr/sbin/policy-rc.d
+apt-get -qq update
+apt-get -qq install -y --no-install-recommends -o Dpkg::Options::=--force-unsafe-io {}
+apt-get clean
+rm /usr/sbin/policy-rc.d /etc/apt/apt.conf.d/00outside
+"""
 CONFIGURE = """set -e
 passwd -q -d root
 echo vmbackup-lab > /etc/hostname
@@ -40,18 +49,23 @@ rm -rf /var/cache/apt/archives/*.deb /var/lib/apt/lists/*
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an image is made of. With `keep_system` the folder it was made from stays beside it."""
+    """What an image is made of.
+
+    `packages` are debootstrap's, with commas; `more`, with spaces, those that apt installs into what debootstrap made.
+    With `keep_system` the folder it was made from stays beside it.
+    """
 
     name: str
     size: str
     packages: str
     configure: str
+    more: str = ""
     keep_system: bool = False
 
     @property
     def folder(self) -> str:
         """Its folder in the cache: another one whenever the recipe changes."""
-        parts = f"{RELEASE} {self.size} {self.packages} {self.configure}"
+        parts = f"{RELEASE} {self.size} {self.packages} {self.configure} {self.more}"
         return f"{RELEASE}-{self.name}-{hashlib.sha256(parts.encode()).hexdigest()[:8]}"
 
 
@@ -102,6 +116,9 @@ def _make(making: Path, recipe: Recipe) -> None:
     isolated = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]
     _run(*isolated, machine.program("debootstrap"), "--variant=minbase", f"--include={recipe.packages}", RELEASE,
          str(system), _mirror())
+    if recipe.more:
+        (system / "etc/apt/apt.conf.d/00outside").write_text(_apt_settings())
+        _run(*isolated, "chroot", str(system), "/bin/sh", "-c", INSTALL.format(recipe.more))
     _run(*isolated, "chroot", str(system), "/bin/sh", "-c", recipe.configure)
     for name in ("vmlinuz", "initrd.img"):
         newest = max(system.glob(f"boot/{name}-*"))
@@ -139,6 +156,12 @@ def _mirror() -> str:
         if release == RELEASE and uri.startswith(("http://", "https://")):
             return uri
     return DEFAULT_MIRROR
+
+
+def _apt_settings() -> str:
+    """How apt reaches its mirrors here."""
+    wanted = ("Acquire::http", "Acquire::https", "Acquire::Check")
+    return "".join(f"{line}\n" for line in _output("apt-config", "dump").splitlines() if line.startswith(wanted))
 
 
 def _proxy() -> dict[str, str]:

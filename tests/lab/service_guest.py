@@ -23,9 +23,10 @@ SOURCES = ("src", "nbd", "storage_backends", "systemd", "docs", "pyproject.toml"
 HYPERVISOR = Recipe(
     "hypervisor",
     "6G",
-    f"{PACKAGES},make,python3,python3-venv,python3-libvirt,libvirt-daemon,libvirt-daemon-driver-qemu,"
-    "libvirt-daemon-system,libvirt-clients,qemu-system-x86,qemu-utils,apparmor,polkitd,dbus",
+    PACKAGES,
     CONFIGURE + "rm -f /etc/libvirt/qemu/networks/autostart/*\n",
+    "make python3 python3-venv python3-libvirt libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-clients "
+    "qemu-system-x86 qemu-utils apparmor polkitd dbus",
     keep_system=True,
 )
 

@@ -92,7 +92,7 @@ def opened_with_secret(config: "Config", name: str | None) -> Iterator[tuple["Re
     from vmbackup.repository.keys import Secret
 
     name, settings = named_repository(config, name)
-    if settings.writer_key_file is not None:
+    if settings.has_writer_key:
         raise AccessError("this host's key may not do that", "run it where the repository opens with the passphrase")
     secret = Secret.passphrase(passphrase_of(name, settings))
     with _opened(config, settings, lambda: secret) as repository:
@@ -129,11 +129,11 @@ def secret_of(config: "Config", name: str) -> "Secret":
 
 def _key_of(name: str, settings: "RepositoryConfig") -> "Secret | WriterKeys":
     """What opens the repository. AccessError, ConfigError."""
-    from vmbackup.config.secrets import read_writer_key
+    from vmbackup.config.secrets import read_writer_key, writer_key_path
     from vmbackup.repository.keys import Secret
     from vmbackup.repository.writers import WriterKeys
 
-    path = settings.writer_key_file
+    path = writer_key_path(settings)
     if path is None:
         return Secret.passphrase(passphrase_of(name, settings))
     return WriterKeys.from_text(read_writer_key(path), str(path))

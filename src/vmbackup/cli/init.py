@@ -58,9 +58,9 @@ def command(
         )
     config = access.load_config(state)
     name, settings = access.named_repository(config, state.repository)
-    if settings.writer_key_file is not None:
+    if settings.has_writer_key:
         hint = "set passphrase_file instead, and make a host's key by 'vmbackup key add-writer'"
-        raise ConfigError(f'repository "{name}" has a writer_key_file, which can make no repository', hint)
+        raise ConfigError(f'repository "{name}" has a writer\'s key, which can make no repository', hint)
     beside = settings.passphrase_file.parent if settings.passphrase_file else config.daemon.state_dir
     recovery = recovery_file.absolute() if recovery_file else beside / f"recovery-key-{name}"
     in_bucket = settings.url.startswith("s3://")

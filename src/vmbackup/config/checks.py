@@ -11,9 +11,13 @@ from vmbackup.config.mistakes import Mistake, did_you_mean
 from vmbackup.config.models import DEFAULT_REPOSITORY
 from vmbackup.storage_backends.s3_settings import BadProvider, find_server
 
-_KEY_SOURCES = ("passphrase_file", "passphrase_credential", "passphrase_command", "writer_key_file")
+_KEY_SOURCES = (
+    "passphrase_file", "passphrase_credential", "passphrase_command", "writer_key_file", "writer_key_credential",
+)  # fmt: skip
+_ACCESS_KEY_SOURCES = ("access_key_file", "access_key_credential")
+_SECRET_KEY_SOURCES = ("secret_key_file", "secret_key_credential")
 _S3_ONLY = (
-    "provider", "endpoint_url", "region", "addressing_style", "access_key_file", "secret_key_file", "ca_file",
+    "provider", "endpoint_url", "region", "addressing_style", *_ACCESS_KEY_SOURCES, *_SECRET_KEY_SOURCES, "ca_file",
 )  # fmt: skip
 
 
@@ -38,10 +42,11 @@ def _tables(tables: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]
 
 
 def _repository(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[Mistake]:
-    sources = [key for key in table if key in _KEY_SOURCES]
-    if len(sources) > 1:
-        told = " and ".join(sources)
-        yield Mistake((*path, sources[1]), f"{told} exclude each other", "keep one of them")
+    for alternatives in (_KEY_SOURCES, _ACCESS_KEY_SOURCES, _SECRET_KEY_SOURCES):
+        sources = [key for key in table if key in alternatives]
+        if len(sources) > 1:
+            told = " and ".join(sources)
+            yield Mistake((*path, sources[1]), f"{told} exclude each other", "keep one of them")
     url = table.get("url")
     if isinstance(url, str) and not url.startswith("s3://"):
         for key in table:
@@ -49,9 +54,11 @@ def _repository(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[Mis
                 yield Mistake((*path, key), f"{key} is for s3:// addresses only", "remove it, or correct url")
     if isinstance(url, str) and url.startswith("s3://"):
         yield from _server(path, table)
-    for one, other in (("access_key_file", "secret_key_file"), ("secret_key_file", "access_key_file")):
-        if one in table and other not in table:
-            yield Mistake((*path, one), f"{one} without {other}", f"add {other}")
+    pair = _ACCESS_KEY_SOURCES, _SECRET_KEY_SOURCES
+    for ours, others in (pair, pair[::-1]):
+        for one, other in zip(ours, others, strict=True):
+            if one in table and not any(key in table for key in others):
+                yield Mistake((*path, one), f"{one} without {other}", f"add {other}")
 
 
 def _server(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[Mistake]:

@@ -107,6 +107,7 @@ Schedule = Annotated[str, AfterValidator(check_schedule)]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
 Count = Annotated[int, Field(ge=1)]
 Arguments = Annotated[Names, Field(min_length=1), AfterValidator(_program)]
+Credential = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]+$")]  # a name of systemd's LoadCredential=
 Url = Annotated[str, AfterValidator(_web_url)]
 
 
@@ -147,19 +148,27 @@ class Repository(_Table):
 
     url: Annotated[str, AfterValidator(_store_url)]
     passphrase_file: AbsolutePath | None = None
-    passphrase_credential: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]+$")] | None = None
+    passphrase_credential: Credential | None = None
     passphrase_command: SecretStr | None = None
     writer_key_file: AbsolutePath | None = None
+    writer_key_credential: Credential | None = None
     provider: Annotated[str, Field(min_length=1)] | None = None
     endpoint_url: Annotated[str, AfterValidator(_endpoint)] | None = None
     region: Annotated[str, Field(min_length=1)] | None = None
     addressing_style: Literal["auto", "path", "virtual"] | None = None
     access_key_file: AbsolutePath | None = None
+    access_key_credential: Credential | None = None
     secret_key_file: AbsolutePath | None = None
+    secret_key_credential: Credential | None = None
     ca_file: AbsolutePath | None = None
     max_parallel_domains: Annotated[int, Field(ge=1, le=64)] | None = None
     prune: Prune | None = None
     verify: Verify | None = None
+
+    @property
+    def has_writer_key(self) -> bool:
+        """Whether it opens with a writer's key, so without a passphrase."""
+        return self.writer_key_file is not None or self.writer_key_credential is not None
 
 
 class Host(_Table):

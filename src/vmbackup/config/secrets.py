@@ -31,17 +31,22 @@ def read_passphrase(
     if repository.passphrase_file is not None:
         return read_passphrase_file(repository.passphrase_file)
     if repository.passphrase_credential is not None:
-        folder = environ.get("CREDENTIALS_DIRECTORY")
-        if not folder:
-            hint = f"add LoadCredential={repository.passphrase_credential}:FILE to the unit"
-            raise AccessError("no systemd credential was given to this process", hint)
-        return read_passphrase_file(Path(folder) / repository.passphrase_credential)
+        return read_passphrase_file(credential(repository.passphrase_credential, environ))
     if repository.passphrase_command is not None:
         return _from_command(repository.passphrase_command.get_secret_value())
     if ask is not None:
         return ask(f"Passphrase of repository {name}")
     hint = f"add passphrase_file to [repositories.{name}], or run this on a terminal"
     raise AccessError(f'no passphrase for repository "{name}" is known', hint)
+
+
+def credential(name: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """The file of a credential that systemd gave to this process (systemd.exec(5)). AccessError where it gave none."""
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        hint = f"add LoadCredential={name}:FILE to the unit; on a terminal: docs/operations.md, section 17"
+        raise AccessError(f'systemd gave this process no credentials, so not "{name}"', hint)
+    return Path(folder) / name
 
 
 def make_passphrase_file(path: Path) -> str:
@@ -107,6 +112,13 @@ def read_key_file(path: Path, what: str) -> str:
     if not key.isascii() or not key.isprintable() or " " in key or not key:
         raise ConfigError(f"{path} holds no {what}", hint)
     return key
+
+
+def writer_key_path(repository: Repository, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The file of the writer's key, None for a repository that opens with a passphrase. AccessError."""
+    if repository.writer_key_credential is not None:
+        return credential(repository.writer_key_credential, environ)
+    return repository.writer_key_file
 
 
 def read_writer_key(path: Path) -> str:

@@ -1,7 +1,9 @@
 """What a repository's store needs beside its url, out of the configuration and its files."""
 
+from pathlib import Path
+
 from vmbackup.config.models import Repository
-from vmbackup.config.secrets import read_key_file
+from vmbackup.config.secrets import credential, read_key_file
 from vmbackup.errors import ConfigError
 from vmbackup.storage_backends.s3_settings import BadProvider, S3Settings, find_server
 
@@ -19,12 +21,16 @@ def s3_settings(repository: Repository) -> S3Settings | None:
         )
     except BadProvider as error:
         raise ConfigError(error.message, error.hint) from None
-    access, secret = repository.access_key_file, repository.secret_key_file
     return S3Settings(
         server.endpoint,
         server.region,
         server.addressing,
-        read_key_file(access, "access key") if access else None,
-        read_key_file(secret, "secret key") if secret else None,
+        _key(repository.access_key_file, repository.access_key_credential, "access key"),
+        _key(repository.secret_key_file, repository.secret_key_credential, "secret key"),
         str(repository.ca_file) if repository.ca_file else None,
     )
+
+
+def _key(file: Path | None, name: str | None, what: str) -> str | None:
+    path = credential(name) if name is not None else file
+    return read_key_file(path, what) if path is not None else None

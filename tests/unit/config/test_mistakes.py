@@ -105,6 +105,16 @@ def test_a_single_mistake_is_one_sentence_and_one_hint() -> None:
             4,
             "access_key_file without secret_key_file",
         ),
+        (
+            "[repositories.a]\nurl = 's3://bkt'\nprovider = 'hetzner:fsn1'\nsecret_key_credential = 'k'",
+            4,
+            "secret_key_credential without access_key_credential",
+        ),
+        (
+            "[repositories.a]\nurl = '/x'\nwriter_key_file = '/w'\nwriter_key_credential = 'w'",
+            4,
+            "writer_key_file and writer_key_credential exclude each other",
+        ),
         ("[repositories.a]\nurl = 's3://bkt'\nprovider = 'azure'", 3, 'provider = "azure" is not a provider'),
         (
             "[repositories.a]\nprovider = 'hetzner:fsn1'\nurl = 's3://key:secret@bkt'",

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from vmbackup.config.models import Repository
-from vmbackup.config.secrets import make_passphrase_file, read_passphrase, write_secret_file
+from vmbackup.config.secrets import make_passphrase_file, read_passphrase, write_secret_file, writer_key_path
+from vmbackup.config.stores import s3_settings
 from vmbackup.errors import AccessError, ConfigError
 
 
@@ -41,9 +42,36 @@ def test_from_a_credential(tmp_path: Path) -> None:
     (tmp_path / "pass").write_text("secret\n")
     repository = _repository(passphrase_credential="pass")
     assert read_passphrase("a", repository, environ={"CREDENTIALS_DIRECTORY": str(tmp_path)}) == "secret"
-    with pytest.raises(AccessError, match="no systemd credential") as caught:
+    with pytest.raises(AccessError, match='no credentials, so not "pass"') as caught:
         read_passphrase("a", repository, environ={})
-    assert caught.value.hint == "add LoadCredential=pass:FILE to the unit"
+    assert caught.value.hint.startswith("add LoadCredential=pass:FILE to the unit")
+
+
+def test_keys_of_a_bucket_from_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may be a file or a credential."""
+    for name, text in (("id", "AKID\n"), ("secret", "hunter2\n"), ("file", "other\n")):
+        (tmp_path / name).write_text(text)
+    settings = {"url": "s3://bucket/prefix", "provider": "hetzner:fsn1", "access_key_credential": "id"}
+    both = Repository.model_validate({**settings, "secret_key_credential": "secret"})
+    with pytest.raises(AccessError, match='no credentials, so not "id"'):
+        s3_settings(both)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    found = s3_settings(both)
+    assert found
+    assert (found.access_key, found.secret_key) == ("AKID", "hunter2")
+    found = s3_settings(Repository.model_validate({**settings, "secret_key_file": str(tmp_path / "file")}))
+    assert found
+    assert (found.access_key, found.secret_key) == ("AKID", "other")
+
+
+def test_a_writers_key_from_a_credential(tmp_path: Path) -> None:
+    repository = _repository(writer_key_credential="writer")
+    assert repository.has_writer_key
+    assert writer_key_path(repository, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) == tmp_path / "writer"
+    with pytest.raises(AccessError, match='no credentials, so not "writer"'):
+        writer_key_path(repository, {})
+    assert writer_key_path(_repository(writer_key_file="/k"), {}) == Path("/k")
+    assert writer_key_path(_repository(passphrase_file="/p"), {}) is None
 
 
 def test_from_a_command() -> None:
