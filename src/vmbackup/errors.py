@@ -12,7 +12,8 @@ VmbackupError                     1  failed
 │   ├── PointInTimeLostError      1  the job ended while it was read: nothing may be committed
 │   ├── ScratchFullError          1  no space for scratch files
 │   └── QuiesceError              1  the guest could not be frozen, and that was required
-└── TargetError                   1  the place to restore to is in the way, too small or full
+├── TargetError                   1  the place to restore to is in the way, too small or full
+└── ServiceError                  1  the service does not run, or does not answer
 """
 
 from typing import ClassVar
@@ -115,3 +116,9 @@ class TargetError(VmbackupError):
     """The place to restore to is in the way, in use, too small or full. No half-written file was left."""
 
     kind = "target"
+
+
+class ServiceError(VmbackupError):
+    """The service does not run on this host, or does not answer. The caller starts it."""
+
+    kind = "service"

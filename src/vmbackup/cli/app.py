@@ -18,7 +18,7 @@ from vmbackup.errors import UsageError
 
 COMMANDS = (
     *("init", "doctor", "backup", "list", "show", "restore", "verify", "repair", "copy"),
-    *("forget", "prune", "purge", "key", "residency"),
+    *("forget", "prune", "purge", "key", "residency", "status", "run", "cancel"),
 )
 
 

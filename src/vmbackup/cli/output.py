@@ -10,7 +10,10 @@ from typing import Any, TextIO
 
 import click
 
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+# Beside control characters those that turn the direction of writing, hide, or end lines (Unicode Cf, Zl, Zp).
+_CONTROL = re.compile(
+    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
 _GAP = "  "
 
 

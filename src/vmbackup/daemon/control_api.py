@@ -39,7 +39,11 @@ class Service(Protocol):
         """Read the configuration again. ConfigError where it is wrong: then the old one stays."""
 
     def recent(self, limit: int, domain: str | None) -> list[dict[str, Any]]:
-        """The runs that ended last, newest first."""
+        """The runs that ended last, newest first.
+
+        Each {"id", "kind", "job", "domain", "repository", "target", "trigger", "attempt", "due", "started", "finished",
+        "status", "exit_code", "error", "hint"}, times ISO 8601 or null.
+        """
 
 
 class Api:
