@@ -103,7 +103,10 @@ def _closed_pipe() -> int:
 
 @contextlib.contextmanager
 def _termination_interrupts() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does: guests are thawed and jobs ended on the way out."""
+    """SIGTERM ends a command as Ctrl-C does: guests are thawed and jobs ended on the way out.
+
+    Only the first one: systemd and the service may both send one, and the second must not break off that way out.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -115,4 +118,5 @@ def _termination_interrupts() -> Iterator[None]:
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: None)  # not SIG_IGN, which programs started later would inherit
     raise KeyboardInterrupt

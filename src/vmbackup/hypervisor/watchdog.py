@@ -4,13 +4,15 @@
 
 It says "ready" on standard output once it is connected, then reads lines. Without an "arm" it ends: nothing was
 frozen. After the "arm", "done" (the run has thawed by itself) ends it silently; the end of the input (the run
-died) or SECONDS without a line make it thaw, again and again for up to 5 minutes, and say "thawed". It imports
-nothing of the project, for it must start in a moment.
+died) or SECONDS without a line make it thaw, again and again for up to 5 minutes, and say "thawed". SIGTERM does not
+end it: a service that is stopped sends it to all its processes. It imports nothing of the project, for it must start
+in a moment.
 """
 
 import contextlib
 import os
 import select
+import signal
 import sys
 import time
 
@@ -21,6 +23,7 @@ _LONGEST_WAIT = 16.0
 
 def main(uri: str, uuid: str, seconds: float) -> int:
     """Runs the watch. Returns 0 when nothing is frozen any more as far as it knows, else 1."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     import libvirt
 
     libvirt.registerErrorHandler(lambda *_: None, None)

@@ -1,11 +1,13 @@
 """`vmbackup --help` is fast: nothing is imported that the command at hand does not need."""
 
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from vmbackup.cli.app import COMMANDS
+from vmbackup.cli.app import COMMANDS, _termination_interrupts
 
 HEAVY = {"pydantic", "rich", "libvirt", "cryptography", "boto3", "zstandard", "blake3", "apscheduler"}
 _SHOW_MODULES = """
@@ -33,3 +35,15 @@ def test_help_names_every_command() -> None:
     done = subprocess.run([sys.executable, "-m", "vmbackup.cli", "--help"], capture_output=True, text=True, check=True)
     words = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
     assert set(COMMANDS) <= words
+
+
+def test_a_second_sigterm_does_not_break_off_the_way_out() -> None:
+    """systemd and the service may both send one; guests are thawed and jobs ended all the same."""
+    steps = []
+    with pytest.raises(KeyboardInterrupt), _termination_interrupts():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            steps.append("thawed")
+    assert steps == ["thawed"]
