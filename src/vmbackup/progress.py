@@ -1,5 +1,7 @@
 """How long work tells of itself: a Protocol, with sinks for terminals, logs and metrics elsewhere."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -33,3 +35,16 @@ class Silent:
 
     def note(self, text: str) -> None:
         """Nothing."""
+
+
+SILENT = Silent()
+
+
+@contextmanager
+def told(progress: Progress, task: str, total_bytes: int | None) -> Iterator[Callable[[int], None]]:
+    """A task from here to the end of the block, well or not; gives what counts its bytes."""
+    progress.start(task, total_bytes)
+    try:
+        yield lambda n_bytes: progress.advance(task, n_bytes)
+    finally:
+        progress.finish(task)

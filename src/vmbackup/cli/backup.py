@@ -28,9 +28,10 @@ _LATER = ("bandwidth_limit", "reread_every", "consistency_group")  # keys of a j
 @click.command("backup", cls=Command, short_help="Make restore points of domains, now.")
 @click.argument("domains", metavar="[DOMAIN...]", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Every domain that libvirt knows.")
-@click.option("--job", metavar="NAME", help="The domains of a job of the configuration, as it says.")
+@click.option("--job", metavar="NAME", help="As a job of the configuration says: its domains, or DOMAIN... of them.")
 @click.option("--full", is_flag=True, help="Ignore checkpoints and read everything; nothing is stored twice.")
 @click.option("--quiesce", type=click.Choice(POLICIES), help="Freeze file systems by the guest agent (auto).")
+@click.option("--no-copy", is_flag=True, help="With --job: only the backup, without the job's copy_to.")
 @click.option("--dry-run", is_flag=True, help="Tell what would be read, and why; change nothing.")
 @click.pass_obj
 def command(
@@ -40,10 +41,11 @@ def command(
     job: str | None,
     full: bool,
     quiesce: str | None,
+    no_copy: bool,
     dry_run: bool,
 ) -> int:
     """Make a restore point of each DOMAIN (a name or UUID) now."""
-    if bool(domains) + every + bool(job) != 1:
+    if bool(domains or job) + every != 1:
         raise UsageError("name domains, or --all, or --job NAME", "'virsh list --all' names the domains")
     from vmbackup.cli import access
 
@@ -54,10 +56,11 @@ def command(
     access.named_repository(config, repository_name)
     with ExitStack() as stack:
         host = stack.enter_context(access.opened_host(config))
-        names = list(dict.fromkeys(domains)) if domains else _select(host, settings)
+        names = _named(host, domains, job, settings) if domains else _select(host, settings)
         repository = stack.enter_context(access.opened_repository(config, repository_name))
         repository.check_may_write()
-        run = _Run(state, config, host, repository, options, settings.copy_to if settings else ())
+        copy_to = settings.copy_to if settings and not no_copy else ()
+        run = _Run(state, config, host, repository, options, copy_to)
         return run.plan(names) if dry_run else run.backup(names)
 
 
@@ -83,6 +86,21 @@ def _job(config: "Config", name: str) -> "Job":
     known = ", ".join(config.jobs)
     hint = did_you_mean(name, config.jobs) or (f"the jobs are {known}" if known else f"add [jobs.{name}] to it")
     raise UsageError(f'there is no job "{name}" in the configuration', hint)
+
+
+def _named(host: "Host", domains: Sequence[str], name: str | None, job: "Job | None") -> list[str]:
+    """The domains of the command line, each once. UsageError where one is none of the job's."""
+    named = list(dict.fromkeys(domains))
+    if job is None:
+        return named
+    by_uuid = {domain.uuid: domain.name for domain in host.domains()}
+    for domain in named:
+        if not job.means(by_uuid.get(domain.lower(), domain)):
+            but = f", but not {', '.join(job.exclude)}" if job.exclude else ""
+            raise UsageError(
+                f'domain "{domain}" is none of job "{name}"', f"the job means {', '.join(job.domains)}{but}"
+            )
+    return named
 
 
 def _select(host: "Host", job: "Job | None") -> list[str]:

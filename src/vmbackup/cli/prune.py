@@ -44,7 +44,7 @@ def command(
     )
     config = access.load_config(state)
     with access.opened_repository(config, state.repository) as repository, access.progress(state) as progress:
-        report = prune(repository, options, note=progress.note)
+        report = prune(repository, options, progress=progress)
     if state.json:
         say_json(_document(report, dry_run=dry_run))
     else:

@@ -12,7 +12,7 @@ from vmbackup.engine import marks
 from vmbackup.engine.findings import Damage, Findings
 from vmbackup.engine.scrub import PackReport, scrub
 from vmbackup.errors import DamageError, VmbackupError
-from vmbackup.progress import Progress
+from vmbackup.progress import Progress, told
 from vmbackup.repository import damage, frames, keys
 from vmbackup.repository.catalog import Catalog, fetch
 from vmbackup.repository.chunks import Secrets
@@ -202,11 +202,14 @@ class _Verify:
     def _group(self, catalog: Catalog, points: list[Point]) -> None:
         usage = Usage(catalog, strict=True)
         needs: list[tuple[Point, DiskRecord, DiskUsage]] = []
-        for point in points:
-            self._objects[point.key] = self._store.stat(point.key).size
-            self._documents(point)
-            needs += ((point, disk, usage.of(point, disk)) for disk in point.disks)
-        self._indexes(catalog, usage, needs)
+        with told(self._progress, "reading maps", sum(point.virtual_bytes for point in points)) as advance:
+            for point in points:
+                self._objects[point.key] = self._store.stat(point.key).size
+                self._documents(point)
+                needs += ((point, disk, usage.of(point, disk)) for disk in point.disks)
+                advance(point.virtual_bytes)
+        with told(self._progress, "checking indexes", None) as advance:
+            self._indexes(catalog, usage, needs, advance)
         reached = Reached()
         for point, disk, need in needs if usage.errors else ():
             for error in reached.errors(need):
@@ -243,7 +246,13 @@ class _Verify:
         except DamageError as error:
             self._found.error(error, [point.id])
 
-    def _indexes(self, catalog: Catalog, usage: Usage, needs: list[tuple[Point, DiskRecord, DiskUsage]]) -> None:
+    def _indexes(
+        self,
+        catalog: Catalog,
+        usage: Usage,
+        needs: list[tuple[Point, DiskRecord, DiskUsage]],
+        advance: Callable[[int], None],
+    ) -> None:
         """Index roots and their parts, of every session that a table names."""
         for ref in usage.sessions.values():
             lineage = catalog.lineage(ref)
@@ -260,6 +269,7 @@ class _Verify:
                         bad[part] = problem
             except DamageError as error:
                 bad[key] = error.message
+            advance(self._objects.get(key, 0))
             for name, problem in bad.items():
                 reached = Reached({n for n in usage.packs if n.session == ref.session})
                 users = [(p, d) for p, d, need in needs if reached.packs(need)]

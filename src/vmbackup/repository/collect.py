@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 
 from vmbackup.errors import AccessError, DamageError, UsageError
+from vmbackup.progress import SILENT, Progress, told
 from vmbackup.repository import condemned, damage, frames, locks, tombstones
 from vmbackup.repository.condemned import INDEX, TABLE, ObjectName
 from vmbackup.repository.crypto import DATA, META
@@ -69,7 +70,7 @@ def prune(
     repository: Repository,
     options: PruneOptions,
     *,
-    note: Callable[[str], None] = lambda _text: None,
+    progress: Progress = SILENT,
     sleep: Callable[[float], None] = time.sleep,
 ) -> PruneReport:
     """Collects all groups, a writer's key its own.
@@ -89,11 +90,11 @@ def prune(
         )
     report = PruneReport()
     for group in repository.groups():
-        cycle = _Cycle(repository, group, options, time.time() + probe.clock_skew, report, note, sleep)
+        cycle = _Cycle(repository, group, options, time.time() + probe.clock_skew, report, progress, sleep)
         cycle.run()
         if cycle.repack(probe.free_bytes):
             report.kept_bytes -= cycle.kept_bytes
-            _Cycle(repository, group, options, time.time() + probe.clock_skew, report, note, sleep).run()
+            _Cycle(repository, group, options, time.time() + probe.clock_skew, report, progress, sleep).run()
     if not options.dry_run:
         _sweep(repository.store, time.time() + probe.clock_skew - locks.DAY)
     return report
@@ -117,12 +118,12 @@ class _Cycle:
         options: PruneOptions,
         now: float,
         report: PruneReport,
-        note: Callable[[str], None],
+        progress: Progress,
         sleep: Callable[[float], None],
     ) -> None:
         self._repository, self._store, self._group = repository, repository.store, group
         self._options, self._now, self._report = options, now, report
-        self._note, self._sleep = note, sleep
+        self._progress, self._sleep = progress, sleep
         self._catalog = repository.new_catalog(group)
         self._needs = Needs(self._catalog)
         self._tables: set[bytes] = set()
@@ -171,13 +172,15 @@ class _Cycle:
             self._needs.walk_again()
         self._trash_partials(found)
         by_history = sorted(found.committed, key=lambda p: (p.lineage.id, p.session))  # they share most of their maps
-        for point in by_history:
-            try:
-                self._needs.add(point)
-            except DamageError as error:
-                if not self._was_forgotten(point.session):
-                    raise self._blind(error) from error
-                found.forgotten.add(point.session)
+        with told(self._progress, "reading maps", sum(point.virtual_bytes for point in by_history)) as advance:
+            for point in by_history:
+                try:
+                    self._needs.add(point)
+                except DamageError as error:
+                    if not self._was_forgotten(point.session):
+                        raise self._blind(error) from error
+                    found.forgotten.add(point.session)
+                advance(point.virtual_bytes)
         return found
 
     def _unproved(self, names: Container[ObjectName]) -> set[ObjectName]:
@@ -188,7 +191,7 @@ class _Cycle:
             if any(name in names for name in left) and not self._proof.holds(ref, kind, pack, slot, place):
                 kept |= left
                 key = self._catalog.lineage(place.ref).pack(kind, place.ref.session, place.pack)
-                self._note(f"{key} does not hold what was moved into it: the old packs are kept")
+                self._progress.note(f"{key} does not hold what was moved into it: the old packs are kept")
         for name in kept:
             self._needs.keep(name)
         return kept
@@ -202,22 +205,17 @@ class _Cycle:
         found = victims(self._needs, sizes, self._catalog, options.repack_below)
         found = affordable(found, None if free_bytes is None else free_bytes // 2)
         report = self._report.repacked
-        if options.dry_run:
-            report.packs += len(found)
-            report.copied_bytes += sum(victim.live_bytes for victim in found)
-            report.freed_bytes += sum(victim.dead_bytes for victim in found)
-            return False
-        if not found:
+        if options.dry_run or not found:
+            live, dead = sum(victim.live_bytes for victim in found), sum(victim.dead_bytes for victim in found)
+            report.add(len(found), live, dead)
             return False
 
         def read_needs() -> Needs:
             self._read()
             return self._needs
 
-        done = repack(self._repository, self._group, found, read_needs, options.host, self._note)
-        report.packs += done.packs
-        report.copied_bytes += done.copied_bytes
-        report.freed_bytes += done.freed_bytes
+        done = repack(self._repository, self._group, found, read_needs, options.host, self._progress)
+        report.add(done.packs, done.copied_bytes, done.freed_bytes)
         return done.packs > 0
 
     def _was_forgotten(self, session: bytes) -> bool:
@@ -291,7 +289,7 @@ class _Cycle:
         except ObjectExists:
             return  # it has committed
         self._report.ended_sessions += 1
-        self._note(f"ended a session that was open for {age / 3600:.0f} h: {entry.key}")
+        self._progress.note(f"ended a session that was open for {age / 3600:.0f} h: {entry.key}")
 
     def _is_dead_mover(self, session: bytes, lineage: Lineage) -> bool:
         """Whether it is a repacking of this host whose process is gone."""
@@ -343,15 +341,17 @@ class _Cycle:
 
     def _delete(self, names: dict[ObjectName, int]) -> None:
         """All but tables; takes out what is locked longer than since it was put, for a later point needed it."""
-        for name in [name for name in names if name.kind != TABLE]:
-            key = name.key(self._group)
-            try:
-                self._store.delete(key)
-            except DeleteRefused as error:
-                if error.until is None:
-                    raise
-                self._keep({name: names[name]})
-                self._report.locked[key] = names.pop(name), error.until
+        with told(self._progress, "deleting", sum(names.values())) as advance:
+            for name in [name for name in names if name.kind != TABLE]:
+                key = name.key(self._group)
+                advance(names[name])
+                try:
+                    self._store.delete(key)
+                except DeleteRefused as error:
+                    if error.until is None:
+                        raise
+                    self._keep({name: names[name]})
+                    self._report.locked[key] = names.pop(name), error.until
 
     def _leave(self, names: dict[ObjectName, int]) -> None:
         self._keep(names)
@@ -377,7 +377,7 @@ class _Cycle:
             if not waiting or waited >= self._options.wait:
                 return sorted(entry.key for _, entry in waiting.values())
             if waited == 0:
-                self._note(f"waiting for {len(waiting)} running backups to end")
+                self._progress.note(f"waiting for {len(waiting)} running backups to end")
             self._sleep(_POLL)
             waited, self._now = waited + _POLL, self._now + _POLL
             for session, (lineage, entry) in waiting.items():

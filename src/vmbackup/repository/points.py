@@ -161,6 +161,11 @@ class Point:
         return [DiskRecord.from_json(d) for d in self.public["disks"]]
 
     @property
+    def virtual_bytes(self) -> int:
+        """The sizes of its disks together; 0 of what is no restore point."""
+        return sum(disk["virtual_size"] for disk in self.public.get("disks", ()))
+
+    @property
     def envelope(self) -> bytes:
         """The envelope of the session's secret."""
         return bytes.fromhex(self.public["envelope"])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from vmbackup.errors import DamageError, RepositoryError
+from vmbackup.progress import Progress, told
 from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.condemned import ObjectName
 from vmbackup.repository.layout import Lineage, SessionRef
@@ -37,6 +38,11 @@ class RepackReport:
     packs: int = 0
     copied_bytes: int = 0
     freed_bytes: int = 0
+
+    def add(self, packs: int, copied_bytes: int, freed_bytes: int) -> None:
+        """More of them."""
+        self.packs, self.copied_bytes = self.packs + packs, self.copied_bytes + copied_bytes
+        self.freed_bytes += freed_bytes
 
 
 def victims(needs: Needs, sizes: Mapping[ObjectName, int], catalog: Catalog, below: float) -> list[Victim]:
@@ -77,7 +83,7 @@ def repack(
     found: list[Victim],
     read_needs: Callable[[], Needs],
     host: str,
-    note: Callable[[str], None],
+    progress: Progress,
 ) -> RepackReport:
     """Copies what is in use of these packs, a table for each history. `read_needs` reads all points again.
 
@@ -92,12 +98,13 @@ def repack(
         for lineage, members in histories.items():
             work.append(_History(repository, Lineage(group, lineage), host, members))
         needs = read_needs()  # after the pins: rule W3
-        while work:
-            try:
-                work[-1].run(needs, report)
-            except RepositoryError as error:  # it was taken for dead, and ended: the next call does it
-                note(f"a history was not repacked: {error.message}")
-            work.pop().close()
+        with told(progress, "repacking", sum(victim.live_bytes for victim in found)) as advance:
+            while work:
+                try:
+                    work[-1].run(needs, report, advance)
+                except RepositoryError as error:  # it was taken for dead, and ended: the next call does it
+                    progress.note(f"a history was not repacked: {error.message}")
+                work.pop().close()
     finally:
         for history in work:
             history.close()
@@ -112,11 +119,12 @@ class _History:
         self._mover = Mover.open(repository, lineage, host)
         self._committed = False
 
-    def run(self, needs: Needs, report: RepackReport) -> None:
+    def run(self, needs: Needs, report: RepackReport, advance: Callable[[int], None]) -> None:
         """Copies, and commits the table."""
         masks = {name: mask for name, mask in needs.used() if name in self._members}
         for name in sorted(masks):
             _copy(self._mover, self._members[name], masks[name], report)
+            advance(self._members[name].live_bytes)
         _flatten(self._mover, needs)
         self._mover.commit()
         self._committed = True
@@ -135,9 +143,7 @@ def _copy(mover: Mover, victim: Victim, mask: int, report: RepackReport) -> None
         broken = mover.copy(victim.ref, victim.name.kind, victim.name.number, _bits(mask))
     except DamageError:
         return  # it is gone, or damaged: it stays as it is
-    report.packs += 1
-    report.copied_bytes += mover.copied_bytes - before
-    report.freed_bytes += 0 if broken else victim.dead_bytes
+    report.add(1, mover.copied_bytes - before, 0 if broken else victim.dead_bytes)
 
 
 def _flatten(mover: Mover, needs: Needs) -> None:

@@ -166,6 +166,38 @@ def test_all_and_job_choose_domains(run: Run, answers: Answers, asked: list[tupl
     assert asked[0][1].quiesce == "required"
 
 
+def test_domains_of_a_job(run: Run, answers: Answers, asked: list[tuple[str, BackupOptions]]) -> None:
+    """Only those, as the job says."""
+    assert run("backup", "--job", "nightly", "db", "gone").code == 0
+    assert [name for name, _ in asked] == ["db", "gone"]
+    assert {options.quiesce for _, options in asked} == {"never"}
+
+
+@pytest.mark.parametrize("name", ["scratch-1", UUID.upper()])
+def test_a_domain_that_is_none_of_the_job_is_wrong_usage(
+    run: Run, answers: Answers, asked: list[tuple[str, BackupOptions]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(_Host, "names", ("scratch-1",))
+    result = run("backup", "--job", "nightly", "db", name)
+    assert (result.code, asked) == (2, [])
+    assert result.err == f'error: domain "{name}" is none of job "nightly"\n       the job means *, but not scratch-*\n'
+
+
+@pytest.mark.parametrize("words", [(), ("--all", "db"), ("--all", "--job", "nightly"), ("--no-copy",)])
+def test_one_way_to_name_domains(run: Run, answers: Answers, words: tuple[str, ...]) -> None:
+    result = run("backup", *words)
+    assert (result.code, result.err.splitlines()[0]) == (2, "error: name domains, or --all, or --job NAME")
+
+
+def test_a_job_without_its_copies(run: Run, answers: Answers, config_file: Path, tmp_path: Path) -> None:
+    offsite = f'[repositories.offsite]\nurl = "file://{tmp_path}/none"\npassphrase_file = "{tmp_path}/none.key"\n'
+    config_file.write_text(config_file.read_text() + f'copy_to = ["offsite"]\n{offsite}')
+    assert "copies" in run("--json", "backup", "--job", "nightly", "db").json
+    result = run("--json", "backup", "--job", "nightly", "--no-copy", "db")
+    assert result.code == 0
+    assert "copies" not in result.json
+
+
 def test_a_domain_named_twice_is_backed_up_once(
     run: Run, answers: Answers, asked: list[tuple[str, BackupOptions]]
 ) -> None:

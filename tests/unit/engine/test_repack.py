@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.engine.kit import RamKit
+from vmbackup.progress import Silent
 from vmbackup.repository import collect as collect_module
 from vmbackup.repository.collect import PruneOptions, PruneReport, prune
 from vmbackup.repository.crypto import DATA, META
@@ -131,8 +132,10 @@ def test_old_packs_stay_while_their_copies_are_not_whole(tmp_path: Path) -> None
 
     broken: Any = Breaking()
     notes: list[str] = []
+    noting = Silent()
+    noting.note = notes.append  # type: ignore[method-assign]
     repository = Repository.open(broken, *opened(kit))
-    prune(repository, PruneOptions(host="here"), sleep=lambda _s: None, note=notes.append)
+    prune(repository, PruneOptions(host="here"), sleep=lambda _s: None, progress=noting)
     assert any("does not hold what was moved into it" in note for note in notes)
     assert old & {entry.key for entry in kit.store.list("data/")}
     kit.reopen()
