@@ -8,7 +8,7 @@ from rich.text import Text
 from vmbackup.cli.ages import long_time
 from vmbackup.cli.grid import Row, folded, forms, grid, text
 from vmbackup.cli.overview import Guest, Json, Overview
-from vmbackup.cli.status_page import RESULTS
+from vmbackup.cli.status_page import LONGEST, RESULTS
 from vmbackup.config.units import format_duration, format_size
 
 _NAME = 16  # cells
@@ -33,7 +33,7 @@ def _facts(guest: Guest) -> Iterator[tuple[str, str]]:
     yield "job", f"{state['job']}, to repository {state['repository']}"
     points = len(state["point_times"])
     yield "restore points", f"{points}, the newest {state['last_point']}" if points else "none"
-    if run and run["error"]:
+    if run and run["error"] and len(run["error"]) > LONGEST:
         yield "error", run["error"]
     if run and run["hint"]:
         yield "what to do", run["hint"]

@@ -12,7 +12,7 @@ from vmbackup.cli.overview import BAD, DOUBTFUL, GOOD, Guest, Json, Overview, do
 from vmbackup.config.units import format_duration, format_size
 
 _QUEUED = 8  # requests that are shown
-_LONGEST = 300  # characters of an error in the table; `status DOMAIN` has all of it
+LONGEST = 300  # characters of an error in the table; `status DOMAIN` has all of it
 _DIM = "dim"
 RESULTS = {
     "success": ("ok", "green"),
@@ -219,7 +219,7 @@ def _notes(guest: Guest, overview: Overview, before: str) -> tuple[list[Text], s
 
 def _error(run: Json) -> str:
     error = str(run["error"] or "it ended without a word")
-    return error if len(error) <= _LONGEST else f"{error[:_LONGEST]}..."
+    return error if len(error) <= LONGEST else f"{error[:_LONGEST]}..."
 
 
 def _copy(copy: Json, age: Age) -> list[str]:
