@@ -219,7 +219,7 @@ def _notes(guest: Guest, overview: Overview, before: str) -> tuple[list[Text], s
 
 def _error(run: Json) -> str:
     error = str(run["error"] or "it ended without a word")
-    return error if len(error) <= LONGEST else f"{error[:_LONGEST]}..."
+    return error if len(error) <= LONGEST else f"{error[:LONGEST]}..."
 
 
 def _copy(copy: Json, age: Age) -> list[str]:
