@@ -28,11 +28,11 @@ def config_checks(path: Path | None, config: "Config") -> Iterator[Check]:
         yield Check("config", "defaults", "ok", "no configuration file, the defaults hold")
     else:
         told = f"repositories: {len(config.repositories)}, jobs: {len(config.jobs)}"
-        yield _private(path, "config", 0o022, f"valid: {told}", "others may change it, and it is read as root")
+        yield private_check(path, "config", 0o022, f"valid: {told}", "others may change it, and it is read as root")
     for repository in config.repositories.values():
         for file in _secret_files(repository):
             if file is not None and file.exists():
-                yield _private(file, "secret", 0o077, "readable by its owner only", "others may read it")
+                yield private_check(file, "secret", 0o077, "readable by its owner only", "others may read it")
 
 
 def _secret_files(repository: "Settings") -> tuple[Path | None, ...]:
@@ -40,7 +40,7 @@ def _secret_files(repository: "Settings") -> tuple[Path | None, ...]:
     return *keys, repository.access_key_file, repository.secret_key_file
 
 
-def _private(path: Path, name: str, forbidden: int, well: str, wrong: str) -> Check:
+def private_check(path: Path, name: str, forbidden: int, well: str, wrong: str) -> Check:
     """Whether nobody but the owner (this user or root) has the `forbidden` permissions on `path`."""
     quoted = shlex.quote(str(path))
     try:

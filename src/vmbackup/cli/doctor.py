@@ -42,6 +42,7 @@ def _checks(state: State, domains: Sequence[str]) -> Iterator["Check"]:
     """All checks in order; each part that cannot even begin is one FAIL of its own."""
     from vmbackup.cli import access
     from vmbackup.cli.checks import cache_check, config_checks, repository_checks
+    from vmbackup.cli.service_checks import service_checks
     from vmbackup.config.load import find, load
     from vmbackup.config.mistakes import ConfigMistakesError
     from vmbackup.hypervisor import Check
@@ -58,6 +59,7 @@ def _checks(state: State, domains: Sequence[str]) -> Iterator["Check"]:
         return
     yield from config_checks(path, config)
     yield cache_check(config.host.cache_dir)
+    yield from service_checks(path, config)
     names = [access.named_repository(config, state.repository)[0]] if state.repository else config.repositories
     for name in names:
         yield from repository_checks(config, name)

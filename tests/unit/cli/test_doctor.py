@@ -155,7 +155,7 @@ def test_commands_are_quoted(tmp_path: Path) -> None:
     path = tmp_path / "it's; a $(key)"
     path.write_text("x")
     path.chmod(0o666)
-    fix = checks._private(path, "secret", 0o077, "well", "wrong").fix
+    fix = checks.private_check(path, "secret", 0o077, "well", "wrong").fix
     assert shlex.split(fix) == ["chmod", "600", str(path)]
     missing = tmp_path / "no such"
-    assert shlex.split(checks._private(missing, "secret", 0o077, "", "").fix) == ["ls", "-l", str(missing)]
+    assert shlex.split(checks.private_check(missing, "secret", 0o077, "", "").fix) == ["ls", "-l", str(missing)]
