@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from vmbackup.repository.summary import PointSummary
 
 POLICIES = ("auto", "required", "never")
-_LATER = ("bandwidth_limit", "reread_every", "consistency_group")  # keys of a job that do nothing so far
+_LATER = ("reread_every", "consistency_group")  # keys of a job that do nothing so far
 
 
 @click.command("backup", cls=Command, short_help="Make restore points of domains, now.")
@@ -51,7 +52,7 @@ def command(
 
     config = access.load_config(state)
     settings = _job(config, job) if job else None
-    options = _options(full, quiesce, settings)
+    options = _options(full, quiesce, settings, config.daemon.state_dir / "pace" / (job or ""))
     repository_name = state.repository or (settings.repository if settings else None)
     access.named_repository(config, repository_name)
     with ExitStack() as stack:
@@ -64,10 +65,11 @@ def command(
         return run.plan(names) if dry_run else run.backup(names)
 
 
-def _options(full: bool, quiesce: str | None, job: "Job | None") -> "BackupOptions":
-    """What the command line says, else the job."""
+def _options(full: bool, quiesce: str | None, job: "Job | None", pace: Path) -> "BackupOptions":
+    """What the command line says, else the job. `pace`: where its runs agree on their pace."""
     from vmbackup.cli.output import warn
     from vmbackup.engine.backup import BackupOptions
+    from vmbackup.engine.pace import Limit
 
     policy = cast("QuiescePolicy", quiesce or (job.quiesce if job else "auto"))
     if job is None:
@@ -75,7 +77,8 @@ def _options(full: bool, quiesce: str | None, job: "Job | None") -> "BackupOptio
     for key in _LATER:
         if getattr(job, key):
             warn(f"the job asks for {key}, which this version does not do yet")
-    return BackupOptions(full=full, quiesce=policy, verify_uploads=job.verify_uploads)
+    limit = Limit(pace, job.bandwidth_limit) if job.bandwidth_limit else None
+    return BackupOptions(full=full, quiesce=policy, verify_uploads=job.verify_uploads, limit=limit)
 
 
 def _job(config: "Config", name: str) -> "Job":

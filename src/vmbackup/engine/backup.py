@@ -3,7 +3,9 @@
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Self
 
 from vmbackup import __version__
@@ -11,9 +13,11 @@ from vmbackup.engine.chain import SOURCE, anchor_of, committed_in, earlier_disks
 from vmbackup.engine.heal import heal_older
 from vmbackup.engine.identity import host_identity
 from vmbackup.engine.lost import lost_parts
+from vmbackup.engine.pace import Limit, Pacer
 from vmbackup.engine.packing import VerifyUploads
 from vmbackup.engine.pipeline import DiskResult, Pipeline, default_workers, drop_disk
 from vmbackup.engine.spotcheck import missed_change
+from vmbackup.engine.worker import Worker
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.hypervisor import Host
 from vmbackup.hypervisor.source import DiskSource, DomainInfo, GuestJob, QuiescePolicy
@@ -30,7 +34,7 @@ class BackupOptions:
     """How a run is made.
 
     `full`: read everything, ignore checkpoints; `workers`: None for one a core; `partial_bytes`: stored bytes after
-    which a long run keeps a partial.
+    which a long run keeps a partial; `limit`: how fast disks are read, None for as fast as they are.
     """
 
     full: bool = False
@@ -38,6 +42,7 @@ class BackupOptions:
     verify_uploads: VerifyUploads = "sample"
     workers: int | None = None
     partial_bytes: int = PARTIAL_BYTES
+    limit: Limit | None = None
 
 
 def backup(
@@ -120,7 +125,8 @@ class _Backup:
         total = sum(d.size for d in job.disks)
         self._progress.start(job.domain.name, total)
         try:
-            with self._pipeline(run, job) as pipeline:
+            pacer = Pacer(self._options.limit) if self._options.limit else None
+            with self._pipeline(run, job, pacer) as pipeline, pacer or nullcontext():
                 results = [self._read(pipeline, run, d, old.get(d.info.target)) for d in job.disks]
                 for name in old.keys() - {d.info.target for d in job.disks}:
                     drop_disk(run, old[name])
@@ -131,7 +137,7 @@ class _Backup:
             self._progress.finish(job.domain.name)
         return self._commit(run, job, results)
 
-    def _pipeline(self, run: Run, job: GuestJob) -> Pipeline:
+    def _pipeline(self, run: Run, job: GuestJob, pacer: Pacer | None) -> Pipeline:
         def between(covered: int) -> None:
             self._progress.advance(job.domain.name, covered)
             job.check()
@@ -143,6 +149,7 @@ class _Backup:
             workers=self._workers,
             verify=self._options.verify_uploads,
             between=between,
+            worker=partial(Worker, pacer=pacer),
         )
 
     def _read(self, pipeline: Pipeline, run: Run, source: DiskSource, old: DiskRecord | None) -> DiskResult:

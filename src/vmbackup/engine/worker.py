@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from vmbackup.engine.encoder import Counts, Encoder
+from vmbackup.engine.pace import Pacer
 from vmbackup.engine.packing import Pack, PackWriter
 from vmbackup.engine.units import Unit
 from vmbackup.hypervisor.source import DiskReader, ReadableDisk
@@ -16,6 +17,8 @@ from vmbackup.repository.run import Run as WriterRun
 # Reads of 1 MiB, four in flight: as fast as deeper queues, and a buffer fits the cache (docs/adr/0003-pipeline.md).
 READ_BYTES = 1 << 20
 DEPTH = 4
+# Seconds: who waits for longer to keep a limit takes the replies to its reads first.
+_LONG_WAIT = 0.05
 
 
 class _Piece(NamedTuple):
@@ -47,7 +50,12 @@ class UnitWorker(Protocol):
 class Worker:
     """Not shared between threads; `attach` gives it a disk, then `process` units of it."""
 
-    def __init__(self, run: WriterRun, packs: PackWriter, window: Window, chunk_size: int) -> None:
+    def __init__(
+        self, run: WriterRun, packs: PackWriter, window: Window, chunk_size: int, pacer: Pacer | None = None
+    ) -> None:
+        """`pacer`: a limit that the reads are kept to."""
+        self._pacer, self._allowed = pacer, 0
+        self._arrived: set[int] = set()
         self._run, self._packs, self._window, self._chunk_size = run, packs, window, chunk_size
         self._per_read = max(1, READ_BYTES // chunk_size)
         buffers = [bytearray(self._per_read * chunk_size) for _ in range(DEPTH)]
@@ -103,7 +111,8 @@ class Worker:
             raise RuntimeError("no disk attached")
         free = list(range(DEPTH))
         waiting: deque[_Piece] = deque()
-        arrived: set[int] = set()
+        arrived = self._arrived
+        arrived.clear()
         pieces = self._pieces(unit)
         upcoming = next(pieces, None)
         while upcoming or waiting:
@@ -127,7 +136,24 @@ class Worker:
         if wanted < length:
             buffer[wanted:length] = bytes(length - wanted)  # the last chunk is padded with zeros
         counts.read += wanted
+        if self._pacer is not None:
+            self._keep_pace(self._pacer, reader, wanted)
         return piece._replace(buffer=number, cookie=reader.submit(offset, view[:wanted]))
+
+    def _keep_pace(self, pacer: Pacer, reader: DiskReader, wanted: int) -> None:
+        """Waits until so much may be read; small reads claim a MiB for several of them.
+
+        QEMU stands still while replies are not taken, so none may be under way meanwhile.
+        """
+        if self._allowed < wanted:
+            claimed = max(wanted, READ_BYTES)
+            seconds = pacer.claim(claimed)
+            if seconds > _LONG_WAIT:
+                while reader.outstanding:
+                    self._arrived.add(reader.wait())
+            pacer.wait(seconds)
+            self._allowed += claimed
+        self._allowed -= wanted
 
     def _store(self, chunk_id: bytes, plain: memoryview) -> Place:
         pack = self._pack

@@ -11,6 +11,7 @@ import vmbackup.engine.backup
 import vmbackup.engine.plan
 from vmbackup.cli import access
 from vmbackup.engine.backup import BackupOptions
+from vmbackup.engine.pace import Limit
 from vmbackup.errors import DamageError, HypervisorError, NotFoundError
 from vmbackup.hypervisor.plan import DiskPlan, Plan
 from vmbackup.hypervisor.source import DiskInfo, DomainInfo
@@ -212,10 +213,19 @@ def test_a_job_that_means_no_domain_is_5(run: Run, answers: Answers, config_file
 
 
 def test_keys_of_a_job_that_do_nothing_yet_are_told(run: Run, answers: Answers, config_file: Path) -> None:
-    config_file.write_text(config_file.read_text() + 'bandwidth_limit = "1MiB/s"\n')
+    config_file.write_text(config_file.read_text() + "consistency_group = true\n")
     result = run("backup", "--job", "nightly")
     assert result.code == 0
-    assert result.err == "warning: the job asks for bandwidth_limit, which this version does not do yet\n"
+    assert result.err == "warning: the job asks for consistency_group, which this version does not do yet\n"
+
+
+def test_a_limit_is_the_job_s(
+    run: Run, answers: Answers, asked: list[tuple[str, BackupOptions]], config_file: Path, tmp_path: Path
+) -> None:
+    config_file.write_text(config_file.read_text() + 'bandwidth_limit = "1MiB/s"\n')
+    assert run("backup", "--job", "nightly", "db").err == ""
+    run("backup", "db")
+    assert [options.limit for _, options in asked] == [Limit(tmp_path / "state/pace/nightly", 1 << 20), None]
 
 
 def test_names_of_guests_cannot_steer_the_terminal(run: Run, answers: Answers) -> None:
