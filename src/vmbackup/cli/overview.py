@@ -115,6 +115,11 @@ class Overview:
             return Problem(f"{len(broken)} of {counted(total, 'guest')} {does} {whose} promise: {names(broken)}{rest}")
         return Problem(f"{len(never)} of {counted(total, 'guest')} {none}") if never else None
 
+    @property
+    def worst(self) -> Problem | None:
+        """The one thing to know, None where all is well."""
+        return self.verdict or next((problem for problem in self.problems if problem.bad), None)
+
     def all_well(self) -> str:
         """The sentence for when no promise is broken."""
         promised = [guest for guest in self.guests if guest.age.standing is not Standing.NONE]

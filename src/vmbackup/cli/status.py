@@ -66,6 +66,7 @@ def _of_domain(document: dict[str, Any], domain: str) -> dict[str, Any]:
 
 def _show(overview: "Overview", recent: "Sequence[Json]") -> None:
     """Once, as wide as the terminal; into a pipe or file as wide as it gets, unless $COLUMNS says otherwise."""
+    from vmbackup.cli.grid import text
     from vmbackup.cli.status_guest import details
     from vmbackup.cli.status_page import page
 
@@ -75,8 +76,8 @@ def _show(overview: "Overview", recent: "Sequence[Json]") -> None:
     lines = page(overview, width)
     lines += details(overview, recent, width) if overview.alone else []
     _print(console, lines)
-    if console.is_terminal and len(lines) >= console.height and overview.verdict:
-        _print(console, lines[1:2])  # the top has left the screen by now
+    if console.is_terminal and len(lines) >= console.height and overview.worst:
+        _print(console, [text(overview.worst.sentence, overview.worst.style)])  # the top has left the screen by now
 
 
 def _print(console: "Console", lines: "list[Text]") -> None:

@@ -11,7 +11,7 @@ from vmbackup.cli.output import counted
 from vmbackup.cli.overview import BAD, DOUBTFUL, GOOD, Guest, Json, Overview, down, failed, upkeep
 from vmbackup.config.units import format_duration, format_size
 
-_QUEUED = 8  # requests that are shown
+_QUEUED = 5  # requests that are shown
 LONGEST = 300  # characters of an error in the table; `status DOMAIN` has all of it
 _DIM = "dim"
 RESULTS = {

@@ -354,3 +354,16 @@ def test_a_stranger_is_told_which_group_to_be_in(config: Path, folder: Path, ser
     assert welcome.returncode == 3, welcome.stderr
     config.chmod(0o600)  # root's alone: the usual place of the socket is tried
     assert asked(gid).returncode in (1, 6)
+
+
+def test_a_long_table_ends_with_the_worst(config: Path, serve: Callable[[Any], None]) -> None:
+    """The top has left the screen by then."""
+    serve(FakeService(many()))
+    primary, secondary = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+    process = subprocess.Popen(command(config, "status"), stdout=secondary, env=environment)
+    os.close(secondary)
+    shown = read_until(primary, b"NEVER COMES").decode()
+    assert process.wait() == 3
+    os.close(primary)
+    assert "6 of 300 guests break their promise" in shown.splitlines()[-1]
