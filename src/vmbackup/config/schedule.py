@@ -1,13 +1,25 @@
 """When a job is due: five fields as in crontab(5), a nickname, or "@every DURATION"."""
 
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
 from typing import NamedTuple
 
 from vmbackup.config.units import InvalidValue, parse_duration
 
-_NICKNAMES = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually")
+_NICKNAMES = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _LONGEST_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_HOURS = 24
 
 
 class _Field(NamedTuple):
@@ -27,27 +39,85 @@ _FIELDS = (
 _HINT = 'write "minute hour day month weekday" as in crontab(5), @hourly, @daily ..., or "@every 15m"'
 
 
+@dataclass(frozen=True)
+class Every:
+    """Due at the multiples of so many seconds since the epoch, so that a restart changes nothing."""
+
+    seconds: int
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """Due at each of `minutes` (of the day, ascending) of the days that it means. Weekdays: 0 is Sunday, 6 Saturday.
+
+    `either`: day and weekday are both restricted, and one of them is enough. As Vixie's cron has it, a field that
+    begins with `*` is unrestricted, `*/2` too: then a day must fit both. `real_time`: the hour field begins with `*`
+    or names all hours, so that every real hour counts, also one that the clock shows twice. `every_hour`: of the day.
+    """
+
+    minutes: tuple[int, ...]
+    days: frozenset[int]
+    months: frozenset[int]
+    weekdays: frozenset[int]
+    either: bool
+    real_time: bool
+    every_hour: bool
+
+    def means(self, day: date) -> bool:
+        """Whether it comes due on that day."""
+        if day.month not in self.months:
+            return False
+        fits = day.day in self.days, day.isoweekday() % 7 in self.weekdays
+        return any(fits) if self.either else all(fits)
+
+    @property
+    def possible(self) -> bool:
+        """Whether there is such a day at all."""
+        return self.either or any(min(self.days) <= _LONGEST_MONTH[month - 1] for month in self.months)
+
+
 def check_schedule(text: str) -> str:
     """The schedule as given, if it is one that comes due at some time; else InvalidValue."""
+    parse_schedule(text)
+    return text
+
+
+@lru_cache(maxsize=1024)  # a schedule is asked for its next time again and again
+def parse_schedule(text: str) -> Calendar | Every:
+    """What the schedule means; InvalidValue if it is none, or one that never comes due."""
     words = text.split()
     if not words:
         raise InvalidValue("the schedule is empty", _HINT)
     if words[0] == "@every":
         if len(words) != 2:
             raise InvalidValue(f"{text!r} is not a schedule", 'write "@every 15m"')
-        parse_duration(words[1])
-        return text
+        return Every(int(parse_duration(words[1]).total_seconds()))
     if words[0].startswith("@"):
         if text.strip() not in _NICKNAMES:
             hint = f"use one of {', '.join(_NICKNAMES)}, @every 15m"
             raise InvalidValue(f"{text!r} is not a schedule", hint)
-        return text
+        words = _NICKNAMES[text.strip()].split()
     if len(words) != len(_FIELDS):
         raise InvalidValue(f"{text!r} has {len(words)} fields, a schedule has 5", _HINT)
-    sets = [_values(word, field) for word, field in zip(words, _FIELDS, strict=True)]
-    if words[4].startswith("*") and not any(min(sets[2]) <= _LONGEST_MONTH[month - 1] for month in sets[3]):
+    calendar = _calendar(words)
+    if not calendar.possible:
         raise InvalidValue(f"{text!r} never comes due: no such day in that month", _HINT)
-    return text
+    return calendar
+
+
+def _calendar(words: list[str]) -> Calendar:
+    minutes, hours, days, months, weekdays = (
+        _values(word, field) for word, field in zip(words, _FIELDS, strict=True)
+    )
+    return Calendar(
+        minutes=tuple(60 * hour + minute for hour in sorted(hours) for minute in sorted(minutes)),
+        days=frozenset(days),
+        months=frozenset(months),
+        weekdays=frozenset(weekday % 7 for weekday in weekdays),
+        either=not words[2].startswith("*") and not words[4].startswith("*"),
+        real_time=words[1].startswith("*") or len(hours) == _HOURS,
+        every_hour=len(hours) == _HOURS,
+    )
 
 
 def _values(text: str, field: _Field) -> set[int]:
