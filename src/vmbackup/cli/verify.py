@@ -55,10 +55,9 @@ def command(state: State, point: str | None, read_data: str | None, textfile: Pa
         kept, found = _verify(state, config, name, point, share)
         _say(state, found, kept)
     if textfile is not None:
-        from vmbackup.engine.verified import exposition, write_atomically
+        from vmbackup.daemon.metrics import verified_exposition, write_textfile
 
-        text = exposition(name, kept, _jobs(config, name, kept.domains))
-        write_atomically(textfile.absolute(), text, mode=0o644)
+        write_textfile(textfile.absolute(), verified_exposition(name, kept, _jobs(config, name, kept.domains)))
     if (kept if last else found).damaged:
         return 4
     return 3 if not last and found.quarantined else 0

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,11 +81,6 @@ def known_damage(kept: Verified | None) -> frozenset[str]:
     return frozenset(damage.object for damage in kept.damaged) if kept else frozenset()
 
 
-def exposition(name: str, kept: Verified, jobs: dict[str, str]) -> str:
-    """The Prometheus text format of what is kept of repository `name`; `jobs`: domain -> the job that backs it up."""
-    return "".join(f"{line}\n" for line in _series(name, kept, jobs))
-
-
 def write_atomically(path: Path, text: str, *, mode: int) -> None:
     """A file that is there whole or as it was before. Raises TargetError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -131,23 +125,3 @@ def _from_json(data: dict[str, Any]) -> Verified:
         tuple(data["domains"]),
         tuple(Damage.from_json(damage) for damage in data["damaged"]),
     )
-
-
-def _series(name: str, kept: Verified, jobs: dict[str, str]) -> Iterator[str]:
-    verified, damaged = "vmbackup_last_verified_timestamp_seconds", "vmbackup_repository_damaged_objects"
-    yield f"# HELP {verified} When the restore points of the domain were last verified; 0 = never."
-    yield f"# TYPE {verified} gauge"
-    time = kept.time.timestamp() if kept.time else 0
-    for domain in kept.domains:
-        yield f"{verified}{_labels(domain=domain, job_name=jobs.get(domain, ''), repository=name)} {time:.3f}"
-    yield f"# HELP {damaged} Objects of the repository that are known to be damaged."
-    yield f"# TYPE {damaged} gauge"
-    yield f"{damaged}{_labels(repository=name)} {len(kept.damaged)}"
-
-
-def _labels(**values: str) -> str:
-    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in values.items()) + "}"
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -128,7 +128,7 @@ def test_metrics_for_node_exporter(run: Run, finding: dict[str, VerifySummary], 
     """A series a domain and one of the repository, in a file that others may read, replaced whole."""
     file = tmp_path / "vmbackup.prom"
     assert run("verify", FIRST.id, "--textfile", str(file)).code == 0
-    assert 'domain="web1",job_name="nightly",repository="local"} 0.000\n' in file.read_text()
+    assert 'domain="web1",job_name="nightly",repository="local"} 0.0\n' in file.read_text()
     finding["summary"] = replace(DAMAGED, domains=("scratch-1", 'w"2'))
     assert run("verify", "--textfile", str(file)).code == 4
     lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
@@ -138,7 +138,7 @@ def test_metrics_for_node_exporter(run: Run, finding: dict[str, VerifySummary], 
         'vmbackup_last_verified_timestamp_seconds{domain="w\\"2",job_name="nightly",repository="local"}',
         'vmbackup_repository_damaged_objects{repository="local"}',
     }
-    assert lines[-1].endswith("} 2")
+    assert lines[-1].endswith("} 2.0")
     assert abs(next(iter(named.values())) - datetime.now(UTC).timestamp()) < 60
     assert file.stat().st_mode & 0o777 == 0o644
     assert [path.name for path in tmp_path.glob("*vmbackup.prom*")] == ["vmbackup.prom"]
