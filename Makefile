@@ -13,10 +13,20 @@ PACKAGES += libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libv
 PACKAGES += qemu-system-x86 qemu-utils libnbd-bin
 # To make the demo's guest.
 PACKAGES += debootstrap e2fsprogs
+# To check metrics, alert rules and what becomes of them; their services are not wanted.
+QUIET := prometheus prometheus-alertmanager
+PACKAGES += $(QUIET)
 
 INSTALLED = $(shell dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>/dev/null | sed -n 's/^installed //p')
 MISSING = $(filter-out $(INSTALLED),$(PACKAGES))
-INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(MISSING)
+APT = DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends
+INSTALL = $(APT) $(filter-out $(QUIET),$(MISSING)) && $(if $(filter $(QUIET),$(MISSING)),$(INSTALL_QUIET),:)
+# A policy of their own keeps services from being started as they are installed, and they are enabled for no later start.
+POLICY := /usr/sbin/policy-rc.d
+WANTS := /etc/systemd/system/multi-user.target.wants
+INSTALL_QUIET = ( test -e $(POLICY) || { trap 'rm -f $(POLICY)' EXIT; \
+  printf '\#!/bin/sh\nexit 101\n' >$(POLICY); chmod 755 $(POLICY); }; \
+  $(APT) $(filter $(QUIET),$(MISSING)) && rm -f $(patsubst %,$(WANTS)/%.service,$(filter $(QUIET),$(MISSING))) )
 
 .PHONY: setup packages demo check test bench torture scale fuzz unit-test install uninstall clean
 .DELETE_ON_ERROR:
