@@ -40,7 +40,7 @@ def stages(run: Run) -> dict[str, float]:
 
 @dataclass
 class Counts:
-    """Totals that grow."""
+    """Totals that grow; `since` is when the guest was first seen, in seconds since the epoch."""
 
     runs: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
@@ -48,6 +48,7 @@ class Counts:
     changed_bytes: int = 0
     stored_bytes: int = 0
     full_reads: dict[str, int] = field(default_factory=dict)
+    since: float = 0.0
 
     def count(self, run: Run) -> None:
         """One more backup has ended."""

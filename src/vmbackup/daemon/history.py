@@ -117,6 +117,18 @@ class History:
             counts = self._totals.get((domain, job, repository))
             return counts.frozen() if counts else Totals()
 
+    def known_since(self, job: str | None, domain: str | None, repository: str) -> float:
+        """When this was first asked: how long this host has known a guest, or (with None) a repository.
+
+        Written with what is written next: 300 guests that are new at once cost no 300 writes.
+        """
+        guest = (domain or "", job or "", repository)
+        with self._memory:
+            if (counts := self._totals.get(guest)) and counts.since:
+                return counts.since
+            since = self._counts(guest).since = self._clock()
+            return since
+
     def guests(self) -> list[Guest]:
         """Domain, job and repository of all guests that were ever backed up."""
         with self._memory:
@@ -164,8 +176,10 @@ class History:
         for work in [work for work, last in self._lasts.items() if last.run.finished < oldest]:
             del self._lasts[work]
             self._dirty.lasts[work] = None
-            if (guest := _guest(work)) and self._totals.pop(guest, None):
-                self._dirty.totals[guest] = None
+        kept = set(filter(None, map(_guest, self._lasts)))
+        for guest in [guest for guest, counts in self._totals.items() if counts.since < oldest and guest not in kept]:
+            del self._totals[guest]
+            self._dirty.totals[guest] = None
 
     def _save(self) -> None:
         with self._saving:

@@ -66,6 +66,7 @@ def _guest(values: Values, guest: GuestState) -> None:
     labels = (guest.domain, guest.job, guest.repository)
     drill = guest.drill or DrillState()
     values.set(s.PRESENT, labels, guest.present)
+    values.set(s.KNOWN_SINCE, labels, guest.known_since)
     values.set(s.LAST_SUCCESS, labels, guest.last_success)
     values.set(s.MAX_AGE, labels, guest.max_age or 0)
     values.set(s.NEXT_RUN, labels, guest.next_run)
@@ -113,6 +114,7 @@ def _copy(values: Values, labels: tuple[str, ...], copy: CopyState) -> None:
 def _repository(values: Values, repository: RepositoryState) -> None:
     labels = (repository.name,)
     values.set(s.UP, labels, repository.up)
+    values.set(s.REPOSITORY_KNOWN_SINCE, labels, repository.known_since)
     values.set(s.REPOSITORY_BYTES, labels, _known(repository.bytes))
     values.set(s.REPOSITORY_OBJECTS, labels, _known(repository.objects))
     values.set(s.POINTS, labels, repository.points)

@@ -38,6 +38,7 @@ PROTECTED = _gauge("domain_protected", "1 = a job with a schedule backs the doma
 
 # A domain under a job.
 PRESENT = _gauge("domain_present", "1 = libvirt knows the domain now.", *GUEST)
+KNOWN_SINCE = _gauge("known_since_timestamp_seconds", "When this host first saw the domain under the job.", *GUEST)
 LAST_SUCCESS = _gauge(
     "last_success_timestamp_seconds", "The point in time of the newest good restore point; 0 = never.", *GUEST
 )
@@ -75,6 +76,9 @@ COPY_MAX_AGE = _gauge(
 
 # A repository.
 UP = _gauge("repository_up", "1 = the repository could be read when it was last looked at.", *REPOSITORY)
+REPOSITORY_KNOWN_SINCE = _gauge(
+    "repository_known_since_timestamp_seconds", "When this host first had it in its configuration.", *REPOSITORY
+)
 REPOSITORY_BYTES = _gauge("repository_bytes", "Bytes of all objects; NaN = not counted yet.", *REPOSITORY)
 REPOSITORY_OBJECTS = _gauge("repository_objects", "Number of all objects; NaN = not counted yet.", *REPOSITORY)
 POINTS = _gauge("repository_points", "Number of restore points.", *REPOSITORY)

@@ -82,6 +82,7 @@ class GuestState:
     totals: Totals = Totals()
     copies: tuple[CopyState, ...] = ()
     drill: DrillState | None = None
+    known_since: float = 0.0  # when this host first saw it under the job: how long a promise could be kept
 
     def promise(self, now: float) -> str:
         """`none` without max_age, `never` where there is no restore point, else `kept` or `broken`."""
@@ -132,6 +133,7 @@ class RepositoryState:
     next_verify: float = 0.0
     last_prune_run: LastRun | None = None
     last_verify_run: LastRun | None = None
+    known_since: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class Snapshot:
 
 _TIMES = frozenset(
     ("now", "started", "finished", "config_loaded", "last_success", "next_run", "last_verified", "last", "due")
-) | frozenset(("not_before", "looked", "last_prune", "next_prune", "next_verify", "point_times"))
+) | frozenset(("not_before", "looked", "last_prune", "next_prune", "next_verify", "point_times", "known_since"))
 _moment = lru_cache(maxsize=1 << 17)(moment)  # the same restore points are told again and again
 
 

@@ -182,6 +182,20 @@ def test_any_document_can_be_kept(opened: Open, document: dict[str, Any]) -> Non
     assert "\x1b" not in str(opened().recent(2))
 
 
+def test_since_when_something_is_known(opened: Open, clock: Clock) -> None:
+    """From the first question on, over restarts and runs; a guest under another job is another."""
+    history = opened()
+    assert history.known_since(*PLACE) == NOON
+    clock.advance(100)
+    assert history.known_since(None, None, "local") == NOON + 100
+    done(history, backup("a"))
+    for life in both(history, opened):
+        assert life.known_since(*PLACE) == NOON
+        assert life.known_since(None, None, "local") == NOON + 100
+        assert life.totals(*PLACE).runs == {"success": 1}
+        assert life.known_since("weekly", "a", "local") == NOON + 100
+
+
 def test_facts_outlive_the_service(opened: Open) -> None:
     history = opened()
     for value in ("1", "2", "2"):

@@ -136,6 +136,7 @@ def test_values_of_a_guest() -> None:
                     last_run=replace(last(ago=HOUR), stages={"total": 185.0, "seal": 0.5}),
                     freeze_seconds=0.05,
                     quiesce_ok=True,
+                    known_since=NOW - 9 * DAY,
                     last_verified=NOW - DAY,
                     totals=totals,
                     drill=DrillState(NOW - 2 * DAY, 15 * DAY),
@@ -156,6 +157,7 @@ def test_values_of_a_guest() -> None:
     assert of(found, "full_read_total", "reason") == dict.fromkeys(REASONS, 0) | {"full": 1, "bitmap_broken": 2}
     assert value(found, "guest_freeze_seconds", **WEB) == 0.05
     assert value(found, "quiesce_ok", **WEB) == 1
+    assert value(found, "known_since_timestamp_seconds", **WEB) == NOW - 9 * DAY
     assert value(found, "last_verified_timestamp_seconds", **WEB) == NOW - DAY
     assert value(found, "last_drill_success_timestamp_seconds", **WEB) == NOW - 2 * DAY
     assert value(found, "drill_max_age_seconds", **WEB) == 15 * DAY
