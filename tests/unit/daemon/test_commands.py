@@ -1,0 +1,88 @@
+"""Requests as command lines."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.daemon.rig import backup, copy, drill, prune, request, verify
+from vmbackup.config.load import parse
+from vmbackup.daemon.commands import Command, commands
+from vmbackup.daemon.work import Kind, Request, Work
+from vmbackup.errors import NotFoundError
+
+CONFIG = parse(
+    """
+    [repositories.local]
+    url = "file:///srv/local"
+    [repositories.offsite]
+    url = "file:///srv/offsite"
+    [repositories.offsite.verify]
+    schedule = "@daily"
+    read_data = 2.5
+    [jobs.nightly]
+    domains = ["*"]
+    copy_to = ["offsite"]
+    keep = { last = 3 }
+    [jobs.nightly.drill]
+    schedule = "@weekly"
+    command = ["/usr/local/bin/drill", "--quick"]
+    [jobs.hourly]
+    domains = ["*"]
+    keep = { last = 3 }
+    [jobs.far]
+    domains = ["*"]
+    repository = "offsite"
+    keep = { last = 3 }
+    [jobs.forever]
+    domains = ["*"]
+    drill = { schedule = "@weekly" }
+    """,
+    "test",
+)
+
+CASES = [
+    (backup("web01"), ["backup --job nightly --no-copy -- web01"]),
+    (backup("web01", full=True), ["backup --job nightly --no-copy --full -- web01"]),
+    (backup("--config=/tmp/mine"), ["backup --job nightly --no-copy -- --config=/tmp/mine"]),
+    (copy("web01"), ["copy --from local --to offsite -- web01"]),
+    (verify("local"), ["--repository local verify"]),
+    (verify("offsite"), ["--repository offsite verify --read-data=2.5"]),
+    (verify("gone"), ["--repository gone verify"]),
+    (
+        prune("local"),
+        [
+            "--repository local forget --job nightly",
+            "--repository local forget --job hourly",
+            "--repository local prune",
+        ],
+    ),
+    (
+        prune("offsite"),
+        [
+            "--repository offsite forget --job nightly",
+            "--repository offsite forget --job far",
+            "--repository offsite prune",
+        ],
+    ),
+    (request(Work(Kind.DRILL, "local", "forever", "web01")), ["drill -- web01"]),
+]
+
+
+@pytest.mark.parametrize(("asked", "expected"), CASES, ids=lambda value: value if isinstance(value, str) else None)
+def test_commands(asked: Request, expected: list[str]) -> None:
+    assert commands(CONFIG, asked) == [Command(tuple(line.split())) for line in expected]
+
+
+def test_a_domain_may_have_any_name() -> None:
+    """It is one argument, and never an option."""
+    assert commands(CONFIG, backup("a b; c"))[0].arguments[-2:] == ("--", "a b; c")
+
+
+def test_a_drill_is_the_operators_own_program() -> None:
+    assert commands(CONFIG, drill("web01")) == [Command(("/usr/local/bin/drill", "--quick", "web01"), foreign=True)]
+
+
+@pytest.mark.parametrize("kind", [Kind.BACKUP, Kind.DRILL])
+def test_a_job_that_is_gone(kind: Kind) -> None:
+    with pytest.raises(NotFoundError, match='no job "gone" in the configuration any more'):
+        commands(CONFIG, request(Work(kind, "local", "gone", "web01")))
