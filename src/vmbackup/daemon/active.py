@@ -23,6 +23,7 @@ class Active:
 
     run: Run
     overdue_at: float | None = None
+    grace: float = GRACE
     hard_at: float | None = None
     overdue: bool = False
     sent: Signal | None = None
@@ -40,7 +41,7 @@ class Active:
         if self.run.cancelling is None or self.sent is Signal.HARD:
             return None
         if self.sent is None:
-            self.hard_at = min(now + GRACE, self.hard_at if self.hard_at is not None else now + GRACE)
+            self.hard_at = min(now + self.grace, self.hard_at if self.hard_at is not None else now + self.grace)
             self.sent = Signal.SOFT
             return Signal.SOFT
         if self.hard_at is not None and self.hard_at <= now:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from vmbackup.daemon.active import Active, Signal
+from vmbackup.daemon.active import GRACE, Active, Signal
 from vmbackup.daemon.queue import Limits, Queue
 from vmbackup.daemon.work import Outcome, Progress, Request, Run, Skip, Status, Trigger
 
@@ -74,7 +74,10 @@ class Runner(Protocol):
 
 
 class Dispatcher:
-    """Runs what the queue lets start. `wake` is set whenever `tick` should be called."""
+    """Runs what the queue lets start. `wake` is set whenever `tick` should be called.
+
+    `grace`: seconds between asking a run to end and killing it.
+    """
 
     def __init__(
         self,
@@ -84,9 +87,10 @@ class Dispatcher:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         wait: Callable[[threading.Event, float], object] = threading.Event.wait,
+        grace: float = GRACE,
     ) -> None:
         self._queue, self._runner, self._listener = queue, runner, listener
-        self._clock, self._monotonic, self._wait = clock, monotonic, wait
+        self._clock, self._monotonic, self._wait, self._grace = clock, monotonic, wait, grace
         self._lock = threading.Lock()  # of the queue and all below
         self._turn = threading.Lock()  # of tick: who holds it may take the other, never the other way round
         self._active: dict[str, Active] = {}
@@ -256,7 +260,7 @@ class Dispatcher:
         starting = [Run(r.id, r, started=now) for r in self._queue.take(now, self._runs())]
         for run in starting:
             deadline = run.request.deadline
-            self._active[run.id] = Active(run, None if deadline is None else began + deadline)
+            self._active[run.id] = Active(run, None if deadline is None else began + deadline, self._grace)
             self._news.append(partial(self._listener.started, run))
         return starting
 

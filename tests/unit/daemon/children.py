@@ -1,5 +1,6 @@
 """Runs of all kinds: `python children.py --config F --json --progress-fd M KIND [TEXT]`, in place of vmbackup."""
 
+import fcntl
 import json
 import os
 import signal
@@ -151,7 +152,18 @@ def chatter(config: Path, progress: int, rest: list[str]) -> int:
     return 0
 
 
+def alone(config: Path, progress: int, rest: list[str]) -> int:
+    """As the KIND that follows, but only where no other holds the FILE; else the exit code is 77."""
+    with open(rest[0], "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 77
+        return KINDS[rest[1]](config, progress, rest[2:])
+
+
 KINDS = {
+    "alone": alone,
     "ok": ok,
     "environment": environment,
     "change-config": change_config,
