@@ -115,7 +115,7 @@ class RamJob:
         parent: Anchor | None,
         full: bool,
         earlier: Mapping[str, DiskInfo],
-        reread: str | None,
+        reread: Mapping[str, str],
     ) -> None:
         self._host, self._guest = host, guest
         self.domain = DomainInfo(guest.name, guest.uuid, 1, "running")
@@ -142,14 +142,14 @@ class RamJob:
         parent: Anchor | None,
         full: bool,
         earlier: Mapping[str, DiskInfo],
-        reread: str | None,
+        reread: Mapping[str, str],
     ) -> tuple[Mode, str | None]:
         if full or target not in earlier:
             return "full", None
         old = earlier[target]
         tracked = parent is not None and disk.tracked == parent.checkpoint
-        if reread or not tracked or len(disk.data) < old.virtual_size or disk.path != old.path:
-            return "reread", reread or "no bitmap"
+        if target in reread or not tracked or len(disk.data) < old.virtual_size or disk.path != old.path:
+            return "reread", reread.get(target, "no bitmap")
         return "incremental", None
 
     def check(self) -> None:
@@ -218,7 +218,7 @@ class RamHost:
         full: bool,
         quiesce: str,
         earlier: Mapping[str, DiskInfo],
-        reread: str | None,
+        reread: Mapping[str, str],
         committed: object,
         readers: int,
     ) -> RamJob:

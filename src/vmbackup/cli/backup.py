@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmbackup.repository.summary import PointSummary
 
 POLICIES = ("auto", "required", "never")
-_LATER = ("reread_every", "consistency_group")  # keys of a job that do nothing so far
+_LATER = ("consistency_group",)  # keys of a job that do nothing so far
 
 
 @click.command("backup", cls=Command, short_help="Make restore points of domains, now.")
@@ -78,7 +78,9 @@ def _options(full: bool, quiesce: str | None, job: "Job | None", pace: Path) -> 
         if getattr(job, key):
             warn(f"the job asks for {key}, which this version does not do yet")
     limit = Limit(pace, job.bandwidth_limit) if job.bandwidth_limit else None
-    return BackupOptions(full=full, quiesce=policy, verify_uploads=job.verify_uploads, limit=limit)
+    return BackupOptions(
+        full=full, quiesce=policy, verify_uploads=job.verify_uploads, limit=limit, reread_every=job.reread_every
+    )
 
 
 def _job(config: "Config", name: str) -> "Job":

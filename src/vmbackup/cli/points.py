@@ -64,6 +64,7 @@ def _disk(disk: "DiskSummary") -> dict[str, Any]:
         "read_bytes": disk.read_bytes,
         "changed_bytes": disk.changed_bytes,
         "stored_bytes": disk.stored_bytes,
+        "read_whole": disk.read_whole,
     }
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from vmbackup.engine.pace import Limit, Pacer
 from vmbackup.engine.packing import VerifyUploads
 from vmbackup.engine.pipeline import DiskResult, Pipeline, default_workers, drop_disk
 from vmbackup.engine.spotcheck import missed_change
+from vmbackup.engine.wholereads import last_whole_read, scheduled
 from vmbackup.engine.worker import Worker
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.hypervisor import Host
@@ -34,7 +36,8 @@ class BackupOptions:
     """How a run is made.
 
     `full`: read everything, ignore checkpoints; `workers`: None for one a core; `partial_bytes`: stored bytes after
-    which a long run keeps a partial; `limit`: how fast disks are read, None for as fast as they are.
+    which a long run keeps a partial; `limit`: how fast disks are read, None for as fast as they are; `reread_every`:
+    each disk is read whole at least that often.
     """
 
     full: bool = False
@@ -43,6 +46,7 @@ class BackupOptions:
     workers: int | None = None
     partial_bytes: int = PARTIAL_BYTES
     limit: Limit | None = None
+    reread_every: timedelta | None = None
 
 
 def backup(
@@ -96,7 +100,7 @@ class _Backup:
                 full=self._options.full,
                 quiesce=self._options.quiesce,
                 earlier=earlier_disks(run.parent, run.host),
-                reread=self._why_reread(run),
+                reread=self._rereads(run),
                 committed=committed_in(self._repository, run.points, run.forgotten),
                 readers=self._workers,
             )
@@ -110,13 +114,15 @@ class _Backup:
             heal_older(self._repository, run.lineage, lost, self._progress)
         return summary(point, run.parent, written_bytes=run.stored_bytes)
 
-    def _why_reread(self, run: Run) -> str | None:
+    def _rereads(self, run: Run) -> dict[str, str]:
+        """Disks of the newest restore point that must not be incremental, and why."""
+        disks = run.parent.disks if run.parent else []
         if self._distrust:
-            return f"the newest restore point cannot be built on: {self._distrust.message}"
-        chunk_size = self._repository.config.chunk_size
-        if run.parent and any(disk.chunk_size != chunk_size for disk in run.parent.disks):
-            return "the repository's chunk size was changed"
-        return None
+            reason = f"the newest restore point cannot be built on: {self._distrust.message}"
+            return {disk.target: reason for disk in disks}
+        if any(disk.chunk_size != self._repository.config.chunk_size for disk in disks):
+            return {disk.target: "the repository's chunk size was changed" for disk in disks}
+        return scheduled(run.points, run.parent, self._options.reread_every)
 
     def _transfer(self, run: Run, job: GuestJob) -> Point:
         old = {d.name: d for d in run.parent.disks} if run.parent and not self._distrust else {}
@@ -183,7 +189,7 @@ class _Backup:
             )
 
     def _commit(self, run: Run, job: GuestJob, results: Sequence[DiskResult]) -> Point:
-        disks = [_record(d, r, self._repository.config.chunk_size) for d, r in zip(job.disks, results, strict=True)]
+        disks = [self._record(run, job, *read) for read in zip(job.disks, results, strict=True)]
         disks.sort(key=lambda d: (len(d.target), d.target))
         public: dict[str, Any] = {
             "domain": {"name": job.domain.name, "uuid": job.domain.uuid},
@@ -201,27 +207,28 @@ class _Backup:
         }
         return run.commit(public, typed_documents(job.documents))
 
+    def _record(self, run: Run, job: GuestJob, source: DiskSource, result: DiskResult) -> DiskRecord:
+        info, incremental = source.info, source.mode == "incremental"
+        read_whole = last_whole_read(run.points, run.parent, info.target) if incremental else job.time
+        return DiskRecord(
+            name=info.target,
+            target=info.target,
+            format=info.format,
+            virtual_size=source.size,
+            chunk_size=self._repository.config.chunk_size,
+            root=result.root,
+            mode=source.mode,
+            reason=source.reason,
+            read_bytes=result.counts.read,
+            changed_bytes=result.counts.changed,
+            stored_bytes=result.counts.stored,
+            attributes=record_of(info),
+            read_whole=read_whole.isoformat(timespec="milliseconds") if read_whole else None,
+        )
+
     def _warnings(self, run: Run, job: GuestJob) -> list[str]:
         distrust = [f"{self._distrust.message}: the guest was read whole"] if self._distrust else []
         return [*distrust, *run.warnings, *job.notes]
-
-
-def _record(source: DiskSource, result: DiskResult, chunk_size: int) -> DiskRecord:
-    info = source.info
-    return DiskRecord(
-        name=info.target,
-        target=info.target,
-        format=info.format,
-        virtual_size=source.size,
-        chunk_size=chunk_size,
-        root=result.root,
-        mode=source.mode,
-        reason=source.reason,
-        read_bytes=result.counts.read,
-        changed_bytes=result.counts.changed,
-        stored_bytes=result.counts.stored,
-        attributes=record_of(info),
-    )
 
 
 class _Sealing:

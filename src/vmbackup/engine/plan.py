@@ -5,6 +5,7 @@ from dataclasses import replace
 from vmbackup.engine.backup import BackupOptions
 from vmbackup.engine.chain import SOURCE, anchor_of, committed_in, earlier_disks
 from vmbackup.engine.identity import host_identity
+from vmbackup.engine.wholereads import scheduled
 from vmbackup.hypervisor import Host
 from vmbackup.hypervisor.plan import Plan
 from vmbackup.repository import damage
@@ -24,6 +25,7 @@ def plan(host: Host, repository: Repository, domain_name: str, options: BackupOp
         anchor_of(parent),
         full=options.full,
         earlier=earlier_disks(parent, host_identity()),
+        reread=scheduled(found.points, parent, options.reread_every),
         committed=committed_in(repository, found.points, found.forgotten),
     )
     return replace(plan, notes=(*plan.notes, *_lost(repository, parent)))

@@ -73,14 +73,14 @@ class Host:
         *,
         full: bool = False,
         earlier: Mapping[str, DiskInfo] | None = None,
-        reread: str | None = None,
+        reread: Mapping[str, str] | None = None,
         committed: Committed | None = None,
     ) -> Plan:
         """What `begin` would do now; changes nothing. Arguments as for `begin`.
 
         Raises JobConflictError while a run works on the domain: its checkpoints must not be looked at meanwhile.
         """
-        request = Request(repository_id, parent, full, earlier or {}, reread, committed)
+        request = Request(repository_id, parent, full, earlier or {}, reread or {}, committed)
         info = self.connection.call("look at the domain", lambda raw: describe(handle(raw, domain)), domain.name)
         require_running(info)
         lock = self.reserve(info)
@@ -111,15 +111,15 @@ class Host:
         full: bool = False,
         quiesce: QuiescePolicy = "auto",
         earlier: Mapping[str, DiskInfo] | None = None,
-        reread: str | None = None,
+        reread: Mapping[str, str] | None = None,
         committed: Committed | None = None,
         readers: int = 1,
     ) -> LiveJob:
         """Fixes a point in time of a running domain. Dead runs on it are put right first (`job.recovered`).
 
         `session` is the run's id, 32 hex digits, used for no other begin. `parent` is the anchor of the newest
-        restore point, `earlier` all that point's disks by target (also raw ones). `reread` is a reason to
-        read every disk whole. `committed` tells of a checkpoint's name whether the repository holds, or held
+        restore point, `earlier` all that point's disks by target (also raw ones). `reread` has reasons to
+        read disks whole, by target. `committed` tells of a checkpoint's name whether the repository holds, or held
         and forgot, the restore point that its session wrote: True, False, or None for another repository's.
         It decides three things: an unfinished run's checkpoint is kept or deleted; ours that are superseded
         go after the commit; one of ours that is newer than the parent and has no restore point shows that
@@ -131,7 +131,7 @@ class Host:
         foreign job), ScratchFullError, QuiesceError, HypervisorError; then nothing is left behind.
         """
         session_tag(session)
-        request = Request(repository_id, parent, full, earlier or {}, reread, committed)
+        request = Request(repository_id, parent, full, earlier or {}, reread or {}, committed)
         lock = lock or self.reserve(domain)
         try:
             recovered = self._recover_locked(domain.uuid, committed or _only(parent, repository_id))

@@ -28,14 +28,14 @@ class Request:
     """What the caller knows.
 
     `earlier`: target -> the disks as the newest restore point has them, also those without a bitmap;
-    `reread`: a reason to read every disk whole although it could be incremental ("scheduled").
+    `reread`: target -> a reason to read the disk whole although it could be incremental ("scheduled").
     """
 
     repository_id: str
     parent: Anchor | None = None
     full: bool = False
     earlier: Mapping[str, DiskInfo] = field(default_factory=dict)
-    reread: str | None = None
+    reread: Mapping[str, str] = field(default_factory=dict)
     committed: Committed | None = None
 
 
@@ -201,7 +201,7 @@ def _why_reread(disk: DomainDisk, request: Request, chain: _Chain) -> str | None
         return "the checkpoint of the newest restore point does not cover the disk"
     if chain.sizes[disk.target] is None and not chain.to_redefine:
         return broken_reason(request.parent.checkpoint if request.parent else "")
-    return request.reread
+    return request.reread.get(disk.target)
 
 
 def broken_reason(checkpoint: str) -> str:

@@ -12,6 +12,7 @@ _DISK = {
     "reason": Maybe(str),
     "root": _REF,
     "attributes": {str: str},
+    "read_whole?": Maybe(str),
 }
 
 # A restore point, a partial or a table of moves.

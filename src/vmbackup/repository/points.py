@@ -33,7 +33,7 @@ _PLACE_OF_DISK = ("root", "stored_bytes")
 
 @dataclass(frozen=True)
 class DiskRecord:
-    """A disk in a restore point; sizes in bytes."""
+    """A disk in a restore point; sizes in bytes. `read_whole`: the time of the point that last read it whole."""
 
     name: str
     target: str
@@ -47,6 +47,7 @@ class DiskRecord:
     changed_bytes: int
     stored_bytes: int
     attributes: dict[str, str]
+    read_whole: str | None = None
 
     def check(self, name: str) -> None:
         """Whether the map covers the disk, no more and no less. Raises DamageError naming the object `name`."""
@@ -67,7 +68,8 @@ class DiskRecord:
         """Out of the point."""
         root = data["root"]
         ref = Ref(root["level"], root["chunks"], root["session"], root["pack"], root["slot"], bytes.fromhex(root["id"]))
-        return cls(**{**{k: data[k] for k in cls.__dataclass_fields__}, "root": ref})
+        fields: dict[str, Any] = {k: data.get(k) for k in cls.__dataclass_fields__}
+        return cls(**{**fields, "root": ref})
 
 
 @dataclass(frozen=True)

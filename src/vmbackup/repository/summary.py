@@ -9,7 +9,7 @@ from vmbackup.repository.points import Point
 
 @dataclass(frozen=True)
 class DiskSummary:
-    """A disk of a restore point; sizes in bytes."""
+    """A disk of a restore point; sizes in bytes. `read_whole`: the time of the point that last read it whole."""
 
     target: str
     format: str
@@ -19,6 +19,7 @@ class DiskSummary:
     read_bytes: int
     changed_bytes: int
     stored_bytes: int
+    read_whole: str | None = None
 
 
 @dataclass(frozen=True)

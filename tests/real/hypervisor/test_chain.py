@@ -285,7 +285,7 @@ def test_full_and_scheduled_rereads(make_domain: MakeDomain, make_shadow: MakeSh
     shadow.run()
     shadow.run(full=True)
     assert (shadow.modes, shadow.reasons) == ({"vda": "full"}, {"vda": None})
-    shadow.run(reread="scheduled")
+    shadow.run(reread={"vda": "scheduled", "vdb": "scheduled"})
     assert (shadow.modes, shadow.reasons) == ({"vda": "reread"}, {"vda": "scheduled"})
 
 

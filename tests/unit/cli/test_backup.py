@@ -109,6 +109,7 @@ def test_json_has_the_fields_of_the_contract(run: Run, answers: Answers) -> None
             "read_bytes": 12 << 20,
             "changed_bytes": 11 << 20,
             "stored_bytes": 3 << 20,
+            "read_whole": None,
         }
     ]
 
