@@ -196,8 +196,8 @@ class Overview:
 
 
 def down(repository: Json) -> bool:
-    """Whether it was looked at, in vain."""
-    return not repository["up"] and bool(repository["error"] or repository["looked"])
+    """Whether it was looked at, in vain; a service that has just started may not have looked yet."""
+    return not repository["up"] and bool(repository["error"])
 
 
 def upkeep(repository: Json, now: datetime) -> Iterator[tuple[str, Age]]:

@@ -42,6 +42,8 @@ def parse(text: str, file: str) -> Config:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigMistakesError(file, [_syntax(str(error), text)]) from None
+    except RecursionError:
+        raise ConfigError(f"{file} nests its values too deeply", "config.example.toml shows what it holds") from None
     mistakes: list[Mistake] = []
     config = Config()
     try:

@@ -134,7 +134,8 @@ def test_exit_codes() -> None:
     assert code(snapshot()) == 0
     assert code(replace(fine, unprotected=("x",), state="starting", libvirt_up=False)) == 0
     assert code(replace(fine, config_ok=False)) == 3
-    assert code(replace(fine, repositories=(store(up=False),))) == 3
+    assert code(replace(fine, repositories=(store(up=False, error="no answer"),))) == 3
+    assert code(replace(fine, repositories=(store(up=False),))) == 0  # not looked at since the start
     assert code(replace(fine, repositories=(store(damaged_objects=1),))) == 3
     assert code(replace(fine, repositories=(store(last_prune=NOW - 3 * DAY),))) == 3
     assert code(snapshot(guest(last_run=last("failed")))) == 3

@@ -237,3 +237,10 @@ def test_a_file_without_repositories_has_the_local_one_in_its_state_dir() -> Non
 
 def test_a_mistake_without_a_line_names_the_file() -> None:
     assert ConfigMistakesError("c.toml", [Mistake((), "is odd")]).lines() == ["c.toml: is odd"]
+
+
+@pytest.mark.parametrize("deep", ["[", "{a = "])
+def test_what_nests_too_deeply_is_a_mistake_too(deep: str) -> None:
+    """Not a fault of the program: a service that reloads it must live on."""
+    with pytest.raises(ConfigError, match="nests its values too deeply"):
+        parse("x = " + deep * 5000, "c.toml")
