@@ -6,19 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol
 
-from vmbackup.daemon.control_http import BadRequest, HttpAnswer, HttpRequest
+from vmbackup.daemon.control_http import BadRequest, HttpAnswer, HttpRequest, failure, failure_document
 from vmbackup.daemon.snapshot import RunState, Snapshot
 from vmbackup.errors import NotFoundError, UsageError, VmbackupError
 
 _RUNS, _MOST_RUNS = 50, 1000  # of the history in one answer: unless told, at most
 _SHOWN = 5  # runs that a hint names
-_STATUS_OF_KIND = {
-    "usage": HTTPStatus.BAD_REQUEST,
-    "config": HTTPStatus.BAD_REQUEST,
-    "access": HTTPStatus.FORBIDDEN,
-    "not_found": HTTPStatus.NOT_FOUND,
-    "job_conflict": HTTPStatus.CONFLICT,
-}
 _BUG, _LOG = "the service met an error that it does not know", "its log tells: journalctl -u vmbackup"
 _log = logging.getLogger("vmbackup.daemon.control")
 
@@ -65,7 +58,7 @@ class Api:
             return self._answer(request).encode()
         except Exception:
             _log.exception("%s %s", request.method, request.path)
-            return _document(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", _BUG, _LOG, 1).encode()
+            return failure_document(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", _BUG, _LOG, 1).encode()
 
     def _answer(self, request: HttpRequest) -> HttpAnswer:
         methods = self._routes.get(request.path)
@@ -111,16 +104,6 @@ class Api:
     def _reload(self, _request: HttpRequest) -> Mapping[str, Any]:
         self._service.reload()
         return {"reloaded": True}
-
-
-def failure(error: VmbackupError, status: HTTPStatus | None = None) -> HttpAnswer:
-    """An expected failure as an answer, with the status of its kind unless told."""
-    status = status or _STATUS_OF_KIND.get(error.kind, HTTPStatus.INTERNAL_SERVER_ERROR)
-    return _document(status, error.kind, error.message, error.hint, error.exit_code)
-
-
-def _document(status: HTTPStatus, kind: str, message: str, hint: str, exit_code: int) -> HttpAnswer:
-    return HttpAnswer(status, {"error": {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}})
 
 
 def find_run(runs: Sequence[RunState], name: str) -> RunState:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as far as the control socket needs it (RFC 9112): one request a connection, everything bounded."""
+"""HTTP/1.1 as far as the service needs it (RFC 9112): one request a connection, everything bounded."""
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
@@ -7,11 +7,21 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
 
+from vmbackup.errors import VmbackupError
+
 HEAD_BYTES = 16 << 10  # request line and headers: ours have 200 bytes
 BODY_BYTES = 256 << 10  # a `run` of 1000 guests by name has 40 KiB
 _FIELDS = 16  # of a query
 _END_OF_HEAD = b"\r\n\r\n"
 _VERSIONS = ("HTTP/1.0", "HTTP/1.1")
+
+_STATUS_OF_KIND = {
+    "usage": HTTPStatus.BAD_REQUEST,
+    "config": HTTPStatus.BAD_REQUEST,
+    "access": HTTPStatus.FORBIDDEN,
+    "not_found": HTTPStatus.NOT_FOUND,
+    "job_conflict": HTTPStatus.CONFLICT,
+}
 
 Receive = Callable[[], Awaitable[bytes]]
 
@@ -33,6 +43,7 @@ class HttpRequest:
     path: str
     query: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)  # names in lower case; of several the last
 
 
 @dataclass(frozen=True)
@@ -44,15 +55,37 @@ class HttpAnswer:
 
     def encode(self) -> bytes:
         """The bytes to send. The connection is closed behind them."""
-        body = json.dumps(self.document).encode() + b"\n"
-        head = [
-            f"HTTP/1.1 {self.status.value} {self.status.phrase}",
-            "Content-Type: application/json",
-            f"Content-Length: {len(body)}",
-            "Cache-Control: no-store",
-            "Connection: close",
-        ]
-        return "\r\n".join([*head, "", ""]).encode() + body
+        return encoded(self.status, "application/json", self.body())
+
+    def body(self) -> bytes:
+        """The document alone."""
+        return json.dumps(self.document).encode() + b"\n"
+
+
+def encoded(
+    status: HTTPStatus, kind: str, body: bytes, headers: Mapping[str, str] | None = None, *, without_body: bool = False
+) -> bytes:
+    """The bytes of an answer of that content type. The connection is closed behind them."""
+    head = [
+        f"HTTP/1.1 {status.value} {status.phrase}",
+        f"Content-Type: {kind}",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-store",
+        "Connection: close",
+        *(f"{name}: {value}" for name, value in (headers or {}).items()),
+    ]
+    return "\r\n".join([*head, "", ""]).encode() + (b"" if without_body else body)
+
+
+def failure(error: VmbackupError, status: HTTPStatus | None = None) -> HttpAnswer:
+    """An expected failure as an answer, with the status of its kind unless told."""
+    status = status or _STATUS_OF_KIND.get(error.kind, HTTPStatus.INTERNAL_SERVER_ERROR)
+    return failure_document(status, error.kind, error.message, error.hint, error.exit_code)
+
+
+def failure_document(status: HTTPStatus, kind: str, message: str, hint: str, exit_code: int) -> HttpAnswer:
+    """Any failure as an answer, in the JSON of the command line."""
+    return HttpAnswer(status, {"error": {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}})
 
 
 async def read_request(receive: Receive) -> HttpRequest:
@@ -68,11 +101,12 @@ async def read_request(receive: Receive) -> HttpRequest:
         await _more(got, receive)
     request_line, *lines = got[:end].decode("latin-1").split("\r\n")
     method, path, query = _request_line(request_line)
-    length = _body_length(lines)
+    headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+    length = _body_length(headers)
     body = got[end + len(_END_OF_HEAD) :]
     while len(body) < length:
         await _more(body, receive)
-    return HttpRequest(method, path, query, bytes(body[:length]))
+    return HttpRequest(method, path, query, bytes(body[:length]), dict(headers))
 
 
 async def _more(got: bytearray, receive: Receive) -> None:
@@ -95,8 +129,7 @@ def _request_line(line: str) -> tuple[str, str, dict[str, str]]:
         raise BadRequest(HTTPStatus.BAD_REQUEST, "the query has too many fields") from None
 
 
-def _body_length(lines: list[str]) -> int:
-    headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+def _body_length(headers: list[tuple[str, str]]) -> int:
     if any(name == "transfer-encoding" for name, _ in headers):
         raise BadRequest(HTTPStatus.LENGTH_REQUIRED, "the body needs a Content-Length")
     lengths = [value for name, value in headers if name == "content-length"]
