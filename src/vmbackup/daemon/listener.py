@@ -85,26 +85,34 @@ class Listener:
         self._calls = asyncio.Semaphore(self._bounds.calls)
         self._open: dict[socket.socket, asyncio.Task[None]] = {}
         self._readers: dict[socket.socket, None] = {}  # oldest first
-        accepting = self._loop.create_task(self._accept(self._socket))
+        self._listen(self._socket)
         self._ready.set()
         await self._stop.wait()
-        accepting.cancel()
+        self._loop.remove_reader(self._socket)
         if self._open:
             await asyncio.wait(self._open.values(), timeout=self._bounds.close)
         for connection in list(self._open):
             self._end(connection)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                connection, _ = await self._loop.sock_accept(listener)
-            except OSError as error:  # no descriptors left; a connection that is gone already
-                self._log.warning("a connection to %s: %s", self._name, error.strerror)
-                await asyncio.sleep(_ACCEPT_AGAIN)
-                continue
-            task = self._loop.create_task(self._attend(connection))
-            self._open[connection] = task
-            task.add_done_callback(partial(self._end, connection))
+    def _listen(self, listening: socket.socket) -> None:
+        """A callback, for a task that is cancelled as it accepts would lose the connection."""
+        if not self._stop.is_set():
+            self._loop.add_reader(listening, self._accept, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            connection, _ = listening.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:  # no descriptors left; a connection that is gone already
+            self._log.warning("a connection to %s: %s", self._name, error.strerror)
+            self._loop.remove_reader(listening)
+            self._loop.call_later(_ACCEPT_AGAIN, self._listen, listening)
+            return
+        connection.setblocking(False)
+        task = self._loop.create_task(self._attend(connection))
+        self._open[connection] = task
+        task.add_done_callback(partial(self._end, connection))
 
     def _end(self, connection: socket.socket, _done: "asyncio.Task[None] | None" = None) -> None:
         """Closes a connection, whatever goes on there."""
