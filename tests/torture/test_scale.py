@@ -20,12 +20,14 @@ SIZES = {"1,000 points": (50, 20, 4000, 100), "10 million chunks": (50, 20, 181_
 COMMANDS = {
     "list": ["list"],
     "list --json": ["list", "--json"],
+    "info --json": ["info", "--json"],
     "forget (plan)": ["forget", "--keep-hourly", "5", "--keep-daily", "2", "--dry-run"],
     "prune (plan)": ["prune", "--dry-run"],
     "show": ["show", "guest07@latest"],
     "verify": ["verify"],
 }
-SECONDS = {"list": 1.0, "list --json": 1.0, "forget (plan)": 10.0, "prune (plan)": 10.0, "verify": 30.0, "show": 10.0}
+SECONDS = {"list": 1.0, "list --json": 1.0, "info --json": 1.0, "show": 10.0}
+SECONDS |= {"forget (plan)": 10.0, "prune (plan)": 10.0, "verify": 30.0}
 
 
 @dataclass(frozen=True)

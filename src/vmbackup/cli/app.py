@@ -17,7 +17,7 @@ from vmbackup.cli.options import Command, State, global_options
 from vmbackup.errors import UsageError
 
 COMMANDS = (
-    *("init", "doctor", "backup", "list", "show", "restore", "verify", "repair", "copy"),
+    *("init", "doctor", "backup", "list", "show", "info", "restore", "verify", "repair", "copy"),
     *("forget", "prune", "purge", "key", "residency", "status", "run", "cancel"),
 )
 
