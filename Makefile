@@ -28,7 +28,7 @@ INSTALL_QUIET = ( test -e $(POLICY) || { trap 'rm -f $(POLICY)' EXIT; \
   printf '\#!/bin/sh\nexit 101\n' >$(POLICY); chmod 755 $(POLICY); }; \
   $(APT) $(filter $(QUIET),$(MISSING)) && rm -f $(patsubst %,$(WANTS)/%.service,$(filter $(QUIET),$(MISSING))) )
 
-.PHONY: setup packages demo check test bench torture scale fuzz unit-test install uninstall clean
+.PHONY: setup packages demo check test bench torture scale fuzz soak unit-test install uninstall clean
 .DELETE_ON_ERROR:
 
 setup: packages $(VENV)/ready
@@ -68,6 +68,10 @@ MINUTES ?= 60
 SEED ?= $(shell date +%s)
 fuzz: setup
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED)
+
+# The service at work for MINUTES: its memory, threads and descriptors.
+soak: setup
+	MINUTES=$(MINUTES) $(BIN)/python -m pytest -m torture -s tests/torture/test_soak.py
 
 torture: setup
 	$(BIN)/python -m pytest -m torture --timeout 0

@@ -18,7 +18,7 @@ from vmbackup.errors import UsageError
 
 COMMANDS = (
     *("init", "doctor", "backup", "list", "show", "info", "restore", "verify", "repair", "copy"),
-    *("forget", "prune", "purge", "key", "residency", "status", "run", "cancel"),
+    *("forget", "prune", "purge", "recover", "key", "residency", "daemon", "status", "run", "cancel"),
 )
 
 

@@ -31,9 +31,13 @@ def find(option: str | None, environ: Mapping[str, str] = os.environ) -> Path | 
 
 def load(path: Path | None) -> Config:
     """The configuration of `path`, or the defaults for None. ConfigError, with all mistakes at once."""
-    if path is None:
-        return with_defaults(Config())
-    return parse(_read(path), str(path))
+    return load_text(path)[0]
+
+
+def load_text(path: Path | None) -> tuple[Config, str]:
+    """The same, with the text that says it ("" for None)."""
+    text = _read(path) if path else ""
+    return parse(text, str(path)), text
 
 
 def parse(text: str, file: str) -> Config:

@@ -13,14 +13,27 @@ import os
 import selectors
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
+# -P: a folder in which the service was started must not lend its modules.
+PROGRAM = (sys.executable, "-P", "-m", "vmbackup.cli")
+# What is between systemd and the service only.
+_NOT_INHERITED = frozenset(
+    ("JOURNAL_STREAM", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+)
 _PIECE = 65536  # bytes read at once: what a pipe holds
 _LAST_PIECES = 16  # of each pipe, after the end: whoever else holds it may go on writing
 _IDLE = 5.0  # seconds
 
 Sink = Callable[[bytes], None]
+
+
+def environment() -> dict[str, str]:
+    """The environment of a process of ours."""
+    kept = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    return {**kept, "NO_COLOR": "1"}
 
 
 class Child:

@@ -19,13 +19,12 @@ from typing import Protocol
 
 from vmbackup.daemon.active import GRACE, Active, Signal
 from vmbackup.daemon.queue import Limits, Queue
-from vmbackup.daemon.work import Outcome, Progress, Request, Run, Skip, Status, Trigger
+from vmbackup.daemon.work import STOPPED, Outcome, Progress, Request, Run, Skip, Status, Trigger
 
 # Seconds between two attempts at most, unless the job asks for more: a doubled wait soon outlasts any schedule.
 LONGEST_RETRY = 86400.0
 # Of the seconds that `stop` has, those that are left for what must be killed.
 _LAST_SECONDS = 5.0
-_STOPPING = "the service stops"
 _SUPERSEDED = "a newer request took its place"
 
 _log = logging.getLogger(__name__)
@@ -177,7 +176,7 @@ class Dispatcher:
                 self._queue.remove(request.id)
                 self._news.append(partial(self._listener.skipped, request, Skip.STOPPING))
             for active in self._active.values():
-                active.cancel(_STOPPING)
+                active.cancel(STOPPED)
                 hard_at = end - min(_LAST_SECONDS, within / 4)
                 active.hard_at = hard_at if active.hard_at is None else min(active.hard_at, hard_at)
         while True:

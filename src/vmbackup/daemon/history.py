@@ -17,12 +17,11 @@ from vmbackup.daemon.digest import Counts, stages
 from vmbackup.daemon.history_file import HistoryFile
 from vmbackup.daemon.history_rows import Batch, Guest, Last, Row
 from vmbackup.daemon.snapshot import LastRun, Totals
-from vmbackup.daemon.work import Kind, Run, Skip, Status, Work
+from vmbackup.daemon.work import DIED, Kind, Run, Skip, Status, Work
 
 _UNSAVED_RUNS = 1000  # kept in memory until the file can be written
 _FORGOTTEN_DAYS = 400  # work that was not done for so long: guests that are made and deleted by the hour, years of them
 _FORGET_EVERY = 1000  # runs
-_DIED = "the service died while it ran"
 
 
 class History:
@@ -87,7 +86,7 @@ class History:
         with self._memory:
             dead = list(self._running.values())
             for row in dead:
-                failed = replace(row, finished=now, status=Status.FAILED.value, error=_DIED, error_kind="killed")
+                failed = replace(row, finished=now, status=Status.FAILED.value, error=DIED, error_kind="killed")
                 self._end(failed, failed.last({}))
                 if guest := _guest(row.work):
                     runs = self._counts(guest).runs

@@ -5,32 +5,24 @@ the file on disk hurts no run, and a pipe on which it tells of its progress.
 """
 
 import contextlib
-import fcntl
 import logging
 import os
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from vmbackup.daemon.child import Child, Sink
+from vmbackup.daemon.child import PROGRAM, Child, Sink, environment
 from vmbackup.daemon.commands import Command
 from vmbackup.daemon.dispatcher import Report
 from vmbackup.daemon.gauge import Gauge
+from vmbackup.daemon.inforce import in_memory
 from vmbackup.daemon.outcome import Ended, judge, refused
 from vmbackup.daemon.run_log import RunLog
 from vmbackup.daemon.work import Outcome, Request, Run, Status
 from vmbackup.errors import VmbackupError
 
-# -P: a folder in which the service was started must not lend its modules.
-PROGRAM = (sys.executable, "-P", "-m", "vmbackup.cli")
 # Bytes of standard output that are kept: the longest document, a list of all restore points, is far below.
 _MOST_OUTPUT = 64 << 20
-# What is between systemd and the service only.
-_NOT_INHERITED = frozenset(
-    ("JOURNAL_STREAM", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
-)
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 _log = logging.getLogger(__name__)
 
@@ -138,14 +130,14 @@ class _Going:
     ) -> tuple[Child, Mapping[int, Sink]]:
         """The process, and what else to listen to, which `stack` closes."""
         if command.foreign:
-            return Child(command.arguments, _environment()), {}
+            return Child(command.arguments, environment()), {}
         read, write = os.pipe()
         stack.callback(os.close, read)
         with contextlib.ExitStack() as given:
             given.callback(os.close, write)
-            file = given.enter_context(_in_memory(config))
+            file = given.enter_context(in_memory(config))
             options = ("--config", f"/dev/fd/{file}", "--json", "--progress-fd", str(write))
-            child = Child((*self._program, *options, *command.arguments), _environment(), (file, write))
+            child = Child((*self._program, *options, *command.arguments), environment(), (file, write))
         return child, {read: progress}
 
     def _follow(self, child: Child) -> None:
@@ -173,21 +165,3 @@ class _Output:
     @property
     def data(self) -> bytes | None:
         return b"".join(self._pieces) if self._size <= _MOST_OUTPUT else None
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-    return {**kept, "NO_COLOR": "1"}
-
-
-@contextlib.contextmanager
-def _in_memory(text: bytes) -> Iterator[int]:
-    """A file in memory that nobody can change, as a file descriptor."""
-    file = os.memfd_create("vmbackup-config", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        with open(file, "wb", closefd=False) as writer:
-            writer.write(text)
-        fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
-        yield file
-    finally:
-        os.close(file)

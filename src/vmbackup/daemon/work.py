@@ -7,6 +7,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+STOPPED = "the service stopped"  # the error of a run that ended because of that
+DIED = "the service died"
+
 
 class Kind(StrEnum):
     """What is done."""

@@ -1,0 +1,266 @@
+"""What libvirt and the repositories say, looked at now and then, and kept as it was seen last.
+
+A repository is read by `vmbackup info`, a process of its own: the service holds no key, and whatever a store does to
+a reader, hanging included, happens there.
+"""
+
+import json
+import logging
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from typing import Any, Protocol
+
+from vmbackup.daemon.child import PROGRAM, environment
+from vmbackup.daemon.inforce import in_memory
+from vmbackup.errors import VmbackupError
+
+LOOK_SECONDS = 600.0  # a look that takes longer has failed: the store hangs
+SIZES_EVERY = 3600.0  # seconds: counting the objects of a large bucket takes thousands of requests
+_log = logging.getLogger("vmbackup.daemon.outlook")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A guest's restore points in one repository; `times` newest first. Times are seconds since the epoch."""
+
+    domain: str
+    uuid: str
+    times: tuple[float, ...] = ()
+    last_point: str | None = None
+    freeze_seconds: float = 0.0
+    quiesce_ok: bool = False
+
+    @property
+    def last(self) -> float:
+        """The point in time of the newest, 0 where there is none."""
+        return self.times[0] if self.times else 0.0
+
+
+@dataclass(frozen=True)
+class Store:
+    """A repository as it was seen last. `up`: the last look was good; None: nobody has looked yet."""
+
+    name: str
+    up: bool | None = None
+    error: str | None = None
+    looked: float = 0.0
+    guests: Mapping[str, Seen] = field(default_factory=dict)  # by UUID
+    points: int = 0
+    damaged_objects: int = 0
+    bytes: int | None = None
+    objects: int | None = None
+    verified: Mapping[str, float] = field(default_factory=dict)  # by domain
+    last_verified: float = 0.0
+
+
+class Memory(Protocol):
+    """Where small facts outlive the service."""
+
+    def remember(self, name: str, value: str) -> None:
+        """Keeps a value."""
+
+    def recall(self, name: str) -> str | None:
+        """The value, None where none is kept."""
+
+
+class Outlook:
+    """The last sight of libvirt's domains and of all repositories. Thread-safe.
+
+    `domains`: asks libvirt, gives UUID by name. `config`: the text of the configuration in force.
+    """
+
+    def __init__(
+        self,
+        domains: Callable[[], Mapping[str, str]],
+        config: Callable[[], bytes],
+        memory: Memory,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._ask, self._config, self._memory, self._clock = domains, config, memory, clock
+        self._lock = threading.Lock()
+        self._asking = threading.Lock()
+        self._domains = _recalled_domains(memory)
+        self._stores: dict[str, Store] = {}
+        self._sized: dict[str, float] = {}
+        self.libvirt_up = False
+        self.libvirt_error: str | None = None
+
+    def domains(self) -> dict[str, str]:
+        """UUID by name of the domains, as libvirt said last."""
+        with self._lock:
+            return dict(self._domains)
+
+    def store(self, name: str) -> Store:
+        """The repository as it was seen last; before the first look as it was seen by the service's former life."""
+        with self._lock:
+            if name not in self._stores:
+                self._stores[name] = self._recalled(name)
+            return self._stores[name]
+
+    def seen(self, repository: str, domain: str) -> Seen | None:
+        """The guest's restore points, by the UUID that libvirt knows for its name; a vanished one by its name."""
+        store, uuid = self.store(repository), self.domains().get(domain)
+        if uuid is not None:
+            return store.guests.get(uuid)
+        named = [seen for seen in store.guests.values() if seen.domain == domain]
+        return max(named, key=lambda seen: seen.last, default=None)
+
+    def look_at_libvirt(self, within: float = 30.0) -> bool:
+        """Asks libvirt for its domains; False where it does not answer, and what it said last stays."""
+        error = self._asked(within)
+        if error != self.libvirt_error:
+            _log.log(logging.WARNING if error else logging.INFO, "libvirt: %s", error or "answers again")
+        self.libvirt_up, self.libvirt_error = error is None, error
+        return error is None
+
+    def _asked(self, within: float) -> str | None:
+        if not self._asking.acquire(blocking=False):
+            return "has not answered the last question yet"
+        said: list[str | Mapping[str, str]] = []
+
+        def ask() -> None:
+            try:
+                said.append(self._ask())
+            except VmbackupError as error:
+                said.append(error.message)
+            finally:
+                self._asking.release()
+
+        thread = threading.Thread(target=ask, name="libvirt", daemon=True)
+        thread.start()
+        thread.join(within)
+        if not said:
+            return f"has not answered for {within:.0f} s"
+        if isinstance(said[0], str):
+            return said[0]
+        with self._lock:
+            self._domains = dict(said[0])
+        self._memory.remember("domains", json.dumps(self._domains))
+        return None
+
+    def look_at_store(self, name: str, url: str) -> Store:
+        """Reads a repository; where that fails, what was seen before stays, with the error."""
+        now = self._clock()
+        sizes = now - self._sized.get(name, 0.0) > SIZES_EVERY
+        try:
+            store = _store(name, run_json(self._config(), _arguments(name, sizes), LOOK_SECONDS), now)
+        except LookError as error:
+            store = replace(self.store(name), up=False, error=str(error), looked=now)
+        with self._lock:
+            before = self._stores.get(name)
+            if before and store.up and not sizes:
+                store = replace(store, bytes=before.bytes, objects=before.objects)
+            if sizes and store.up:
+                self._sized[name] = now
+            self._stores[name] = store
+        if store.error and (before is None or before.up is None or before.error != store.error):
+            _log.warning("repository %s at %s: %s", name, url, store.error)
+        self._memory.remember(f"store/{name}", json.dumps(asdict(store)))
+        return store
+
+    def add_point(self, repository: str, point: Mapping[str, Any]) -> None:
+        """A restore point that a run has just made, as `backup --json` tells it: no need to look for it."""
+        made = _seen(str(point["domain"]), str(point["domain_uuid"]), [point])
+        store = self.store(repository)
+        old = store.guests.get(made.uuid)
+        both = replace(made, times=(*made.times, *(old.times if old else ())))
+        with self._lock:
+            self._stores[repository] = replace(
+                store, guests={**store.guests, made.uuid: both}, points=store.points + 1, up=True, error=None
+            )
+
+    def forget_sizes(self, name: str) -> None:
+        """The next look counts again: a prune has changed what there is."""
+        with self._lock:
+            self._sized.pop(name, None)
+
+    def _recalled(self, name: str) -> Store:
+        kept = self._memory.recall(f"store/{name}")
+        if kept is None:
+            return Store(name)
+        try:
+            plain = json.loads(kept)
+            guests = {uuid: Seen(**{**seen, "times": tuple(seen["times"])}) for uuid, seen in plain["guests"].items()}
+            return Store(**{**plain, "guests": guests, "up": None})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return Store(name)
+
+
+def _recalled_domains(memory: Memory) -> dict[str, str]:
+    try:
+        return dict(json.loads(memory.recall("domains") or "{}"))
+    except (ValueError, TypeError):
+        return {}
+
+
+class LookError(Exception):
+    """A look at a repository failed; the message is one sentence."""
+
+
+def run_json(config: bytes, arguments: Sequence[str], within: float) -> dict[str, Any]:
+    """What `vmbackup ARGUMENTS --json` prints, run as a process of its own. Raises LookError."""
+    with in_memory(config) as file:
+        command = [*PROGRAM, "--config", f"/dev/fd/{file}", "--json", *arguments]
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=within,
+                check=False,
+                pass_fds=(file,),
+                env=environment(),
+            )
+        except subprocess.TimeoutExpired:
+            raise LookError(f"has not answered for {within:.0f} s") from None
+        except OSError as error:
+            raise LookError(f"cannot be asked: {error.strerror}") from None
+    try:
+        document: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        raise LookError(f"cannot be asked: its process ended with {done.returncode}") from None
+    if "error" in document:
+        raise LookError(str(document["error"]["message"]))
+    return document
+
+
+def _arguments(name: str, sizes: bool) -> list[str]:
+    return ["--repository", name, "info", *(["--sizes"] if sizes else [])]
+
+
+def _store(name: str, document: Mapping[str, Any], now: float) -> Store:
+    """Of what `info --json` says."""
+    about, sizes, verified = document["repository"], document["sizes"] or {}, document["verified"] or {}
+    guests = {g["domain_uuid"]: _seen(g["domain"], g["domain_uuid"], g["points"]) for g in document["guests"]}
+    return Store(
+        name,
+        up=True,
+        looked=now,
+        guests=guests,
+        points=about["points"],
+        damaged_objects=about["damaged_objects"],
+        bytes=sizes.get("bytes"),
+        objects=sizes.get("objects"),
+        verified={domain: _seconds(time) for domain, time in verified.get("domains", {}).items()},
+        last_verified=_seconds(verified.get("time")),
+    )
+
+
+def _seen(domain: str, uuid: str, points: Sequence[Mapping[str, Any]]) -> Seen:
+    newest = points[0] if points else {}
+    return Seen(
+        domain,
+        uuid,
+        tuple(_seconds(point["time"]) for point in points),
+        newest.get("id"),
+        newest.get("freeze_seconds") or 0.0,
+        newest.get("consistency") in ("filesystem", "application"),
+    )
+
+
+def _seconds(time: str | None) -> float:
+    return datetime.fromisoformat(time).timestamp() if time else 0.0
