@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import machine
 from .agent import Agent
-from .disk import Disk, GiB
+from .disk import Disk
 from .domain import LOG_DIR, remove_domain
 from .guest_image import GuestImage
 from .session import Lab
@@ -94,7 +94,7 @@ class Guest:
         return to
 
     def _root(self, image: GuestImage, root: Path | None, *, overlay: bool) -> str:
-        disk, path = Disk("vda", 4 * GiB), self.folder / "vda.qcow2"
+        disk, path = Disk("vda", image.size), self.folder / "vda.qcow2"
         if overlay:
             disk.create(path, backing=root or image.root)
         else:

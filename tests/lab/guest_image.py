@@ -63,6 +63,11 @@ class Recipe:
     keep_system: bool = False
 
     @property
+    def bytes(self) -> int:
+        """Size of its root disk."""
+        return int(self.size.removesuffix("G")) << 30
+
+    @property
     def folder(self) -> str:
         """Its folder in the cache: another one whenever the recipe changes."""
         parts = f"{RELEASE} {self.size} {self.packages} {self.configure} {self.more}"
@@ -84,6 +89,7 @@ class GuestImage:
     kernel: Path
     initrd: Path
     system: Path   # the files of the root disk, if the recipe keeps them
+    size: int      # bytes of the root disk
 
 
 def guest_image(note: Callable[[str], None] = lambda _: None, recipe: Recipe = PLAIN) -> GuestImage:
@@ -106,7 +112,8 @@ def guest_image(note: Callable[[str], None] = lambda _: None, recipe: Recipe = P
             with tempfile.TemporaryDirectory(dir=machine.CACHE_DIR, prefix="making-") as making:
                 _make(Path(making), recipe)
                 (Path(making) / "image").rename(folder)
-    return GuestImage(folder / "root.qcow2", folder / "vmlinuz", folder / "initrd.img", folder / "system")
+    files = (folder / name for name in ("root.qcow2", "vmlinuz", "initrd.img", "system"))
+    return GuestImage(*files, size=recipe.bytes)
 
 
 def _make(making: Path, recipe: Recipe) -> None:
@@ -124,7 +131,7 @@ def _make(making: Path, recipe: Recipe) -> None:
         newest = max(system.glob(f"boot/{name}-*"))
         shutil.copyfile(newest, image / name)
     with raw.open("wb") as file:
-        file.truncate(int(recipe.size.removesuffix("G")) << 30)
+        file.truncate(recipe.bytes)
     # Lazy initialisation would have the guest's kernel write for minutes after the first boot
     _run(machine.program("mke2fs"), "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0",
          "-d", str(system), str(raw))
