@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from . import machine
 from .agent import Agent
@@ -75,7 +76,7 @@ class ServiceGuest:
         disk = Disk("vdb", DISK_BYTES, "raw")
         self._guest = Guest(lab, image, overlay=True, images=[(disk, installed(image, folder))], memory=MEMORY)
 
-    def __enter__(self) -> ServiceGuest:
+    def __enter__(self) -> Self:
         try:
             self._guest.boot()
             self.run(INSTALL)
