@@ -44,7 +44,7 @@ def credential(name: str, environ: Mapping[str, str] = os.environ) -> Path:
     """The file of a credential that systemd gave to this process (systemd.exec(5)). AccessError where it gave none."""
     folder = environ.get("CREDENTIALS_DIRECTORY")
     if not folder:
-        hint = f"add LoadCredential={name}:FILE to the unit; on a terminal: docs/operations.md, section 17"
+        hint = f"add LoadCredential={name}:FILE to the unit; on a terminal: docs/operations.md, Installing"
         raise AccessError(f'systemd gave this process no credentials, so not "{name}"', hint)
     return Path(folder) / name
 
