@@ -41,7 +41,8 @@ def test_install_and_uninstall(tmp_path: Path) -> None:
     assert (home / "bin/vmbackup").read_text().startswith(f"#!{PREFIX}/lib/vmbackup/bin/python")
     named = subprocess.run(["grep", "-rlI", str(tmp_path), str(home)], capture_output=True, text=True).stdout
     assert named == "", "names of the folder in which it was made"
-    done = subprocess.run([home / "bin/python", "-P", "-m", "vmbackup.cli", "--version"], capture_output=True, text=True)
+    command = [home / "bin/python", "-P", "-m", "vmbackup.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.startswith("vmbackup "), done.stderr
 
     # Again: an operator's configuration stays, and nothing is left beside.
