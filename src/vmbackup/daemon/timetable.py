@@ -11,7 +11,7 @@ are met:
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator
-from datetime import date, datetime, timedelta, tzinfo
+from datetime import MAXYEAR, date, datetime, timedelta, tzinfo
 from itertools import islice
 from math import inf
 
@@ -77,7 +77,7 @@ def last_due(schedule: str, zone: tzinfo, offset: float, since: float, now: floa
 def _days(calendar: Calendar, start: date) -> Iterator[date]:
     """The days that the calendar means from `start` on, as far as the horizon."""
     first = start.year * 12 + start.month - 1
-    for number in range(first, first + 12 * _HORIZON):
+    for number in range(first, min(first + 12 * _HORIZON, 12 * MAXYEAR)):
         year, month = divmod(number, 12)
         if month + 1 not in calendar.months:
             continue

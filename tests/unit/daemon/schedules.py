@@ -10,6 +10,7 @@ _NAMES = {
     for names, low in (("jan feb mar apr may jun jul aug sep oct nov dec", 1), ("sun mon tue wed thu fri sat", 0))
     for number, name in enumerate(names.split(), low)
 }
+_HOUR = timedelta(hours=1)
 _BOUNDS = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 _LETTERS = {3: "jan feb mar apr may jun jul aug sep oct nov dec".split(), 4: "sun mon tue wed thu fri sat".split()}
 
@@ -36,7 +37,8 @@ def _part(chance: random.Random, place: int) -> str:
     step = chance.randint(1, max(2, (high - low) // 2))
     if place in _LETTERS and chance.random() < 0.3:
         return chance.choice(_LETTERS[place])
-    return chance.choice((f"{first}", f"{first}", f"{first}-{last}", f"{first}-{last}/{step}", f"*/{step}"))
+    span = f"{first}-{last}" if first < last else f"{first}"  # croniter takes 3-3 for all
+    return chance.choice((f"{first}", f"{first}", span, f"{span}/{step}" if first < last else span, f"*/{step}"))
 
 
 class Cron:
@@ -44,10 +46,11 @@ class Cron:
 
     def __init__(self, schedule: str) -> None:
         words = schedule.lower().split()
-        self.minutes, self.hours, self.days, self.months, weekdays = (
+        minutes, self.hours, self.days, self.months, weekdays = (
             [_fits(word, number, *bounds) for number in range(60)]
             for word, bounds in zip(words, _BOUNDS, strict=True)
         )
+        self.minutes_of_hour = [timedelta(minutes=number) for number in range(60) if minutes[number]]
         self.weekdays = [weekdays[0] or weekdays[7], *weekdays[1:7]]
         self.star = [word[0] == "*" for word in words]
         self.every_hour = all(self.hours[:24])
@@ -57,7 +60,7 @@ class Cron:
         one, other = self.days[day.day], self.weekdays[(day.weekday() + 1) % 7]
         return self.months[day.month] and (one and other if self.star[2] or self.star[4] else one or other)
 
-    def watched(self, zone: tzinfo, start: float, end: float, step: int = 30) -> list[float]:
+    def watched(self, zone: tzinfo, start: float, end: float, step: int = 60) -> list[float]:
         """All its firings in (start, end], by watching the zone's clock, which changes every `step` minutes at most."""
         seen: set[datetime] = set()
         fired: set[float] = set()
@@ -73,14 +76,12 @@ class Cron:
         return sorted(time for time in fired if start < time <= end)
 
     def fits(self, first: datetime, end: datetime) -> Iterator[datetime]:
-        """The minutes from first to end that it means, minute by minute but for hours and days that it does not."""
-        while first < end:
-            if not self.hours[first.hour] or not self.day(first.date()):
-                first += timedelta(minutes=60 - first.minute)
-                continue
-            if self.minutes[first.minute]:
-                yield first
-            first += timedelta(minutes=1)
+        """The minutes from first to end that it means."""
+        hour = first.replace(minute=0)
+        while hour < end:
+            if self.hours[hour.hour] and self.day(hour.date()):
+                yield from (wall for wall in map(hour.__add__, self.minutes_of_hour) if first <= wall < end)
+            hour += _HOUR
 
 
 @lru_cache(maxsize=8)
