@@ -103,9 +103,9 @@ class Service:
     def start(self) -> None:
         """Schedules everything, and asks for what came due meanwhile."""
         alive = float(self.history.recall("alive") or 0.0)
-        now = time.time()
         self._schedule()
         self.clockwork.start()
+        now = time.time()  # after the start: what comes due just now is asked for twice rather than never
         for request in missed(self.config, self.outlook, self.history, alive, now):
             self._submit(request)
         self.looker.start()
