@@ -122,6 +122,7 @@ def _next_attempt(ended: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -
 
 def _text(run: Mapping[str, Any]) -> str:
     """The outcome of one, for people."""
+    from vmbackup.cli.ages import long_time
     from vmbackup.cli.output import clean
 
     name, status = run["domain"] or run["id"], run["status"]
@@ -130,7 +131,7 @@ def _text(run: Mapping[str, Any]) -> str:
     told = f"{name}: {'done' if status == 'success' else 'done, with warnings' if status == 'warning' else status}"
     told += f": {run['error']}" if run["error"] else ""
     hint = f"\n  {run['hint']}" if run.get("hint") else ""
-    again = f"\n  tried again at {run['next_attempt']}" if run.get("next_attempt") else ""
+    again = f"\n  it is tried again on {long_time(run['next_attempt'])}" if run.get("next_attempt") else ""
     return clean(f"{told}{hint}{again}")
 
 

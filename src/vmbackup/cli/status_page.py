@@ -30,7 +30,7 @@ def page(overview: Overview, width: int | None, height: int | None = None) -> li
     top = [*_verdict(overview, width), *_problems(overview, width)]
     for section in (_runs(overview, width), _repositories(overview, width)):
         top += [Text(), *section] if section else []
-    table = _guests(overview, width)
+    table = _guests(overview, overview.guests[:height], width)
     if table:
         top.append(Text())
     if height is None:
@@ -43,7 +43,7 @@ def _cut(top: list[Text], table: list[list[Text]], overview: Overview, height: i
     lines = list(top)
     for shown, row in enumerate(table):
         left = overview.guests[max(shown - 1, 0) :]
-        if len(lines) + len(row) + (len(table) > shown + 1) > height:
+        if len(lines) + len(row) + (len(overview.guests) > shown) > height:
             return [*lines[: height - 1], text(f"and {_summed(left)}", _DIM)]
         lines += row
     return lines[:height]
@@ -138,15 +138,15 @@ def _repositories(overview: Overview, width: int | None) -> list[Text]:
     return [line for row in grid(titles, rows, width) for line in row] if rows else []
 
 
-def _guests(overview: Overview, width: int | None) -> list[list[Text]]:
-    """The title's line, then the lines of each guest."""
-    if not overview.guests:
+def _guests(overview: Overview, guests: Sequence[Guest], width: int | None) -> list[list[Text]]:
+    """The title's line, then the lines of each of these guests."""
+    if not guests:
         return []
     runs = {run["id"]: run for run in overview.runs}
     drills = any(guest.drill for guest in overview.guests)
     jobs = len({guest.state["job"] for guest in overview.guests}) > 1
     rows, before = [], ""
-    for guest in overview.guests:
+    for guest in guests:
         cells = [*_standing(guest), _next(guest, runs), _result(guest)]
         cells += [_drill(guest)] if drills else []
         cells += [forms(guest.state["job"], "", "")] if jobs else []
