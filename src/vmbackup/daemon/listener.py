@@ -29,7 +29,7 @@ class Bounds:
     call: float = 60.0  # for the service's answer
     write: float = 10.0  # for the client to take it
     close: float = 1.0  # for open requests, when the service stops
-    readers: int = 64  # connections that have not said yet what they want: beyond, the oldest is closed
+    readers: int = 200  # connections that have not said yet what they want: beyond, the oldest is closed
     calls: int = 8  # threads
 
 
