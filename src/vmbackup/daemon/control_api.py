@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -44,7 +45,9 @@ class Api:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._routes: dict[str, dict[str, Callable[[HttpRequest], Mapping[str, Any]]]] = {
+        self._encoding = threading.Lock()
+        self._kept: tuple[Snapshot, bytes] | None = None
+        self._routes: dict[str, dict[str, Callable[[HttpRequest], bytes]]] = {
             "/status": {"GET": self._status},
             "/runs": {"GET": self._runs},
             "/run": {"POST": self._run},
@@ -55,55 +58,66 @@ class Api:
     def respond(self, request: HttpRequest) -> bytes:
         """The bytes that answer any request."""
         try:
-            return self._answer(request).encode()
+            return self._answer(request)
         except Exception:
             _log.exception("%s %s", request.method, request.path)
             return failure_document(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", _BUG, _LOG, 1).encode()
 
-    def _answer(self, request: HttpRequest) -> HttpAnswer:
+    def _answer(self, request: HttpRequest) -> bytes:
         methods = self._routes.get(request.path)
         if methods is None:
             known = ", ".join(self._routes)
-            return failure(NotFoundError("there is no such place on the control socket", f"there are {known}"))
+            error = NotFoundError("there is no such place on the control socket", f"there are {known}")
+            return failure(error).encode()
         if request.method not in methods:
-            error = UsageError(f"{request.path} takes {', '.join(methods)} only")
-            return failure(error, HTTPStatus.METHOD_NOT_ALLOWED)
+            wrong = UsageError(f"{request.path} takes {', '.join(methods)} only")
+            return failure(wrong, HTTPStatus.METHOD_NOT_ALLOWED).encode()
         try:
-            return HttpAnswer(HTTPStatus.OK, methods[request.method](request))
+            return methods[request.method](request)
         except VmbackupError as error:
-            return failure(error)
+            return failure(error).encode()
         except BadRequest as error:
-            return failure(UsageError(error.message), error.status)
+            return failure(UsageError(error.message), error.status).encode()
 
-    def _status(self, _request: HttpRequest) -> Mapping[str, Any]:
-        return self._service.snapshot().document()
+    def _status(self, _request: HttpRequest) -> bytes:
+        """Encoded once a snapshot: many who ask at once cost no more than one."""
+        snapshot = self._service.snapshot()
+        with self._encoding:
+            if self._kept is None or self._kept[0] is not snapshot:
+                self._kept = (snapshot, _done(snapshot.document()))
+            return self._kept[1]
 
-    def _runs(self, request: HttpRequest) -> Mapping[str, Any]:
+    def _runs(self, request: HttpRequest) -> bytes:
         limit = request.query.get("limit", str(_RUNS))
         if not (limit.isascii() and limit.isdecimal() and len(limit) < 6 and 0 < int(limit) <= _MOST_RUNS):
             raise UsageError(f"limit is a number from 1 to {_MOST_RUNS}")
-        return {"runs": self._service.recent(int(limit), request.query.get("domain"))}
+        return _done({"runs": self._service.recent(int(limit), request.query.get("domain"))})
 
-    def _run(self, request: HttpRequest) -> Mapping[str, Any]:
+    def _run(self, request: HttpRequest) -> bytes:
         asked = _body(request, {"job": str, "domains": list, "full": bool})
         domains = asked.get("domains", [])
         if not all(isinstance(domain, str) for domain in domains):
             raise UsageError('"domains" is a list of names')
         if "job" not in asked:
             raise UsageError('"job" is missing', "name a job of the configuration")
-        return {"requests": self._service.run_job(asked["job"], domains, asked.get("full", False))}
+        return _done({"requests": self._service.run_job(asked["job"], domains, asked.get("full", False))})
 
-    def _cancel(self, request: HttpRequest) -> Mapping[str, Any]:
+    def _cancel(self, request: HttpRequest) -> bytes:
         asked = _body(request, {"run": str})
         if not asked.get("run"):
             raise UsageError('"run" is missing', "name a run, or the beginning of its id")
         run = find_run(self._service.snapshot().runs, asked["run"])
         self._service.cancel(run.id)
-        return {"run": {"id": run.id, "kind": run.kind, "domain": run.domain, "repository": run.repository}}
+        ended = {"id": run.id, "kind": run.kind, "domain": run.domain, "repository": run.repository}
+        return _done({"run": ended})
 
-    def _reload(self, _request: HttpRequest) -> Mapping[str, Any]:
+    def _reload(self, _request: HttpRequest) -> bytes:
         self._service.reload()
-        return {"reloaded": True}
+        return _done({"reloaded": True})
+
+
+def _done(document: Mapping[str, Any]) -> bytes:
+    return HttpAnswer(HTTPStatus.OK, document).encode()
 
 
 def find_run(runs: Sequence[RunState], name: str) -> RunState:

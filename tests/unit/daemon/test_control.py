@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,14 @@ def test_status_is_the_snapshot(serve: Serve) -> None:
     service = FakeService()
     status, document = get(serve(service), "/status")
     assert (status, document) == (200, service.shown.document())
+
+
+def test_a_new_snapshot_is_seen_at_once(serve: Serve) -> None:
+    service = FakeService()
+    path = serve(service)
+    assert len(get(path, "/status")[1]["guests"]) == 3
+    service.shown = replace(service.shown, guests=())
+    assert get(path, "/status")[1]["guests"] == []
 
 
 def test_curl_understands_it(serve: Serve) -> None:
@@ -292,8 +301,15 @@ def test_shutdown_ends_open_connections(folder: Path) -> None:
     assert not path.exists()
 
 
+class _Fresh(FakeService):
+    """Nothing can be kept of its snapshots."""
+
+    def snapshot(self) -> Snapshot:
+        return replace(self.shown)
+
+
 def test_status_of_300_guests_takes_milliseconds(serve: Serve) -> None:
-    path = serve(FakeService(many()), bounds=Bounds())
+    path = serve(_Fresh(many()), bounds=Bounds())
     get(path, "/status")
     times = []
     for _ in range(5):
