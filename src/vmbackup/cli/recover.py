@@ -1,70 +1,92 @@
-"""`vmbackup recover`: puts right what runs that were killed left on domains."""
+"""`vmbackup recover`: puts right what dead runs left on domains."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from vmbackup.cli.failure import Failure, traced
 from vmbackup.cli.options import Command, State
 
 if TYPE_CHECKING:
     from vmbackup.config.models import Config
-    from vmbackup.engine.recover import Recovered, Recovery
+    from vmbackup.engine.recover import Candidate, Recovery
+    from vmbackup.hypervisor import Host
+    from vmbackup.hypervisor.intents import Intent
 
 
-@click.command("recover", cls=Command, short_help="Put right what killed runs left on domains.")
-@click.argument("domains", metavar="[DOMAIN]...", nargs=-1)
+@click.command("recover", cls=Command, short_help="Put right what killed backups left on domains.")
+@click.argument("domains", metavar="[DOMAIN...]", nargs=-1)
 @click.pass_obj
 def command(state: State, domains: tuple[str, ...]) -> int:
-    """Thaw guests that a killed run left frozen, end its backup jobs, remove its scratch files and checkpoints.
+    """Put right what backups that were killed left on this host: on each DOMAIN, or on all.
 
-    Of all domains, or of each DOMAIN (a name or UUID). Runs that go on are left alone. The service does this when it
-    starts, and each backup for its own domain.
+    Guests are thawed first. Then stale backup jobs are ended, scratch files and sockets removed, and checkpoints
+    deleted that no restore point names. A domain that a backup works on is left alone. The next backup of a domain does
+    the same by itself.
     """
     from vmbackup.cli import access
-    from vmbackup.engine.recover import Recovery
+    from vmbackup.cli.output import say_json
+    from vmbackup.engine.recover import recover
 
     config = access.load_config(state)
     with access.opened_host(config) as host:
-        recovery = Recovery(host, domains)
-        found = list(recovery.free())
-        found += _judged(state, config, recovery)
-        left = {intent.domain_name for intent in recovery.waiting()}
-    _say(state, found, left)
-    return 3 if left or any(one.trouble for one in found) else 0
-
-
-def _judged(state: State, config: "Config", recovery: "Recovery") -> "Iterator[Recovered]":
-    """What the repositories have to tell, as far as they can be opened and while anything waits for it."""
-    from vmbackup.cli import access
-    from vmbackup.cli.output import warn
-
-    for name in config.repositories:
-        if not recovery.waiting():
-            return
-        try:
-            with access.opened_repository(config, name) as repository:
-                yield from recovery.judge(repository)
-        except Exception as error:
-            traced(error, debug=state.debug)
-            warn(f"repository {name}: {Failure.of(error).message}")
-
-
-def _say(state: State, found: "list[Recovered]", left: set[str]) -> None:
-    from vmbackup.cli.output import clean, say, say_json, warn
-
-    later = "a checkpoint of a killed run waits until its repository can be asked: the next backup does it"
-    troubled = [(one.domain, text) for one in found for text in one.trouble]
-    troubled += [(domain, later) for domain in sorted(left - {domain for domain, _ in troubled})]
+        done = recover(host, _intents(host, domains), _candidates(config))
     if state.json:
-        recovered = [{"domain": one.domain, "what": text} for one in found for text in one.done]
-        say_json({"recovered": recovered, "failed": [{"domain": name, "error": text} for name, text in troubled]})
-        return
-    for one in found:
-        for text in one.done:
-            say(clean(f"{one.domain}: {text}"))
-    for domain, text in troubled:
-        warn(f"{domain}: {text}")
-    if not found and not troubled:
-        say("nothing was left behind.")
+        failed = [{"domain": t.domain, "error": t.message, "hint": t.hint} for t in done.failed]
+        recovered = [{"domain": domain, "what": what} for domain, what in done.done]
+        say_json({"recovered": recovered, "failed": failed, "running": done.running})
+    else:
+        _say(done)
+    return 3 if done.failed else 0
+
+
+def _intents(host: "Host", domains: Sequence[str]) -> "list[Intent]":
+    """The runs, dead or alive, on these domains, or on all. NotFoundError for a domain that nobody knows."""
+    intents = host.intents()
+    if not domains:
+        return intents
+    known = {text for intent in intents for text in (intent.domain_name, intent.domain_uuid)}
+    wanted = {name if name in known else host.domain(name).uuid for name in domains}
+    return [intent for intent in intents if wanted & {intent.domain_name, intent.domain_uuid}]
+
+
+def _candidates(config: "Config") -> "Iterator[Candidate]":
+    """The repositories of the configuration; those that were here before, and so are quickly told apart, first."""
+    from functools import partial
+
+    from vmbackup.cli import access
+    from vmbackup.engine.recover import Candidate
+
+    ids = {name: _remembered(config, name) for name in config.repositories}
+    for name in sorted(ids, key=lambda name: ids[name] is None):
+        yield Candidate(name, ids[name], partial(access.opened_repository, config, name))
+
+
+def _remembered(config: "Config", name: str) -> str | None:
+    """The id of the repository that this host saw there last; None where nothing is remembered."""
+    from contextlib import closing
+
+    from vmbackup.cli import access
+    from vmbackup.errors import VmbackupError
+    from vmbackup.storage_backends import StoreError
+
+    try:
+        with closing(access.open_store_of(config.repositories[name])) as store:
+            seen = access.trust(config.daemon.state_dir).recall(store.place)
+    except (VmbackupError, StoreError):
+        return None
+    return seen.repository[:8] if seen else None
+
+
+def _say(done: "Recovery") -> None:
+    from vmbackup.cli.failure import Failure, tell
+    from vmbackup.cli.output import clean, say
+
+    for domain, what in done.done:
+        say(clean(f"{domain}: {what}"))
+    for name in done.running:
+        say(clean(f"{name}: a backup works on it; left alone"))
+    for trouble in done.failed:
+        tell(Failure("failed", trouble.message, trouble.hint, 1), about=trouble.domain)
+    if not (done.done or done.running or done.failed):
+        say("Nothing to put right.")

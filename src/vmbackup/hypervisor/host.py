@@ -1,7 +1,8 @@
 """The front door: a hypervisor host, its domains, and the runs on them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +17,7 @@ from vmbackup.hypervisor.locks import DomainLock
 from vmbackup.hypervisor.names import CheckpointName, session_tag
 from vmbackup.hypervisor.plan import Committed, Plan, Request, make_plan
 from vmbackup.hypervisor.purge import PurgeReport, purge_domain
-from vmbackup.hypervisor.recovery import Leftover, recover_domain
+from vmbackup.hypervisor.recovery import Leftover, recover_domain, thaw_domain
 from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, QuiescePolicy
 
 
@@ -146,14 +147,13 @@ class Host:
 
         Raises JobConflictError while a run works on it: then nothing is dead there.
         """
-        uuid, name = (
-            (domain.domain_uuid, domain.domain_name) if isinstance(domain, Intent) else (domain.uuid, domain.name)
-        )
-        lock = DomainLock(self.places.state_dir, uuid, name)
-        try:
+        with self._dead_on(domain) as uuid:
             return self._recover_locked(uuid, committed)
-        finally:
-            lock.release()
+
+    def thaw(self, domain: DomainInfo | Intent) -> list[Leftover]:
+        """Only thaws the guest, where a dead run may have left it frozen: what cannot wait of `recover`."""
+        with self._dead_on(domain) as uuid:
+            return thaw_domain(self.connection, self._store, self._intents_on(uuid))
 
     def intents(self) -> list[Intent]:
         """The intents of this host's runs, running or dead; `recover` takes one."""
@@ -178,9 +178,23 @@ class Host:
             found += check_domain(self.connection, self.places, self._store, domain)
         return found
 
+    @contextmanager
+    def _dead_on(self, domain: DomainInfo | Intent) -> Iterator[str]:
+        """The domain's lock, held: every run of it is dead. Gives its UUID."""
+        uuid, name = (
+            (domain.domain_uuid, domain.domain_name) if isinstance(domain, Intent) else (domain.uuid, domain.name)
+        )
+        lock = DomainLock(self.places.state_dir, uuid, name)
+        try:
+            yield uuid
+        finally:
+            lock.release()
+
+    def _intents_on(self, uuid: str) -> list[Intent]:
+        return [intent for intent in self._store.of_domain(uuid) if intent.uri == self.connection.uri]
+
     def _recover_locked(self, uuid: str, committed: Committed) -> list[Leftover]:
-        dead = [intent for intent in self._store.of_domain(uuid) if intent.uri == self.connection.uri]
-        return recover_domain(self.connection, self._store, dead, committed)
+        return recover_domain(self.connection, self._store, self._intents_on(uuid), committed)
 
 
 def _dotted(number: int) -> str:

@@ -39,6 +39,11 @@ def recover_domain(
     return [_Recovery(connection, store, intent).run(committed) for intent in intents]
 
 
+def thaw_domain(connection: Connection, store: IntentStore, intents: Sequence[Intent]) -> list[Leftover]:
+    """Thaws the guest where dead runs may have left it frozen, and does nothing else; as `recover_domain`."""
+    return [_Recovery(connection, store, intent).thaw() for intent in intents if intent.frozen]
+
+
 class _Recovery:
     """One dead run. Each step stands for itself: one that fails leaves the others to be done."""
 
@@ -65,6 +70,11 @@ class _Recovery:
         if verdict is not None and not self._trouble:
             self._store.remove(intent.session)
         return self._leftover(verdict)
+
+    def thaw(self) -> Leftover:
+        """Only that: what is slow comes when all guests are thawed."""
+        self._step("thaw the guest", self._thaw)
+        return self._leftover(None)
 
     def _leftover(self, verdict: bool | None) -> Leftover:
         intent = self._intent

@@ -16,6 +16,7 @@ from tests.lab.domain import Workhorse
 from tests.real.engine.test_killed import Host
 
 pytestmark = pytest.mark.real
+NOTHING: dict[str, Any] = {"recovered": [], "failed": [], "running": []}
 
 
 def recover(host: Host, *domains: str) -> tuple[int, dict[str, Any]]:
@@ -58,7 +59,7 @@ def test_a_killed_run_is_put_right(killed: tuple[Host, Workhorse]) -> None:
     assert not has_job(horse)
     assert list(host.scratch.iterdir()) == []
     assert len(horse.checkpoints()) == 1
-    assert recover(host) == (0, {"recovered": [], "failed": []})
+    assert recover(host) == (0, NOTHING)
     point = host.backup(horse)
     assert [disk["mode"] for disk in point["disks"]] == ["incremental"]
     host.check(horse, point)
@@ -84,7 +85,8 @@ def test_the_guest_comes_first_though_the_repository_is_gone(killed: tuple[Host,
 
 def test_other_domains_and_live_runs_are_left_alone(killed: tuple[Host, Workhorse]) -> None:
     host, horse = killed
-    assert recover(host, "some-other-domain") == (0, {"recovered": [], "failed": []})
+    code, told = recover(host, "some-other-domain")
+    assert (code, told["error"]["kind"]) == (5, "not_found")
     assert has_job(horse)
     code, _ = recover(host, horse.uuid)
     assert code == 0
@@ -92,5 +94,5 @@ def test_other_domains_and_live_runs_are_left_alone(killed: tuple[Host, Workhors
     with subprocess.Popen(host.command("backup", horse.name), stdout=subprocess.DEVNULL) as live:
         while not has_begun() and live.poll() is None:
             pass
-        assert recover(host) == (0, {"recovered": [], "failed": []})
+        assert recover(host) == (0, {**NOTHING, "running": [horse.name]})
         assert live.wait() == 0
