@@ -50,7 +50,7 @@ def test_killed_while_the_guest_is_frozen(make_guest: Callable[..., Guest], prog
     assert guest.agent.call("guest-fsfreeze-status") == "frozen"
     away = program.repository.with_name("away")
     program.repository.rename(away)
-    found = program.json("recover")
+    found = program.json("recover", code=3)
     assert {"domain": guest.name, "what": "thawed the guest"} in found["recovered"]
     assert guest.agent.call("guest-fsfreeze-status") == "thawed"
     away.rename(program.repository)
