@@ -52,6 +52,11 @@ class Looker:
         self._closed = True
         self._wake.set()
 
+    def wait(self, seconds: float) -> None:
+        """After `close`: until a look that goes on has ended, so that its process writes nothing once we are gone."""
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+
     def _run(self) -> None:
         due = time.monotonic() + self._every()
         while not self._closed:

@@ -35,6 +35,7 @@ from vmbackup.errors import NotFoundError, TargetError, UsageError, VmbackupErro
 RECOVER_SECONDS = 300.0  # thawing comes first in it; what takes longer waits for the next run of that guest
 STOP_SECONDS = 45.0  # of the 60 that a stop may take; the rest is for thawing what had to be killed
 _THAW_SECONDS = 10.0
+_LOOK_SECONDS = 3.0  # a usual look takes one
 _ALIVE_SECONDS = 60.0  # how often is noted that the service lives
 _STALE_SECONDS = 1.0  # a snapshot serves all who ask within this time
 _STUCK_SECONDS = 180.0  # without a sign of life from the scheduler, which gives one a minute
@@ -129,6 +130,7 @@ class Service:
         if not self.dispatcher.stop(STOP_SECONDS):
             _log.warning("runs that did not end by themselves were killed")
             self.recover(_THAW_SECONDS)
+        self.looker.wait(_LOOK_SECONDS)
         self.history.remember("alive", str(time.time()))
 
     def close(self) -> None:
