@@ -44,6 +44,7 @@ class HttpRequest:
     query: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)  # names in lower case; of several the last
+    peer: str = ""  # the address of the client, "" on a unix socket
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
 
@@ -31,6 +31,7 @@ class Bounds:
     close: float = 1.0  # for open requests, when the service stops
     readers: int = 200  # connections that have not said yet what they want: beyond, the oldest is closed
     calls: int = 8  # threads
+    open: int = 256  # connections in all, those that take their answer slowly too: beyond, the oldest is closed
 
 
 class Listener:
@@ -110,6 +111,8 @@ class Listener:
             self._loop.call_later(_ACCEPT_AGAIN, self._listen, listening)
             return
         connection.setblocking(False)
+        if len(self._open) >= self._bounds.open:
+            self._end(next(iter(self._open)))
         task = self._loop.create_task(self._attend(connection))
         self._open[connection] = task
         task.add_done_callback(partial(self._end, connection))
@@ -152,7 +155,8 @@ class Listener:
         self._readers[connection] = None
         try:
             async with asyncio.timeout(self._bounds.read):
-                return await read_request(lambda: self._loop.sock_recv(connection, HEAD_BYTES))
+                request = await read_request(lambda: self._loop.sock_recv(connection, HEAD_BYTES))
+            return replace(request, peer=_peer(connection))
         finally:
             self._readers.pop(connection, None)
 
@@ -184,3 +188,9 @@ class Listener:
         self._calls.release()
         if not answered.done():
             answered.set_result(answer)
+
+
+def _peer(connection: socket.socket) -> str:
+    """The address at the other end, "" for that of a unix socket."""
+    name = connection.getpeername()
+    return str(name[0]) if isinstance(name, tuple) else ""

@@ -95,6 +95,7 @@ def _web(service: Service, stack: ExitStack) -> None:
         daemon.web,
         token,
         lambda _name: None,  # drills take pictures once they are made here
+        recent=service.recent,
     )
     server.start()
     stack.callback(server.shutdown)
