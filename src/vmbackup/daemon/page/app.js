@@ -4,7 +4,7 @@ import { Detail } from "./detail.js";
 import { fill } from "./dom.js";
 import { Guests } from "./guests.js";
 import { Model } from "./model.js";
-import { clock, exact, span } from "./text.js";
+import { addressed, clock, exact, span } from "./text.js";
 import { showRepositories, showRuns, showVerdict } from "./top.js";
 
 const EVERY = 5000, PATIENCE = 10000; // milliseconds
@@ -26,7 +26,7 @@ async function ask(path) {
 /** The last runs of a guest, null where they cannot be had. */
 async function lastRuns(domain) {
   try {
-    return (await ask(`/api/runs?limit=${RUNS}&domain=${encodeURIComponent(domain)}`)).runs;
+    return (await ask(`/api/runs?limit=${RUNS}&domain=${addressed(domain)}`)).runs;
   } catch {
     return null;
   }
@@ -48,7 +48,7 @@ const opened = new Date();
 
 function tellSilence() {
   const since = newest?.answered ?? opened;
-  const text = `The service has not answered since ${clock(since)} (${span((new Date() - since) / 1000)}). `
+  const text = `The service has not answered since ${clock(since, true)} (${span((new Date() - since) / 1000)}). `
     + (newest ? "What stands below is of then; ages go on." : "Is it running? systemctl status vmbackup");
   if (place("silence").textContent !== text) place("silence").textContent = text;
   place("silence").hidden = false;
@@ -62,7 +62,7 @@ function show() {
   const broken = model.guests.filter((guest) => guest.bad).length;
   document.title = `${broken ? `(${broken}) ` : ""}${said.host} - vmbackup`;
   place("host").textContent = `on ${said.host}`;
-  place("updated").textContent = `as of ${clock(newest.answered)}`;
+  place("updated").textContent = `as of ${clock(newest.answered, true)}`;
   place("updated").title = `${exact(newest.answered)} here, ${said.now} there`;
   showVerdict(place("verdict"), model);
   showRuns(place("runs"), place("runs-body"), model);

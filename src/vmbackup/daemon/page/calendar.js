@@ -52,7 +52,7 @@ function cell(year, month, number, days, now) {
   const today = day === dayOf(now) ? "today" : null;
   const dates = days.get(day);
   if (!dates) return h("td", { class: today }, h("span", { class: "empty" }, number));
-  const times = [...dates].sort((one, other) => one - other).map(clock);
+  const times = [...dates].sort((one, other) => one - other).map((date) => clock(date));
   const told = times.slice(0, TIMES).join(", ") + (times.length > TIMES ? ` and ${times.length - TIMES} more` : "");
   return h("td", { class: today },
     h("button", { type: "button", class: "day", "aria-label": `${longDay(date)}: ${counted(dates.length, "restore point")}, ${told}` },

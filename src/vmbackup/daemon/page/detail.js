@@ -4,7 +4,7 @@ import { calendar } from "./calendar.js";
 import { fill, h } from "./dom.js";
 import { linkTo, standing } from "./guests.js";
 import { named, result, row, table, trouble } from "./parts.js";
-import { ago, lasting, quoted, size, when } from "./text.js";
+import { addressed, ago, lasting, quoted, size, when } from "./text.js";
 
 const RUNS = ["Began", "What", "Result", "Took", "Stored"];
 
@@ -108,7 +108,7 @@ function drillPart(guest, now) {
     h("p", null, "Last success ", when(drill.last_success, now, "never"), "; next ", when(drill.next_run, now, "not planned"), ". ",
       drill.last_run ? ["Last drill: ", result(drill.last_run)] : null),
     trouble(drill.last_run),
-    drill.picture ? h("img", { class: "picture", src: `/pictures/${encodeURIComponent(drill.picture)}`, ...named }) : null);
+    drill.picture ? h("img", { class: "picture", src: `/pictures/${addressed(drill.picture)}`, ...named }) : null);
 }
 
 function copiesPart(guest, now) {

@@ -3,7 +3,7 @@
 import { fill, h } from "./dom.js";
 import { compare, failed, nameOrder, progressOf, STANDINGS, worstFirst } from "./model.js";
 import { bar, named, pill, result, row, standingPill } from "./parts.js";
-import { ago, counted, exact, when } from "./text.js";
+import { addressed, ago, counted, exact, when } from "./text.js";
 
 const time = (iso) => (iso ? new Date(iso).getTime() : 0);
 const by = (value) => (one, other) => compare(value(one), value(other)) || nameOrder(one, other);
@@ -27,7 +27,7 @@ const CHIPS = [
   ["all", "All", () => true, "plain"],
   ["broken", "Broken", (guest) => guest.age.standing === "broken", "bad"],
   ["never", "Never", (guest) => guest.age.standing === "never", "bad"],
-  ["failed", "Failed", (guest) => guest.troubled, "bad"],
+  ["trouble", "Trouble", (guest) => guest.troubled, "bad"],
   ["close", "Close", (guest) => guest.age.standing === "close", "doubt"],
   ["kept", "Kept", (guest) => guest.age.standing === "kept", "good"],
   ["none", "No promise", (guest) => guest.age.standing === "none", "plain"],
@@ -156,8 +156,7 @@ function drill(guest, now) {
   return h("span", { title: exact(new Date(good)) }, word, " ", h("span", { class: "dim" }, when(good, now)));
 }
 
-/** The address of a guest's detail; half a character, which some names hold, has none, and is left out. */
+/** The address of a guest's detail. */
 export function linkTo(guest) {
-  const part = (text) => encodeURIComponent(text.replace(/\p{Surrogate}/gu, "\ufffd"));
-  return `#/guest/${part(guest.domain)}/${part(guest.job)}`;
+  return `#/guest/${addressed(guest.domain)}/${addressed(guest.job)}`;
 }

@@ -3,15 +3,16 @@
 import { h } from "./dom.js";
 
 const MINUTE = 60, HOUR = 3600, DAY = 86400;
+const NB = "\u00a0"; // a unit stays with its number
 const DAYS = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
 export const MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September",
   "October", "November", "December"];
 
 const two = (number) => String(number).padStart(2, "0");
 
-/** "02:04". */
-export function clock(date) {
-  return `${two(date.getHours())}:${two(date.getMinutes())}`;
+/** "02:04", with seconds "02:04:11". */
+export function clock(date, seconds = false) {
+  return `${two(date.getHours())}:${two(date.getMinutes())}${seconds ? `:${two(date.getSeconds())}` : ""}`;
 }
 
 /** "2026-11-28", to count days by. */
@@ -28,7 +29,7 @@ export function longDay(date) {
 export function exact(date) {
   const minutes = -date.getTimezoneOffset();
   const offset = `${minutes < 0 ? "-" : "+"}${two(Math.trunc(Math.abs(minutes) / 60))}:${two(Math.abs(minutes) % 60)}`;
-  return `${DAYS[date.getDay()]} ${dayOf(date)} ${clock(date)}:${two(date.getSeconds())} ${offset}`;
+  return `${DAYS[date.getDay()]} ${dayOf(date)} ${clock(date, true)} ${offset}`;
 }
 
 /** As short as it is still clear: "02:04", "Tue 02:04", "24 Nov", "2024-11-24". */
@@ -55,7 +56,7 @@ function unitOf(seconds) {
 /** A length of time in one unit: "45 s", "12 min", "31 h", "9 d". */
 export function span(seconds) {
   const [unit, name] = unitOf(seconds);
-  return `${Math.trunc(seconds / unit)} ${name}`;
+  return `${Math.trunc(seconds / unit)}${NB}${name}`;
 }
 
 /** "3 h ago". */
@@ -67,7 +68,7 @@ export function ago(iso, now) {
 export function ageOf(seconds, promise) {
   if (promise === null) return seconds === null ? "" : span(seconds);
   const [unit, name] = unitOf(promise);
-  const most = `${Number((promise / unit).toPrecision(3))} ${name}`;
+  const most = `${Number((promise / unit).toPrecision(3))}${NB}${name}`;
   if (seconds === null) return `none in ${most}`;
   const tenths = (seconds / unit) * 10;
   const rounded = seconds > promise ? Math.ceil(tenths) : Math.floor(tenths);
@@ -76,12 +77,12 @@ export function ageOf(seconds, promise) {
 
 /** Two units at most: "0.34 s", "42 s", "3 min 05 s", "2 h 10 min", "3 d 04 h". */
 export function lasting(seconds) {
-  if (seconds < 10) return `${seconds.toFixed(seconds < 1 ? 2 : 1)} s`;
+  if (seconds < 10) return `${seconds.toFixed(seconds < 1 ? 2 : 1)}${NB}s`;
   const whole = Math.round(seconds);
-  if (whole < MINUTE) return `${whole} s`;
-  if (whole < HOUR) return `${Math.trunc(whole / MINUTE)} min ${two(whole % MINUTE)} s`;
-  if (whole < DAY) return `${Math.trunc(whole / HOUR)} h ${two(Math.trunc((whole % HOUR) / MINUTE))} min`;
-  return `${Math.trunc(whole / DAY)} d ${two(Math.trunc((whole % DAY) / HOUR))} h`;
+  if (whole < MINUTE) return `${whole}${NB}s`;
+  if (whole < HOUR) return `${Math.trunc(whole / MINUTE)}${NB}min${NB}${two(whole % MINUTE)}${NB}s`;
+  if (whole < DAY) return `${Math.trunc(whole / HOUR)}${NB}h${NB}${two(Math.trunc((whole % HOUR) / MINUTE))}${NB}min`;
+  return `${Math.trunc(whole / DAY)}${NB}d${NB}${two(Math.trunc((whole % DAY) / HOUR))}${NB}h`;
 }
 
 /** Three digits and a binary unit: "0 B", "312 MiB", "4.50 GiB". */
@@ -91,8 +92,8 @@ export function size(bytes) {
     if (value < 1000) break;
     [value, unit] = [value / 1024, larger];
   }
-  if (unit === "B") return `${bytes} B`;
-  return `${value.toFixed(value < 9.995 ? 2 : value < 99.95 ? 1 : 0)} ${unit}`;
+  if (unit === "B") return `${bytes}${NB}B`;
+  return `${value.toFixed(value < 9.995 ? 2 : value < 99.95 ? 1 : 0)}${NB}${unit}`;
 }
 
 /** "1 guest", "2 guests", "1,203 objects". */
@@ -104,6 +105,11 @@ export function counted(number, noun) {
 export function listed(names, most = 8) {
   const more = names.length > most + 1 ? ` and ${names.length - most} more` : "";
   return names.slice(0, more ? most : names.length).join(", ") + more;
+}
+
+/** Text as a part of an address; half a character, which some names hold, has none and is replaced. */
+export function addressed(text) {
+  return encodeURIComponent(text.replace(/\p{Surrogate}/gu, "\ufffd"));
 }
 
 /** A name as the shell takes it. */

@@ -16,7 +16,16 @@ export function showVerdict(place, model) {
   fill(place,
     h("h1", { class: tone }, h("span", { class: "sign", "aria-hidden": "true" }, sign), h("span", null, text)),
     problems.length ? h("ul", { class: "problems" }, problems.slice(0, PROBLEMS)) : null,
-    rest.length ? h("details", null, h("summary", null, `${rest.length} more`), h("ul", { class: "problems" }, rest)) : null);
+    rest.length ? h("details", null, h("summary", null, `${rest.length} more`), h("ul", { class: "problems" }, rest)) : null,
+    model.guests.length ? null : firstSteps(model.document));
+}
+
+/** What to do where nothing is backed up yet. */
+function firstSteps(said) {
+  return h("div", { class: "card start" }, h("h2", null, "To begin"),
+    h("p", null, "Say in ", h("code", null, said.config_file ?? "/etc/vmbackup/config.toml"), " which guests are backed up, when, and how old their backups may be:"),
+    h("pre", { tabindex: 0 }, '[jobs.nightly]\ndomains = ["*"]\nschedule = "0 2 * * *"\nmax_age = "26h"'),
+    h("p", null, "Then ", h("code", null, "systemctl reload vmbackup"), ". Guests that libvirt knows appear here by themselves."));
 }
 
 /** What goes on and what waits. */
