@@ -63,7 +63,7 @@ def test_copies_follow_and_repositories_are_looked_after(make_domain: Make, work
     with service:
         wanted = {(kind, "success") for kind in ("backup", "copy", "prune", "verify", "drill")}
         service.wait_for(lambda: wanted <= set(kinds(service)), 90)
-        assert guest(service, horse.name)["copies"][0]["last"]
+        service.wait_for(lambda: guest(service, horse.name)["copies"][0]["last"], 30)
         service.wait_for(lambda: repository(service, "offsite")["last_verified"], 60)
         state = repository(service, "offsite")
         assert state["last_prune"]
