@@ -68,7 +68,7 @@ class Board:
         running = {(run.request.work.kind, run.request.work.job, run.request.work.domain): run.id for run in runs}
         queued = {(request.work.kind, request.work.job, request.work.domain): request for request in waiting}
         found = plan.guests(config, sorted(domains))
-        gone = [guest for guest in self._vanished(config, set(domains)) if guest not in found]
+        gone = [guest for guest in self.vanished(config, set(domains)) if guest not in found]
         firings = plan.firings(config)
         states = []
         for guest in [*found, *gone]:
@@ -78,8 +78,8 @@ class Board:
             states.append(self._guest(config, guest, present, running.get(place), queued.get(place), soon))
         return states
 
-    def _vanished(self, config: Config, present: set[str]) -> list[Guest]:
-        """Guests that this host backed up, and that libvirt knows no more."""
+    def vanished(self, config: Config, present: set[str]) -> list[Guest]:
+        """Guests that this host backed up, that libvirt knows no more, and that still have restore points."""
         known = [Guest(*place) for place in self.history.guests()]
         return [g for g in known if g.domain not in present and g.job in config.jobs and self._kept(g)]
 

@@ -1,14 +1,16 @@
 """What came due while the service was down: asked for once, by what the repositories say."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from vmbackup.config.models import Config
 from vmbackup.daemon import plan
 from vmbackup.daemon.history import History
 from vmbackup.daemon.outlook import Outlook
 from vmbackup.daemon.plan import Firing, Guest
+from vmbackup.daemon.snapshot import LastRun
 from vmbackup.daemon.timetable import last_due
-from vmbackup.daemon.work import DIED, STOPPED, Kind, Request, Trigger
+from vmbackup.daemon.work import DIED, STOPPED, Kind, Request, Status, Trigger
 
 
 def missed(config: Config, outlook: Outlook, history: History, alive: float, now: float) -> Iterator[Request]:
@@ -27,8 +29,7 @@ def missed(config: Config, outlook: Outlook, history: History, alive: float, now
 
 def _of_repository(firing: Firing, history: History, alive: float, now: float) -> Iterator[Request]:
     last = history.last(firing.kind, None, None, firing.name)
-    since = last.started if last else alive
-    due = last_due(firing.schedule, firing.zone, 0.0, since, now) if since else None
+    due = _due(firing, last, plan.STORE_RETRIES, alive, now)
     if due is not None:
         yield plan.repository_request(firing.kind, firing.name, Trigger.CATCH_UP, due)
 
@@ -42,22 +43,46 @@ def _of_guest(
     alive: float,
     now: float,
 ) -> Iterator[Request]:
+    place, job = (guest.job, guest.domain, guest.repository), config.jobs[guest.job]
     seen = outlook.seen(guest.repository, guest.domain)
     point = seen.last if seen else 0.0
-    backup = firings.get(f"{Kind.BACKUP}/{guest.job}")
-    wait = plan.seconds_off(guest.job, guest.domain, config.jobs[guest.job])
-    since = max(point, _tried(history, Kind.BACKUP, guest)) or (alive and alive - wait)
-    due = last_due(backup.schedule, backup.zone, 0.0, since, now) if backup and since else None
+    wait = plan.seconds_off(guest.job, guest.domain, job)
+    last = history.last(Kind.BACKUP, *place)
+    due = _due(firings.get(f"{Kind.BACKUP}/{guest.job}"), last, job.retries, alive and alive - wait, now, point)
     if due is not None:
         yield plan.backup_request(config, guest, Trigger.CATCH_UP, due, last_success=point)
-    drill = firings.get(f"{Kind.DRILL}/{guest.job}")
-    since = _tried(history, Kind.DRILL, guest) or alive
-    due = last_due(drill.schedule, drill.zone, 0.0, since, now) if drill and since else None
+    else:
+        yield from _copies(config, guest, outlook, point, now)
+    last = history.last(Kind.DRILL, *place)
+    due = _due(firings.get(f"{Kind.DRILL}/{guest.job}"), last, job.retries, alive, now)
     if due is not None:
         yield plan.drill_request(config, guest, Trigger.CATCH_UP, due)
 
 
-def _tried(history: History, kind: Kind, guest: Guest) -> float:
-    """When it was tried last, other than by a run that ended with the service; 0 for never."""
-    last = history.last(kind, guest.job, guest.domain, guest.repository)
-    return last.started if last and last.error not in (STOPPED, DIED) else 0.0
+def _due(
+    firing: Firing | None, last: LastRun | None, retries: int, alive: float, now: float, point: float = 0.0
+) -> float | None:
+    """When it came due and was not done; None where nothing is to be made up for.
+
+    `last`: its last run; `point`: the newest restore point, whoever made it; `alive` stands for both where there is
+    neither.
+    """
+    if firing is None:
+        return None
+    if last and point < last.started and _was_cut_short(last, retries):
+        return last.started
+    since = max(point, last.started if last else 0.0) or alive
+    return last_due(firing.schedule, firing.zone, 0.0, since, now) if since else None
+
+
+def _was_cut_short(last: LastRun, retries: int) -> bool:
+    """Whether it ended with the service, or failed with attempts left that the service did not live to see."""
+    return last.error in (STOPPED, DIED) or (last.status == Status.FAILED and last.attempt <= retries)
+
+
+def _copies(config: Config, guest: Guest, outlook: Outlook, point: float, now: float) -> Iterator[Request]:
+    """Copies that did not come about: a target whose newest point is older than the guest's."""
+    for request in plan.copy_requests(config, guest, now):
+        there = outlook.seen(request.work.target or "", guest.domain)
+        if point > (there.last if there else 0.0):
+            yield replace(request, trigger=Trigger.CATCH_UP)

@@ -60,12 +60,14 @@ class Follower:
     def skipped(self, request: Request, skip: Skip) -> None:
         """It comes to no run."""
         self._history.skip(request.work, skip)
+        self._changed()
         self._teller.dropped(request, self._job(request))
         _log.warning("skipped %s: %s", _named(request), skip.value.replace("_", " "))
 
     def dropped(self, request: Request, why: str) -> None:
         """It was taken out of the queue."""
-        self._teller.dropped(request, self._job(request))
+        self._changed()
+        self._teller.missed(request, self._job(request))
         _log.info("dropped %s: %s", _named(request), why)
 
     def _succeeded(self, run: Run) -> None:

@@ -86,6 +86,7 @@ class Outlook:
         self._domains = _recalled_domains(memory)
         self._stores: dict[str, Store] = {}
         self._sized: dict[str, float] = {}
+        self._added: dict[str, list[Seen]] = {}  # by repository: points made since its last look began
         self.libvirt_up = False
         self.libvirt_error: str | None = None
 
@@ -145,6 +146,8 @@ class Outlook:
     def look_at_store(self, name: str, url: str) -> Store:
         """Reads a repository; where that fails, what was seen before stays, with the error."""
         now = self._clock()
+        with self._lock:
+            self._added[name] = []
         sizes = now - self._sized.get(name, 0.0) > SIZES_EVERY
         try:
             store = _store(name, run_json(self._config(), _arguments(name, sizes), LOOK_SECONDS), now)
@@ -156,6 +159,9 @@ class Outlook:
                 store = replace(store, bytes=before.bytes, objects=before.objects)
             if sizes and store.up:
                 self._sized[name] = now
+            if store.up:
+                for made in self._added[name]:  # while it looked, and perhaps too late to be seen
+                    store = _with(store, made)
             self._stores[name] = store
         if store.error and (before is None or before.up is None or before.error != store.error):
             _log.warning("repository %s at %s: %s", name, url, store.error)
@@ -164,14 +170,10 @@ class Outlook:
 
     def add_point(self, repository: str, point: Mapping[str, Any]) -> None:
         """A restore point that a run has just made, as `backup --json` tells it: no need to look for it."""
-        made = _seen(str(point["domain"]), str(point["domain_uuid"]), [point])
-        store = self.store(repository)
-        old = store.guests.get(made.uuid)
-        both = replace(made, times=(*made.times, *(old.times if old else ())))
+        made, store = _seen(str(point["domain"]), str(point["domain_uuid"]), [point]), self.store(repository)
         with self._lock:
-            self._stores[repository] = replace(
-                store, guests={**store.guests, made.uuid: both}, points=store.points + 1, up=True, error=None
-            )
+            self._added.setdefault(repository, []).append(made)
+            self._stores[repository] = replace(_with(self._stores.get(repository, store), made), up=True, error=None)
 
     def forget_sizes(self, name: str) -> None:
         """The next look counts again: a prune has changed what there is."""
@@ -248,6 +250,15 @@ def _store(name: str, document: Mapping[str, Any], now: float) -> Store:
         verified={domain: _seconds(time) for domain, time in verified.get("domains", {}).items()},
         last_verified=_seconds(verified.get("time")),
     )
+
+
+def _with(store: Store, made: Seen) -> Store:
+    """The repository with one restore point more, unless it has it."""
+    old = store.guests.get(made.uuid)
+    if old and made.last in old.times:
+        return store
+    both = replace(made, times=(*made.times, *(old.times if old else ())))
+    return replace(store, guests={**store.guests, made.uuid: both}, points=store.points + 1)
 
 
 def _seen(domain: str, uuid: str, points: Sequence[Mapping[str, Any]]) -> Seen:

@@ -10,6 +10,9 @@ from vmbackup.config.models import Config, Job
 from vmbackup.daemon.timetable import next_run, offset
 from vmbackup.daemon.work import Kind, Request, Trigger, Work
 
+STORE_RETRIES = 2
+_STORE_RETRY = 900.0  # seconds: a provider's trouble lasts longer than a guest's
+
 
 @dataclass(frozen=True)
 class Firing:
@@ -119,8 +122,8 @@ def drill_request(config: Config, guest: Guest, trigger: Trigger, due: float) ->
 
 
 def repository_request(kind: Kind, name: str, trigger: Trigger, due: float) -> Request:
-    """Work on a repository itself. It is not tried again before its next firing: that comes soon enough."""
-    return Request(Work(kind, name), trigger, due, due)
+    """Work on a repository itself; a store that was out of reach is tried again while that may help."""
+    return Request(Work(kind, name), trigger, due, due, retries=STORE_RETRIES, retry_after=_STORE_RETRY)
 
 
 def new_firing() -> str:

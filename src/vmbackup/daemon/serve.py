@@ -41,8 +41,8 @@ class Signals:
         if number == signal.SIGHUP:
             self.reload = True
         else:
-            self.end = True
-            if self.impatient:
+            self.end, impatient, self.impatient = True, self.impatient, False
+            if impatient:
                 raise _EndAskedForError
 
 
@@ -126,6 +126,8 @@ class Loop:
             self._service.reload()
         except VmbackupError:
             pass  # told by the service, and shown by its status and metrics
+        except Exception:  # runs go on, whatever was wrong with it
+            _log.exception("the reload failed")
         finally:
             self._notifier.ready()
 

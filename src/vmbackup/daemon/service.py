@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class Service:
         self._lock, self._reloading = threading.Lock(), threading.Lock()
         self._snapshot: Snapshot | None = None
         self._alive = 0.0
+        self._told: set[Guest] = set()  # vanished guests
         self._stack = ExitStack()
         daemon = self.config.daemon
         self._stack.callback(os.close, _alone(daemon.state_dir))
@@ -104,7 +105,7 @@ class Service:
     def start(self) -> None:
         """Schedules everything, and asks for what came due meanwhile."""
         alive = float(self.history.recall("alive") or 0.0)
-        self._schedule()
+        self._schedule(self._entries(self.config))
         self.clockwork.start()
         now = time.time()  # after the start: what comes due just now is asked for twice rather than never
         for request in missed(self.config, self.outlook, self.history, alive, now):
@@ -222,10 +223,11 @@ class Service:
             self._adopt(new)
 
     def _adopt(self, new: InForce) -> None:
+        entries = self._entries(new.config)
         old, self.force = self.force, new
         self._config_error, self._loaded = None, time.time()
         self.dispatcher.set_limits(_limits(new.config))
-        self._schedule()
+        self._schedule(entries)
         self._changed()
         for name in new.config.repositories.keys() - old.config.repositories.keys():
             self.looker.ask(name)
@@ -240,11 +242,14 @@ class Service:
 
     # What schedules do.
 
-    def _schedule(self) -> None:
-        self.clockwork.set({firing.id: self._entry(firing) for firing in plan.firings(self.config).values()})
+    def _schedule(self, entries: Mapping[str, Entry]) -> None:
+        self.clockwork.set(entries)
         for name, job in self.config.jobs.items():
             if job.drill and not job.drill.command:
                 _log.warning("job=%s: its drill names no command, and nothing here boots guests by itself yet", name)
+
+    def _entries(self, config: Config) -> dict[str, Entry]:
+        return {firing.id: self._entry(firing) for firing in plan.firings(config).values()}
 
     def _entry(self, firing: Firing) -> Entry:
         return Entry(firing.schedule, firing.zone, lambda due: self._fire(firing, due))
@@ -272,14 +277,20 @@ class Service:
         return plan.backup_request(self.config, guest, Trigger.SCHEDULE, due, last_success=last, firing=name)
 
     def _tell_vanished(self, job: str, present: set[str]) -> None:
-        for domain, name, repository in self.history.guests():
-            if name == job and domain not in present and domain not in self.outlook.domains():
-                self.history.skip(plan.backup_work(Guest(domain, job, repository)), Skip.VANISHED)
-                _log.warning("domain=%s of job=%s is not known to libvirt any more: it is not backed up", domain, job)
+        for guest in self.board.vanished(self.config, set(self.outlook.domains())):
+            if guest.job != job or guest.domain in present:
+                continue
+            self.history.skip(plan.backup_work(guest), Skip.VANISHED)
+            if guest not in self._told:
+                text = "domain=%s of job=%s is not known to libvirt any more: it is not backed up"
+                _log.warning(text, guest.domain, job)
+        self._told = {guest for guest in self._told if guest.domain not in present}
+        self._told |= set(self.board.vanished(self.config, set(self.outlook.domains())))
 
     def _submit(self, request: Request) -> Skip | None:
+        skip = self.dispatcher.submit(request)
         self._changed()
-        return self.dispatcher.submit(request)
+        return skip
 
 
 def _alone(folder: Path) -> int:

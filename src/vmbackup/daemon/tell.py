@@ -1,14 +1,16 @@
 """How the world is told: dead-man's switches, and the operator's own program on failure."""
 
+import contextlib
 import json
 import logging
+import queue
 import subprocess
 import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from vmbackup.config.models import Job
@@ -17,6 +19,7 @@ from vmbackup.daemon.work import Request, Run, Status, moment
 _PING_SECONDS = 10.0
 _PING_TRIES = 3
 _HOOK_SECONDS = 60.0
+_THREADS = 2
 _WAITING = 200  # pings and hooks that may wait for their turn: more are told of, not kept
 _log = logging.getLogger("vmbackup.daemon.tell")
 
@@ -27,7 +30,8 @@ class _Firing:
 
     open: set[str] = field(default_factory=set)  # ids of requests
     good: int = 0
-    bad: list[str] = field(default_factory=list)  # domains
+    bad: int = 0
+    undecided: int = 0
 
 
 class Teller:
@@ -35,8 +39,10 @@ class Teller:
 
     def __init__(self, get: Callable[[str], None] | None = None) -> None:
         self._get = get or fetch
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="tell")
-        self._slots = threading.BoundedSemaphore(_WAITING)
+        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(_WAITING)
+        self._threads = [threading.Thread(target=self._work, name="tell", daemon=True) for _ in range(_THREADS)]
+        for thread in self._threads:
+            thread.start()
         self._lock = threading.Lock()
         self._firings: dict[str, _Firing] = {}
 
@@ -50,37 +56,42 @@ class Teller:
     def again(self, request: Request, failed: Request) -> None:
         """`request` tries again what failed."""
         self.expects([request])
-        self._close(failed, None, None)
+        self._close(failed, None, None, counts=False)
 
     def dropped(self, request: Request, job: Job | None) -> None:
-        """It came to no run: its domain vanished, or its former run goes on."""
+        """It came to no run, and nobody can say whether its guest is backed up: its former run goes on, say."""
         self._close(request, job, None)
+
+    def missed(self, request: Request, job: Job | None) -> None:
+        """It came to no run, and never will: an operator took it out, or the next firing took its place."""
+        self._close(request, job, good=False)
 
     def ended(self, run: Run, job: Job | None) -> None:
         """A run has ended for good."""
         status = run.outcome.status if run.outcome else Status.FAILED
         good = status in (Status.SUCCESS, Status.WARNING)
         if status is Status.FAILED and job and job.on_failure:
-            self._do(_hook, job.on_failure, run_document(run))
-        self._close(run.request, job, good)
+            self._do(partial(_hook, job.on_failure, run_document(run)))
+        self._close(run.request, job, good=good)
 
-    def _close(self, request: Request, job: Job | None, good: bool | None) -> None:
+    def _close(self, request: Request, job: Job | None, good: bool | None, *, counts: bool = True) -> None:
         with self._lock:
             firing = self._firings.get(request.firing or "")
-            if firing is None:
+            if firing is None or request.id not in firing.open:
                 return
             firing.open.discard(request.id)
-            if good:
-                firing.good += 1
-            elif good is not None:
-                firing.bad.append(request.work.domain or "")
+            firing.good += counts and good is True
+            firing.bad += counts and good is False
+            firing.undecided += counts and good is None
             if firing.open:
                 return
             del self._firings[request.firing or ""]
-        if job and job.ping_url and firing.bad:
-            self._do(self._ping, job.ping_failure_url or f"{job.ping_url.rstrip('/')}/fail")
-        elif job and job.ping_url and firing.good:
-            self._do(self._ping, job.ping_url)
+        if job is None or job.ping_url is None:
+            return
+        if firing.bad:
+            self._do(partial(self._ping, job.ping_failure_url or f"{job.ping_url.rstrip('/')}/fail"))
+        elif firing.good and not firing.undecided:
+            self._do(partial(self._ping, job.ping_url))
 
     def _ping(self, url: str) -> None:
         for attempt in range(1, _PING_TRIES + 1):
@@ -92,24 +103,29 @@ class Teller:
             else:
                 return
 
-    def _do(self, call: Callable[..., None], *arguments: Any) -> None:
-        if not self._slots.acquire(blocking=False):
+    def _do(self, call: Callable[[], None]) -> None:
+        try:
+            self._calls.put_nowait(call)
+        except queue.Full:
             _log.error("%d pings and hooks wait already: one is left out", _WAITING)
-            return
 
-        def work() -> None:
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
             try:
-                call(*arguments)
+                call()
             except Exception:
                 _log.exception("telling failed")
-            finally:
-                self._slots.release()
 
-        self._pool.submit(work)
-
-    def close(self) -> None:
-        """Ends what has not begun; what has begun is bounded in time."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def close(self, within: float = 0.0) -> None:
+        """Begins nothing more; what has begun gets so many seconds, and is not waited for beyond."""
+        with contextlib.suppress(queue.Empty):
+            while within == 0.0:
+                self._calls.get_nowait()
+        for _ in self._threads:
+            with contextlib.suppress(queue.Full):
+                self._calls.put_nowait(None)
+        for thread in self._threads:
+            thread.join(within)
 
 
 def fetch(url: str) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import pytest
 
 from vmbackup.config.load import parse
+from vmbackup.config.models import Config
 from vmbackup.daemon import plan
 from vmbackup.daemon.catchup import missed
 from vmbackup.daemon.outlook import Seen
 from vmbackup.daemon.snapshot import LastRun
 from vmbackup.daemon.work import DIED, STOPPED, Kind, Request, Trigger
 
-CONFIG = parse(
-    """
+TEXT = """
 [repositories.local]
 url = "file:///srv/a"
 passphrase_file = "/p"
@@ -27,9 +27,8 @@ domains = ["web"]
 schedule = "0 2 * * *"
 timezone = "UTC"
 window = "30m"
-""",
-    "test.toml",
-)
+"""
+CONFIG = parse(TEXT, "test.toml")
 
 
 def at(day: int, hour: int, minute: int = 0) -> float:
@@ -41,6 +40,7 @@ class World:
     """An outlook and a history of the test's own."""
 
     point: float = 0.0
+    copied: float = 0.0
     known: bool = True
     runs: dict[Kind, LastRun] = field(default_factory=dict)
 
@@ -48,13 +48,14 @@ class World:
         return {"web": "u"} if self.known else {}
 
     def seen(self, repository: str, domain: str) -> Seen | None:
-        return Seen("web", "u", (self.point,)) if self.point else None
+        time = self.copied if repository == "offsite" else self.point
+        return Seen("web", "u", (time,)) if time else None
 
     def last(self, kind: Kind, job: str | None, domain: str | None, repository: str) -> LastRun | None:
         return self.runs.get(kind)
 
-    def missed(self, alive: float, now: float) -> dict[Kind, Request]:
-        found = list(missed(CONFIG, self, self, alive, now))  # type: ignore[arg-type]
+    def missed(self, alive: float, now: float, config: Config = CONFIG) -> dict[Kind, Request]:
+        found = list(missed(config, self, self, alive, now))  # type: ignore[arg-type]
         kinds = {request.work.kind: request for request in found}
         assert len(kinds) == len(found)
         assert all(request.trigger is Trigger.CATCH_UP and request.due <= now for request in found)
@@ -88,9 +89,38 @@ def test_a_guest_whose_moment_in_the_window_has_not_come_yet_waits_for_it() -> N
         assert found[Kind.BACKUP].not_before == at(20, 2) + moment
 
 
-def test_one_that_failed_by_itself_is_not_tried_again() -> None:
-    world = World(point=at(19, 2, 20), runs={Kind.BACKUP: run(at(20, 2, 20), "no space", "failed"), **PRUNED})
+def failed(attempt: int) -> LastRun:
+    return replace(run(at(20, 2, 20), "no space", "failed"), attempt=attempt)
+
+
+def test_one_that_failed_for_good_is_not_tried_again() -> None:
+    world = World(point=at(19, 2, 20), runs={Kind.BACKUP: failed(attempt=3), **PRUNED})
     assert world.missed(at(20, 5), at(20, 12)) == {}
+
+
+def test_attempts_that_the_service_did_not_live_to_see_are_made() -> None:
+    world = World(point=at(19, 2, 20), runs={Kind.BACKUP: failed(attempt=2), **PRUNED})
+    assert Kind.BACKUP in world.missed(at(20, 5), at(20, 12))
+
+
+def test_a_point_that_somebody_made_meanwhile_is_as_good() -> None:
+    world = World(point=at(20, 3), runs={Kind.BACKUP: failed(attempt=1), **PRUNED})
+    assert world.missed(at(20, 5), at(20, 12)) == {}
+
+
+def test_maintenance_that_ended_with_the_service_is_made_again() -> None:
+    world = World(point=at(20, 2, 20), runs={Kind.PRUNE: run(at(20, 4), DIED, "failed")})
+    assert set(world.missed(at(20, 4, 1), at(20, 12))) == {Kind.PRUNE}
+
+
+def test_a_copy_that_did_not_come_about_is_made() -> None:
+    world = World(point=at(20, 2, 20), copied=at(19, 2, 20), runs=PRUNED)
+    offsite = '[repositories.offsite]\nurl = "file:///b"\n[jobs.nightly]\ncopy_to = ["offsite"]'
+    copying = parse(TEXT.replace("[jobs.nightly]", offsite), "test.toml")
+    (found,) = world.missed(at(20, 5), at(20, 12), copying).values()
+    assert (found.work.kind, found.work.target) == (Kind.COPY, "offsite")
+    world.copied = world.point
+    assert world.missed(at(20, 5), at(20, 12), copying) == {}
 
 
 @pytest.mark.parametrize("error", [DIED, STOPPED])

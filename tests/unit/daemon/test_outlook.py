@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class World:
         self.domains: Mapping[str, str] | Exception = {"web": WEB}
         self.info: dict[str, Any] | Exception = info(guest("web", WEB, 3, 2))
         self.asked: list[list[str]] = []
+        self.during: Callable[[], None] = lambda: None
         monkeypatch.setattr(outlook, "run_json", self._run)
 
     def outlook(self) -> Outlook:
@@ -69,6 +70,7 @@ class World:
 
     def _run(self, config: bytes, arguments: list[str], within: float) -> dict[str, Any]:
         self.asked.append(list(arguments))
+        self.during()
         if isinstance(self.info, Exception):
             raise self.info
         return self.info
@@ -151,6 +153,20 @@ def test_a_new_point_is_known_at_once(world: World) -> None:
     assert found.last_point == point(4)["id"]
     assert len(found.times) == 3
     assert not found.quiesce_ok
+
+
+def test_a_point_that_is_made_during_a_look_is_not_lost(world: World) -> None:
+    """The look read the repository before it was committed, and ends after it was told of."""
+    seen = world.outlook()
+    seen.look_at_libvirt()
+    seen.look_at_store("local", "/r")
+    world.during = lambda: seen.add_point("local", point(4, domain="web", domain_uuid=WEB))
+    for _ in range(2):  # the second look finds it, and counts it once
+        seen.look_at_store("local", "/r")
+        found = seen.seen("local", "web")
+        assert found is not None
+        assert (found.last_point, len(found.times)) == (point(4)["id"], 3)
+        world.info, world.during = info(guest("web", WEB, 4, 3, 2)), lambda: None
 
 
 def test_a_libvirt_that_hangs_is_told_and_not_asked_twice(world: World) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,8 @@ def ended(request: Request, status: Status = Status.SUCCESS) -> Run:
 
 
 def finish(teller: Teller) -> None:
-    """Waits for all that was begun."""
-    teller._pool.shutdown(wait=True)
+    """Waits for all that was asked for."""
+    teller.close(10)
 
 
 def test_a_firing_is_told_of_when_its_last_guest_has_ended() -> None:
@@ -107,6 +108,38 @@ def test_a_firing_that_made_no_run_is_not_told_of() -> None:
         teller.dropped(request, job())
     finish(teller)
     assert pings.urls == []
+
+
+def test_a_guest_that_had_no_turn_keeps_the_firing_from_being_good() -> None:
+    """Its former run goes on, and nobody knows yet how that ends."""
+    pings = Pings()
+    teller = Teller(pings)
+    web, db = asked("web", "db")
+    teller.expects([web, db])
+    teller.ended(ended(web), job())
+    teller.dropped(db, job())
+    finish(teller)
+    assert pings.urls == []
+
+
+def test_a_request_that_was_taken_out_makes_it_a_failure() -> None:
+    pings = Pings()
+    teller = Teller(pings)
+    web, db = asked("web", "db")
+    teller.expects([web, db])
+    teller.ended(ended(web), job())
+    teller.missed(db, job())
+    finish(teller)
+    assert pings.urls == [f"{URL}/fail"]
+
+
+def test_the_end_of_the_service_waits_for_no_hook() -> None:
+    started = time.monotonic()
+    teller = Teller(Pings())
+    (web,) = asked("web")
+    teller.ended(ended(web, Status.FAILED), job(on_failure=[sys.executable, "-c", "import time; time.sleep(5)"]))
+    teller.close()
+    assert time.monotonic() - started < 4
 
 
 def test_a_ping_is_tried_three_times_and_its_address_is_no_secret_told(caplog: pytest.LogCaptureFixture) -> None:
