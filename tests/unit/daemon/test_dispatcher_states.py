@@ -207,4 +207,4 @@ def urgency(one: Request) -> tuple[bool, bool, float, float]:
 
 
 TestService = Service.TestCase
-TestService.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestService.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

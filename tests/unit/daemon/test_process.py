@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import queue
@@ -23,6 +24,7 @@ from vmbackup.daemon.work import Outcome, Progress, Run, Status
 from vmbackup.errors import NotFoundError
 
 CHILDREN = (sys.executable, "-IS", str(Path(__file__).with_name("children.py")))
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 CONFIG = b'[libvirt]\nuri = "test:///default"\n'
 
 
@@ -226,6 +228,28 @@ def test_killing_a_run_spares_what_leads_a_session_of_its_own() -> None:
     assert report.outcomes.get(timeout=20).status is Status.CANCELLED
     assert lives(watchdog)
     kill(watchdog)
+
+
+def test_killing_a_run_spares_the_watchdog_of_its_guest() -> None:
+    """The real one: its run was killed while the guest was frozen, so it goes on and thaws."""
+    pytest.importorskip("libvirt")
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0  # so that its end can be told apart
+    try:
+        program = (sys.executable, "-P", str(Path(__file__).with_name("freezing.py")))
+        made, report = ProcessRunner(lambda request: [Command(("run",))], lambda: CONFIG, program), Waiting()
+        made.start(Run("r1", backup("web01"), time.time()), report)
+        watchdog = int(report.ready().task)
+        made.cancel("r1", hard=True)
+        assert report.outcomes.get(timeout=20).error == "the run's process was killed by signal 9"
+        time.sleep(0.5)
+        found, status = os.waitpid(watchdog, os.WNOHANG)
+        assert found == 0 or status == 0, "it was killed too"
+        if not found:
+            kill(watchdog)
+            os.waitpid(watchdog, 0)
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def test_a_noisy_heir_keeps_nobody_waiting() -> None:
