@@ -87,3 +87,32 @@ def test_the_examples_are_taken() -> None:
             pytest.skip(f"{command[0]} is missing: apt-get install prometheus prometheus-alertmanager")
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         assert done.returncode == 0, done.stderr + done.stdout
+
+
+ROUTES = [
+    ("VMBackupTooOld", "critical", "on-call"),
+    ("VMBackupLastRunFailed", "warning", "operators"),
+    ("Other", "critical", "operators"),
+]
+
+
+@pytest.mark.parametrize(("alert", "severity", "receiver"), ROUTES)
+def test_what_is_critical_wakes_someone(alert: str, severity: str, receiver: str) -> None:
+    """By Alertmanager's own tool."""
+    if not shutil.which("amtool"):
+        pytest.skip("amtool is missing: apt-get install prometheus-alertmanager")
+    command = ["amtool", "config", "routes", "test", "--config.file=alertmanager.yml"]
+    done = subprocess.run(
+        [*command, f"alertname={alert}", f"severity={severity}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "monitoring",
+    )
+    assert done.stdout.strip() == receiver, done.stderr
+
+
+def test_only_alerts_that_exist_hold_others_back() -> None:
+    """A name that was mistyped would hold back nothing."""
+    folder = ROOT / "monitoring"
+    alerts = set(re.findall(r"- alert: (\w+)", (folder / "vmbackup.rules.yml").read_text()))
+    assert set(re.findall(r"VMBackup\w+", (folder / "alertmanager.yml").read_text())) <= alerts
