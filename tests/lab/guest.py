@@ -110,7 +110,7 @@ class Guest:
             f"<domain type='{kind}'><name>{self.name}</name><memory unit='MiB'>{self._memory}</memory><vcpu>1</vcpu>"
             f"<os><type arch='x86_64' machine='q35'>hvm</type>"
             f"<kernel>{image.kernel}</kernel><initrd>{image.initrd}</initrd>"
-            "<cmdline>root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet</cmdline></os>"
+            "<cmdline>root=/dev/vda rw console=ttyS0 net.ifnames=0 no_timer_check quiet</cmdline></os>"
             "<features><acpi/></features>"
             f"<devices><emulator>{machine.program('qemu-system-x86_64')}</emulator>{disks}"
             "<controller type='usb' model='none'/>"
