@@ -47,17 +47,17 @@ def host(lab: Lab) -> Iterator[ServiceGuest]:
     """The hypervisor with the service running."""
     folder = lab.new_folder("service")
     try:
-        guest = ServiceGuest(lab, folder)
+        with ServiceGuest(lab, folder) as guest:
+            guest.agent.put("/usr/local/bin/hook", HOOK.encode())
+            guest.agent.put("/root/jobs", JOBS.encode())
+            guest.run(f"chmod 755 /usr/local/bin/hook; cat /root/jobs >> {CONFIG}; vmbackup init")
+            guest.run("sed 's/web01/off/g' /root/domain.xml > /root/off.xml; virsh -q define /root/off.xml")
+            guest.run("systemctl enable --now vmbackup")
+            yield guest
     except GuestImageError as error:
         pytest.skip(f"no image of a hypervisor: {error}")
-    with guest:
-        guest.agent.put("/usr/local/bin/hook", HOOK.encode())
-        guest.agent.put("/root/jobs", JOBS.encode())
-        guest.run(f"chmod 755 /usr/local/bin/hook; cat /root/jobs >> {CONFIG}; vmbackup init")
-        guest.run("sed 's/web01/off/g' /root/domain.xml > /root/off.xml; virsh -q define /root/off.xml")
-        guest.run("systemctl enable --now vmbackup")
-        yield guest
-    shutil.rmtree(folder)
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)
