@@ -22,7 +22,7 @@ from tests.unit.daemon.rig import NOON, Clock, backup, copy, prune, verify
 from vmbackup.daemon import history_sql
 from vmbackup.daemon.history import History
 from vmbackup.daemon.snapshot import Totals
-from vmbackup.daemon.work import Kind, Outcome, Request, Run, Skip, Status, moment
+from vmbackup.daemon.work import DIED, Kind, Outcome, Request, Run, Skip, Status, moment
 
 DISK = {
     "target": "vda", "mode": "incremental", "reason": None,
@@ -228,7 +228,7 @@ def test_a_service_killed_in_a_run(opened: Open, file: Path) -> None:
     for life in both(history, opened):
         last = life.last(Kind.BACKUP, *PLACE)
         assert last is not None
-        assert (last.status, last.error) == ("failed", "the service died while it ran")
+        assert (last.status, last.error) == ("failed", DIED)
         assert life.totals(*PLACE).runs == {"failed": 1}
         assert life.unfinished() == []
         assert [run["id"] for run in life.recent(9, "a")] == ["deadbeef"]
