@@ -13,6 +13,8 @@ PACKAGES += libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libv
 PACKAGES += qemu-system-x86 qemu-utils libnbd-bin
 # To make the demo's guest.
 PACKAGES += debootstrap e2fsprogs
+# To look at the page with: 64 MB to fetch, 225 MB on disk.
+PACKAGES += chromium-headless-shell
 # To check metrics, alert rules and what becomes of them; their services are not wanted.
 QUIET := prometheus prometheus-alertmanager
 PACKAGES += $(QUIET)

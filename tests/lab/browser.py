@@ -35,7 +35,7 @@ def program() -> str | None:
     return next((name for name in _PROGRAMS if shutil.which(name)), None)
 
 
-MISSING = "needs a headless Chromium: apt-get install chromium-headless-shell (64 MB), or 'make page-test'"
+MISSING = "needs a headless Chromium: apt-get install chromium-headless-shell"
 
 
 class BrowserError(Exception):

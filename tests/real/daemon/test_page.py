@@ -314,7 +314,7 @@ def test_the_keyboard_is_enough(browser: Browser, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [390, 1000, 1440])
+@pytest.mark.parametrize("width", [390, 980, 1200, 1330])
 def test_contrast_and_width(browser: Browser, serve: Serve, width: int, dark: bool) -> None:
     """WCAG AA: every text against its ground has 4.5; nothing is wider than the window."""
     browser.look(width, 900, dark=dark)
@@ -326,6 +326,8 @@ def test_contrast_and_width(browser: Browser, serve: Serve, width: int, dark: bo
     assert browser.evaluate(_FAINT) == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     assert browser.evaluate("document.querySelector('dialog').scrollWidth") <= width
+    wide = "[...document.querySelectorAll('.card table')].map((one) => one.scrollWidth - one.parentElement.clientWidth)"
+    assert max(browser.evaluate(wide)) <= 0
 
 
 # Text whose contrast with the nearest ground behind it is below 4.5 (WCAG 2.2, 1.4.3, with its relative luminance).

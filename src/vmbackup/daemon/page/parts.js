@@ -48,7 +48,7 @@ export function trouble(run) {
 /** A row of a table, each cell with its column's title for narrow screens. */
 export function row(titles, cells, attributes = {}) {
   return h("tr", attributes, cells.map((cell, index) =>
-    h(index ? "td" : "th", { "data-title": titles[index], scope: index ? null : "row" }, cell)));
+    h(index ? "td" : "th", { "data-title": titles[index], scope: index ? null : "row" }, h("div", null, cell))));
 }
 
 /** A table with plain titles. */
