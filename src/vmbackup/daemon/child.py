@@ -83,7 +83,6 @@ class Child:
                 selector.register(self._pidfd, selectors.EVENT_READ)
                 while not _listen(selector):
                     idle()
-                self._kill_group()  # what is left of it
                 selector.unregister(self._pidfd)
                 for key in list(selector.get_map().values()):
                     _drain(key.fd, key.data)
@@ -96,7 +95,7 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)
 
     def _reap(self) -> None:
-        """Make sure of its end, and let its pid and pipes go."""
+        """Make sure of its end and of all that it left in its group, and let its pid and pipes go."""
         with self._lock:
             self._kill_group()
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # without the lock: a process stuck in the kernel

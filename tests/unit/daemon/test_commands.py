@@ -1,10 +1,12 @@
-"""Requests as command lines."""
+"""Requests as command lines, and that the command line of vmbackup knows them."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.unit.daemon.rig import backup, copy, drill, prune, request, verify
+from vmbackup.cli.app import program
+from vmbackup.cli.options import State
 from vmbackup.config.load import parse
 from vmbackup.daemon.commands import Command, commands
 from vmbackup.daemon.work import Kind, Request, Work
@@ -86,3 +88,14 @@ def test_a_drill_is_the_operators_own_program() -> None:
 def test_a_job_that_is_gone(kind: Kind) -> None:
     with pytest.raises(NotFoundError, match='no job "gone" in the configuration any more'):
         commands(CONFIG, request(Work(kind, "local", "gone", "web01")))
+
+
+@pytest.mark.parametrize("asked", [case[0] for case in CASES if case[0].work.kind is not Kind.DRILL])
+def test_the_command_line_knows_them(asked: Request) -> None:
+    """Every option is one, and the domain arrives as it is named."""
+    for command in commands(CONFIG, asked):
+        with program.make_context("vmbackup", ["--json", *command.arguments], obj=State()) as context:
+            name, found, rest = program.resolve_command(context, [*context._protected_args, *context.args])
+            assert found
+            with found.make_context(name, rest, parent=context) as parsed:
+                assert asked.work.domain is None or parsed.params["domains"] == (asked.work.domain,)
