@@ -97,6 +97,32 @@ def deaf(config: Path, progress: int, rest: list[str]) -> int:
     return 0
 
 
+def stubborn(config: Path, progress: int, rest: list[str]) -> int:
+    """Heeds no SIGTERM, and succeeds after so many seconds."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.write(progress, b'{"note": "ready"}\n')
+    time.sleep(float(rest[0]))
+    return 0
+
+
+def burst(config: Path, progress: int, rest: list[str]) -> int:
+    """Ends as soon as it has written as much as a pipe can hold."""
+    size = fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 1 << 20)
+    os.write(1, json.dumps({"text": "x" * (size - 100)}).encode())
+    os._exit(0)
+
+
+def helped(config: Path, progress: int, rest: list[str]) -> int:
+    """Needs its helper to put things right after SIGTERM, and tells whether it still has it."""
+    helper = subprocess.Popen(["/bin/sleep", str(_FOREVER)])
+    hang(progress)
+    time.sleep(0.2)
+    os.write(progress, json.dumps({"task": str(helper.poll()), "done_bytes": 0}).encode() + b"\n")
+    helper.kill()
+    helper.wait()
+    return 130
+
+
 def silent(config: Path, progress: int, rest: list[str]) -> int:
     """Closes all it was given, and lives on."""
     os.write(progress, b'{"note": "ready"}\n')
@@ -172,6 +198,9 @@ KINDS = {
     "hang": lambda config, progress, rest: hang(progress),
     "deaf": deaf,
     "silent": silent,
+    "stubborn": stubborn,
+    "burst": burst,
+    "helped": helped,
     "flood": flood,
     "leave": leave,
     "leave-and-hang": leave_and_hang,

@@ -18,6 +18,7 @@ import pytest
 
 from tests.unit.daemon.machine import kill, lives, nothing_left
 from tests.unit.daemon.rig import backup, drill
+from vmbackup.daemon import child
 from vmbackup.daemon.commands import Command
 from vmbackup.daemon.process import ProcessRunner
 from vmbackup.daemon.work import Outcome, Progress, Run, Status
@@ -156,6 +157,24 @@ def test_a_soft_cancel() -> None:
     made.cancel("nothing", hard=True)
 
 
+def test_a_soft_cancel_reaches_the_process_alone() -> None:
+    """What it started to help it stays until it is needed no more."""
+    made, report, run = started(("helped",))
+    report.ready()
+    made.cancel(run.id, hard=False)
+    assert report.outcomes.get(timeout=20).exit_code == 130
+    assert list(report.told.queue)[-1].task == "None"
+
+
+def test_nothing_more_begins_after_a_cancel() -> None:
+    """Although the first command went well all the same."""
+    made, report, run = started(("stubborn", "0.5"), ("ok",))
+    report.ready()
+    made.cancel(run.id, hard=False)
+    assert report.outcomes.get(timeout=20).status is Status.CANCELLED
+    assert len(report.pids) == 1
+
+
 def test_an_interrupt_that_was_not_asked_for() -> None:
     """Somebody else's kill: it has failed, and is tried again."""
     _, report, _ = started(("hang",))
@@ -250,6 +269,18 @@ def test_killing_a_run_spares_the_watchdog_of_its_guest() -> None:
             os.waitpid(watchdog, 0)
     finally:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def test_all_that_was_written_before_the_end_counts() -> None:
+    assert len(outcome_of(("burst",)).document["text"]) == (1 << 20) - 100
+
+
+def test_a_pipe_that_never_ends_is_left() -> None:
+    """Whatever another process goes on to write into it."""
+    pieces: list[bytes] = []
+    with open("/dev/zero", "rb") as endless:
+        child._drain(endless.fileno(), pieces.append)
+    assert len(pieces) == 16
 
 
 def test_a_noisy_heir_keeps_nobody_waiting() -> None:
