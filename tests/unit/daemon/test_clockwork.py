@@ -296,6 +296,18 @@ def test_a_reload_loses_nothing_that_is_due(machine: Machine) -> None:
     assert machine.clockwork.next("changed") == MONDAY + 6 * 3600
 
 
+def test_an_entry_that_is_removed_as_it_comes_due(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    """It is not called, and that is no failure."""
+    started: list[Callable[[], None]] = []
+    machine.spawn = started.append
+    machine.start(gone="@hourly")
+    machine.run(3600)
+    machine.set()
+    started.pop()()
+    assert machine.calls == []
+    assert caplog.messages == []
+
+
 def test_the_zone_of_the_machine_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """APScheduler would, and fail on a machine whose files contradict each other."""
 

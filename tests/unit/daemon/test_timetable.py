@@ -1,5 +1,6 @@
 """When schedules come due: by hand where the clock changes, over two years against a watched cron and croniter."""
 
+import math
 import random
 import statistics
 from bisect import bisect_right
@@ -282,6 +283,16 @@ def test_a_start_that_was_made_is_not_missed(delay: float, due: float) -> None:
     due = next_run("*/7 * * * *", UTC, due) or 0.0
     assert last_due("*/7 * * * *", UTC, delay, due + delay, due + delay + 60) is None
     assert last_due("*/7 * * * *", UTC, delay, due + delay - 60, due + delay) == due
+    assert last_due("*/7 * * * *", UTC, delay, math.nextafter(due + delay, 0), due + delay) == due
+
+
+def test_a_start_that_was_not_made_is_missed() -> None:
+    """Even where `since` less the offset is rounded up to the time it was due."""
+    due = next_run("*/7 * * * *", UTC, 1.75e9) or 0.0
+    step, delay = math.ulp(due), 1.5 * math.ulp(due)
+    assert due + delay == due + 2 * step > due + step
+    assert (due + step) - delay == due
+    assert last_due("*/7 * * * *", UTC, delay, due + step, due + 60) == due
 
 
 def test_offsets_never_change() -> None:
