@@ -36,6 +36,9 @@ from vmbackup.storage_backends.files import (
 from vmbackup.storage_backends.probe import probe_store
 
 _STALE_AFTER = 86400.0  # seconds; a put takes seconds, so what a temporary file this old belonged to is dead
+_SMALL = 1 << 20  # bytes: pins, points, lists of what is forgotten and condemned
+_SPARE = 8 << 20  # bytes
+_FULL_HINT = "forget and prune restore points; where even they find no space, free a MiB by other means"
 _ATTEMPTS = 3  # a folder or object that vanishes between two calls is another process's doing: look again
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _HINTS = {
@@ -78,6 +81,7 @@ class LocalStore:
         """Create the object, once and durably. Raises as Store.put says."""
         folder, name = os.path.split(self._path(key))
         with self._translated(f"store {key} in"), memoryview(data) as whole, whole.cast("B") as view:
+            self._spare(view.nbytes)
             for _ in range(_ATTEMPTS):
                 try:
                     self._ensure_folder(folder)
@@ -89,6 +93,13 @@ class LocalStore:
                 else:
                     raise ObjectExists(key)
         raise StoreUnavailable(f"cannot store {key} in {self._root}: its folder is being removed meanwhile")
+
+    def _spare(self, n_bytes: int) -> None:
+        """Packs leave some space for the small objects by which space is freed. Raises StoreFull."""
+        if n_bytes > _SMALL:
+            space = os.statvfs(self._root)
+            if space.f_bavail * space.f_frsize < n_bytes + _SPARE:
+                raise StoreFull(f"{self._root} is full: {_SPARE >> 20} MiB stay free for forget and prune", _FULL_HINT)
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return exactly the bytes asked for. Raises as Store.get says."""
@@ -248,7 +259,7 @@ class LocalStore:
     def _failure(self, doing: str, error: OSError) -> StoreError:
         message = f"cannot {doing} {self._root}: {error.strerror or error}"
         if error.errno in _FULL:
-            return StoreFull(message, "free space there, or forget and prune restore points")
+            return StoreFull(message, _FULL_HINT)
         return StoreUnavailable(message, _HINTS.get(error.errno or 0, ""))
 
 

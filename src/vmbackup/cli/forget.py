@@ -56,7 +56,7 @@ def command(
     """
     from vmbackup.cli import access
     from vmbackup.cli.output import counted, say, say_json
-    from vmbackup.engine.forget import by_name, by_policy, forget
+    from vmbackup.engine.forget import by_name, by_policy, forget, known_damaged
 
     config = access.load_config(state)
     asked = {word: counts[f"keep_{word}"] for word in _COUNTS}
@@ -71,7 +71,8 @@ def command(
         lost: list[tuple[Any, bytes, str]] = []
         if rules is not None:
             points = _of_domains(found, names, given)
-            verdicts = by_policy(points, rules, _store_time(repository), allow_last=allow_last)
+            spoiled = known_damaged(repository, points, _suspects(config, repository_name, repository))
+            verdicts = by_policy(points, rules, _store_time(repository), damaged=spoiled, allow_last=allow_last)
         else:
             named, lost = _named(found, names)
             verdicts = by_name(found, named, allow_last=allow_last)
@@ -126,6 +127,16 @@ def _store_time(repository: "Repository") -> datetime:
     return datetime.now(UTC) + timedelta(seconds=repository.store.probe().clock_skew)
 
 
+def _suspects(config: "Config", name: str | None, repository: "Repository") -> set[str]:
+    """Ids of the restore points that suffer, as this host's last verification found."""
+    from vmbackup.cli import access
+    from vmbackup.engine.verified import recall
+
+    known, _ = access.named_repository(config, name)
+    kept = recall(config.daemon.state_dir, known, repository.config.repository.hex())
+    return {point for one in kept.damaged for point in one.points} if kept else set()
+
+
 def _of_domains(found: "PointList", names: tuple[str, ...], job: "Job | None") -> list["Point"]:
     """The points of the domains named, of the job's, or all."""
     if names:
@@ -153,6 +164,8 @@ def _named(found: "PointList", names: tuple[str, ...]) -> tuple[list["Point"], l
     lost: list[tuple[Any, bytes, str]] = []
     for name in names:
         whole = [point for point in found.points if name in (point.domain, point.uuid)]
+        if len(uuids := list(dict.fromkeys(point.uuid for point in whole))) > 1:
+            raise UsageError(f"{len(uuids)} guests are called '{name}'", f"write the UUID of one: {', '.join(uuids)}")
         if whole:
             named += whole
             histories = {point.lineage for point in whole}

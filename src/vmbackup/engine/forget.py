@@ -1,15 +1,17 @@
 """Forgetting restore points: which ones, and the trash that says so for good."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from vmbackup.errors import UsageError
-from vmbackup.repository import tombstones
+from vmbackup.repository import damage, tombstones
+from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.layout import Lineage
 from vmbackup.repository.points import Point
 from vmbackup.repository.repository import PointList, Repository, newest
 from vmbackup.repository.retention import Candidate, Rules, select
+from vmbackup.repository.usage import PackName, Reached, Usage
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,20 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-def by_policy(points: Iterable[Point], rules: Rules, now: datetime, *, allow_last: bool = False) -> list[Verdict]:
+def by_policy(
+    points: Iterable[Point],
+    rules: Rules,
+    now: datetime,
+    *,
+    damaged: Container[bytes] = (),
+    allow_last: bool = False,
+) -> list[Verdict]:
     """What becomes of each point, the history of each guest for itself; newest first.
 
     `now` is the store's time. The head of a history stays as the newest good point does: the next backup builds on it,
-    and by a clock that ran behind it may look old.
+    and by a clock that ran behind it may look old. `damaged`: sessions of points that cannot be restored as they are;
+    they take no place of a good one, and stay where they would if they were good: they may be healed, and whoever
+    wrongly says that a point is damaged makes nobody forget it.
     """
     histories: dict[Lineage, list[Point]] = {}
     for point in points:
@@ -33,13 +44,46 @@ def by_policy(points: Iterable[Point], rules: Rules, now: datetime, *, allow_las
     for history in histories.values():
         head = newest(history)
         known = {point.session: point for point in history}
-        candidates = [Candidate(point.session, point.time, good=True) for point in history]
+        candidates = [Candidate(p.session, p.time, good=p.session not in damaged) for p in history]
+        sound = {p.session for p in history if p.session not in damaged}
+        as_good = _kept([replace(candidate, good=True) for candidate in candidates], rules, now)
         for decision in select(candidates, rules, now, allow_last=allow_last):
             point, reasons = known[decision.candidate.id], decision.reasons
+            if point.session not in sound and not reasons and point.session in as_good:
+                reasons = ("damaged",)
             if point is head and not reasons and not allow_last:
                 reasons = ("newest",)
             verdicts.append(Verdict(point, reasons))
     return verdicts
+
+
+def _kept(candidates: Sequence[Candidate], rules: Rules, now: datetime) -> set[bytes]:
+    return {d.candidate.id for d in select(candidates, rules, now, allow_last=True) if d.reasons}
+
+
+def known_damaged(repository: Repository, points: Sequence[Point], suspects: Container[str] = ()) -> set[bytes]:
+    """Sessions of the points that need something of which is known that it is damaged.
+
+    By the repository's records of damage, pack by pack; and by their ids in `suspects`, which this host's last
+    verification named. Maps are walked only where there is a record.
+    """
+    found = {point.session for point in points if point.id in suspects}
+    for group in {point.lineage.group for point in points}:
+        records = damage.read(repository.store, group).values()
+        packs = {PackName(name.session, name.kind, name.number) for name in records}
+        if packs:
+            found |= _reaching(repository.catalog(group), [p for p in points if p.lineage.group == group], packs)
+    return found
+
+
+def _reaching(catalog: Catalog, points: Sequence[Point], packs: set[PackName]) -> set[bytes]:
+    usage, reached = Usage(catalog), Reached(packs)
+    needs = {point.session: [usage.of(point, disk) for disk in point.disks] for point in points}
+    return {
+        session
+        for session, disks in needs.items()
+        if any(reached.packs(need) or reached.errors(need) for need in disks)
+    }
 
 
 def by_name(found: PointList, named: Sequence[Point], *, allow_last: bool = False) -> list[Verdict]:

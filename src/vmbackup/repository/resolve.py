@@ -11,6 +11,7 @@ from vmbackup.repository.points import POINT, Point
 from vmbackup.repository.repository import PointList, newest
 
 _MOST_CANDIDATES = 8  # of an ambiguous name: more are counted, not listed
+_POINT = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{1,8}")
 _DATE = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 
 
@@ -111,7 +112,7 @@ def _nothing(found: PointList, text: str, *, domains: bool) -> Exception:
         return DamageError(message, object_key=found.damaged[0].object_key)
     near = difflib.get_close_matches(text, names, n=1, cutoff=0.6) if domains else []
     hint = f"did you mean '{near[0]}'?" if near else "'vmbackup list' shows what there is"
-    what = "restore point of a domain" if domains else "restore point"
+    what = "restore point of a domain" if domains and not _POINT.fullmatch(text) else "restore point"
     return NotFoundError(f"there is no {what} '{text}'", hint)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from tests.ram import RamDisk, RamGuest
 from tests.unit.cli.conftest import Run
 from tests.unit.engine.kit import RamKit
+from vmbackup.repository import damage
+from vmbackup.repository.condemned import ObjectName
 from vmbackup.repository.session import Session
 
 MIB = 1 << 20
@@ -70,6 +73,54 @@ def test_by_policy_and_then_prune(run: Run, kit: RamKit) -> None:
     kit.disk().write(MIB, b"x" * 100_000)
     assert kit.backup().disks[0].mode == "incremental"
     kit.check_all()
+
+
+def newest_pack(kit: RamKit) -> Path:
+    """The data pack that only the newest point needs."""
+    (key,) = [entry.key for entry in kit.store.list("data/") if kit.points()[0].session.hex() in entry.key]
+    return kit.root / "repository" / key
+
+
+def reasons(run: Run, *words: str) -> dict[str, list[str]]:
+    return {kept["id"]: kept["reasons"] for kept in run("--json", "forget", *words, "--dry-run").json["kept"]}
+
+
+@pytest.mark.parametrize("told_by", ["a record", "this host's verify"])
+def test_a_damaged_point_takes_no_place_of_a_good_one(run: Run, kit: RamKit, told_by: str) -> None:
+    """It stays, for it may be healed; the newest that can be restored stays too, and restores."""
+    ids, pack = [point.id for point in kit.points()], newest_pack(kit)
+    data = bytearray(pack.read_bytes())
+    data[100] ^= 1
+    pack.chmod(0o600)
+    pack.write_bytes(data)
+    assert run("verify", "--read-data").code == 4
+    gone = kit.root / ("state/verified" if told_by == "a record" else "repository/damage")
+    shutil.rmtree(gone)
+    assert reasons(run, "--keep-last", "1") == {ids[0]: ["last"], ids[1]: ["last 1"]}
+    assert set(run("--json", "forget", "--keep-last", "1").json["forgotten"]) == set(ids[2:])
+    assert run("prune", "--wait", "0s").code == 0
+    forgotten(kit, *ids[2:], ids[0])
+    kit.reopen()
+    kit.check_all_but_damaged([ids[0]])
+
+
+def test_a_false_record_of_damage_makes_nothing_be_forgotten(run: Run, kit: RamKit) -> None:
+    """Records are signed by nobody: a stolen key may write them for points that are whole."""
+    ids, name = [point.id for point in kit.points()], newest_pack(kit).name
+    session, number = name.rsplit("-", 1)
+    lineage = kit.points()[0].lineage
+    damage.record(kit.store, lineage.group, [ObjectName("data", lineage.id, bytes.fromhex(session), int(number))])
+    assert set(reasons(run, "--keep-last", "2")) == set(ids[:3])
+
+
+def test_a_name_that_two_guests_share_is_refused(run: Run, kit: RamKit) -> None:
+    """Whole guests go by name, so the name must mean one."""
+    kit.host.add(RamGuest("guest", {"vda": RamDisk(bytearray(MIB))}))
+    kit.backup_guest("guest")
+    refused = run("forget", "guest", "--allow-last")
+    assert refused.code == 2
+    assert "2 guests are called 'guest'" in refused.err
+    assert kit.points()[0].uuid in refused.err
 
 
 def test_by_name(run: Run, kit: RamKit) -> None:

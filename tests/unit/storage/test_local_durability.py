@@ -169,13 +169,16 @@ class TestSpace:
     @pytest.mark.parametrize("kind", [bytes, aligned])
     def test_a_full_file_system(self, tmpfs: Path, kind: Callable[[bytes], bytes]) -> None:
         store = open_store(str(tmpfs / "store"), create=True)
-        store.put("a/first", kind(bytes(2 * MIB)))
+        stored: list[str] = []
         with pytest.raises(StoreFull) as caught:
-            store.put("a/second", kind(bytes(3 * MIB)))
+            for n in range(100):
+                store.put(f"a/{n:02}", kind(bytes(MIB // 2)))
+                stored.append(f"store/a/{n:02}")
         assert caught.value.hint
-        assert every_file(tmpfs) == ["store/a/first"]
-        store.delete("a/first")
-        store.put("a/second", kind(bytes(3 * MIB)))
+        assert 4 <= len(stored) < 100
+        assert sorted(every_file(tmpfs)) == stored
+        store.delete("a/00")
+        store.put("a/again", kind(bytes(MIB // 2)))
 
     def test_a_limit_on_the_size_of_files(self, root: Path, store: Store) -> None:
         program = (
@@ -230,3 +233,14 @@ def offers_direct(folder: Path) -> bool:
         return False
     os.close(fd)
     return True
+
+
+def test_packs_leave_space_for_what_frees_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system that is nearly full large objects are refused; small ones, as forget and prune put, are not."""
+    store = open_store(str(tmp_path))
+    full = os.statvfs_result((4096, 4096, 10_000, 1000, 1000, 0, 0, 0, 0, 255))  # 4 MiB are free
+    monkeypatch.setattr(os, "statvfs", lambda _path: full)
+    with pytest.raises(StoreFull, match="8 MiB stay free for forget and prune"):
+        store.put("data/default/pack", bytes(2 << 20))
+    store.put("trash/default/point", b"forgotten")
+    assert [entry.key for entry in store.list("")] == ["trash/default/point"]
