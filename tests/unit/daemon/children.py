@@ -105,13 +105,6 @@ def stubborn(config: Path, progress: int, rest: list[str]) -> int:
     return 0
 
 
-def burst(config: Path, progress: int, rest: list[str]) -> int:
-    """Ends as soon as it has written as much as a pipe can hold."""
-    size = fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 1 << 20)
-    os.write(1, json.dumps({"text": "x" * (size - 100)}).encode())
-    os._exit(0)
-
-
 def helped(config: Path, progress: int, rest: list[str]) -> int:
     """Needs its helper to put things right after SIGTERM, and tells whether it still has it."""
     helper = subprocess.Popen(["/bin/sleep", str(_FOREVER)])
@@ -199,7 +192,6 @@ KINDS = {
     "deaf": deaf,
     "silent": silent,
     "stubborn": stubborn,
-    "burst": burst,
     "helped": helped,
     "flood": flood,
     "leave": leave,
