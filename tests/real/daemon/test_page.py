@@ -162,6 +162,8 @@ def test_filters(browser: Browser, serve: Serve) -> None:
     browser.write("GUEST00")
     assert len(browser.texts(NAMES)) == 10
     assert browser.texts("#count") == ["10 of 300 guests shown"]
+    browser.write(" 07")
+    assert [name.strip() for name in browser.texts(NAMES)] == ["guest007"]
     browser.click("[data-key=broken]")
     assert [name.strip() for name in browser.texts(NAMES)] == ["guest007"]
     assert browser.evaluate("document.querySelector('[data-key=broken]').ariaPressed") == "true"
@@ -260,6 +262,27 @@ def test_it_refreshes_itself_and_disturbs_nobody(browser: Browser, serve: Serve)
     assert browser.evaluate("kept.isConnected")
     assert browser.evaluate("scrollY") > 0
     assert browser.evaluate("document.getElementById('runs').hidden")
+
+
+def test_the_focus_moves_with_its_guest(browser: Browser, serve: Serve) -> None:
+    """A guest that rises to the top as its promise breaks is still the one that Enter opens."""
+    shown = Shown(snapshot(*(guest(f"vm{number}", 10 * HOUR) for number in range(9))))
+    visit(browser, serve(shown))
+    browser.evaluate("document.querySelectorAll('#table tbody a')[5].focus()")
+    times = {"vm5": NOW - 30 * HOUR}
+    states = [replace(state, last_success=times.get(state.domain, NOW)) for state in shown.snapshot.guests]
+    shown.snapshot = replace(shown.snapshot, guests=tuple(states))
+    browser.wait("document.querySelector('#table tbody a').textContent === 'vm5'")
+    assert browser.evaluate("document.activeElement.textContent") == "vm5"
+
+
+def test_progress_moves(browser: Browser, serve: Serve) -> None:
+    """In the list of runs and in the table."""
+    shown = Shown(three())
+    visit(browser, serve(shown))
+    shown.snapshot = replace(shown.snapshot, runs=(running(progress=Progress("app01", 9, 10)),))
+    browser.wait("document.querySelector('#table').textContent.includes('running 90 %')")
+    assert browser.evaluate("document.querySelector('progress').value") == pytest.approx(0.9)
 
 
 def test_an_open_detail_is_kept_up_to_date(browser: Browser, serve: Serve) -> None:

@@ -46,7 +46,7 @@ def running(domain: str = "app01", **more: Any) -> RunState:
     progress = Progress(domain, 43 << 30, 100 << 30, 118.0 * (1 << 20))
     due = NOW - 600
     run = RunState("1a2b3c4d", "backup", "running", "local", "nightly", domain, None, "schedule", 1, due, due, due)
-    return replace(run, progress=progress, **more)
+    return replace(run, **({"progress": progress} | more))
 
 
 def queued(domain: str = "db01", **more: Any) -> RunState:

@@ -58,6 +58,7 @@ function counterpart(child, at, keyed) {
 }
 
 function matchNode(old, fresh) {
+  if (fresh.nodeType === Node.ELEMENT_NODE && fresh.dataset.version && fresh.dataset.version === old.dataset.version) return;
   if (old.nodeType === Node.TEXT_NODE) {
     if (old.data !== fresh.data) old.data = fresh.data;
     return;

@@ -39,6 +39,7 @@ export class Guests {
   #sorted = 1;
   #down = false; // the other way round
   #model = null;
+  #versions = new Map(); // what each row shows that is there
 
   constructor() {
     this.section = document.getElementById("guests");
@@ -91,9 +92,28 @@ export class Guests {
     shown.sort(this.#down ? (one, other) => order(other, one) : order);
     fill(this.chips, CHIPS.map((chip) => this.#chip(chip, guests)));
     fill(this.table, h("table", { class: "cards guests" }, h("caption", { class: "out" }, "Guests"), this.#head(),
-      h("tbody", null, shown.map((guest) => row(TITLES, this.#cells(guest, now), { "data-key": guest.key })))));
+      h("tbody", null, this.#rows(shown, now))));
     this.count.textContent = shown.length === guests.length ? counted(guests.length, "guest")
       : `${shown.length} of ${counted(guests.length, "guest")} shown`;
+  }
+
+  /** Of hundreds of rows few change from one time to the next: the others are named, and not made again. */
+  #rows(shown, now) {
+    const before = this.#versions;
+    this.#versions = new Map(shown.map((guest) => [guest.key, this.#version(guest, now)]));
+    return shown.map((guest) => {
+      const version = this.#versions.get(guest.key);
+      const told = { "data-key": guest.key, "data-version": version };
+      return before.get(guest.key) === version ? h("tr", told) : row(TITLES, this.#cells(guest, now), told);
+    });
+  }
+
+  /** All that a row is made of; times look different from one hour to the next. */
+  #version(guest, now) {
+    const { point_times: _points, totals: _totals, copies: _copies, ...state } = guest.state;
+    const run = this.#model.runById.get(guest.running);
+    return JSON.stringify([state, guest.age.text, guest.age.share.toFixed(2), guest.age.standing, guest.drillBad, run?.progress,
+      guest.last_success ? ago(guest.last_success, now) : null, this.#model.document.libvirt_up, Math.floor(now / 3600e3)]);
   }
 
   #chip([name, title, chosen, tone], guests) {
