@@ -107,7 +107,7 @@ def read_passphrase_file(path: Path) -> str:
 
 def read_key_file(path: Path, what: str) -> str:
     """The one line in a file that holds a key of S3; `what` it is ("access key"). AccessError, ConfigError."""
-    hint = f"put the {what} of the bucket alone into it, with mode 0600"
+    hint = f"put the {what} alone into it, with mode 0600"
     key = _clean(_content(path, f"{what} file", hint), str(path), what).strip()
     if not key.isascii() or not key.isprintable() or " " in key or not key:
         raise ConfigError(f"{path} holds no {what}", hint)
