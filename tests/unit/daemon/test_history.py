@@ -189,8 +189,12 @@ def test_since_when_something_is_known(opened: Open, clock: Clock) -> None:
     clock.advance(100)
     assert history.known_since(None, None, "local") == NOON + 100
     done(history, backup("a"))
+    clock.advance(-100)
+    assert history.known_since("nightly", "never", "local") == NOON
+    clock.advance(100)
     for life in both(history, opened):
         assert life.known_since(*PLACE) == NOON
+        assert life.known_since("nightly", "never", "local") == NOON
         assert life.known_since(None, None, "local") == NOON + 100
         assert life.totals(*PLACE).runs == {"success": 1}
         assert life.known_since("weekly", "a", "local") == NOON + 100
@@ -202,6 +206,23 @@ def test_facts_outlive_the_service(opened: Open) -> None:
         history.remember("alive", value)
     assert history.recall("alive") == "2"
     assert opened().recall("alive") == "2"
+
+
+def test_what_is_known_is_not_written_again(opened: Open, file: Path) -> None:
+    """The service says every few minutes what it sees, and mostly that is the same."""
+    history = opened()
+    history.remember("domains", "x" * 10_000)
+    before = file.with_name("history.sqlite-wal").stat().st_size
+    history.remember("domains", "x" * 10_000)
+    assert file.with_name("history.sqlite-wal").stat().st_size == before
+
+
+def test_what_was_told_outlives_a_power_loss(opened: Open) -> None:
+    """As SQLite promises it for these settings."""
+    connection = opened()._file._connection
+    assert connection is not None
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
 PROGRAM = """
@@ -241,6 +262,13 @@ def spoil_bytes(file: Path) -> None:
         raw.write(os.urandom(4096 * 8))
 
 
+def spoil_end(file: Path) -> None:
+    """Where a run is kept that nobody asks for."""
+    with file.open("r+b") as raw:
+        raw.seek(-4096, os.SEEK_END)
+        raw.write(os.urandom(4096))
+
+
 def spoil_version(file: Path) -> None:
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("PRAGMA user_version=2")
@@ -271,7 +299,7 @@ def spoil_head(file: Path) -> None:
     file.write_bytes(b"not a database" * 400)
 
 
-SPOILS = [spoil_bytes, spoil_version, spoil_owner, spoil_rows, spoil_table, spoil_kind, spoil_head]
+SPOILS = [spoil_bytes, spoil_end, spoil_version, spoil_owner, spoil_rows, spoil_table, spoil_kind, spoil_head]
 
 
 @pytest.mark.parametrize("spoil", SPOILS, ids=[spoil.__name__ for spoil in SPOILS])
@@ -294,8 +322,10 @@ def test_a_file_of_no_use_is_moved_aside(
 
 
 def test_a_file_that_breaks_meanwhile(opened: Open, file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What is known goes into the new one: counters do not go down."""
+    """What is known goes into the new one: counters do not go down, nobody is forgotten."""
     history = opened()
+    done(history, backup("b"), BAD)
+    history.remember("alive", "7")
     for number in range(50):
         done(history, backup("a"), at=NOON + number)
     with closing(sqlite3.connect(file)) as connection:
@@ -305,6 +335,9 @@ def test_a_file_that_breaks_meanwhile(opened: Open, file: Path, caplog: pytest.L
     assert "is made anew" in caplog.text
     for life in both(history, opened):
         assert life.totals(*PLACE).runs == {"success": 51}
+        assert life.totals("nightly", "b", "local").runs == {"failed": 1}
+        assert life.last(Kind.BACKUP, "nightly", "b", "local").status == "failed"  # type: ignore[union-attr]
+        assert life.recall("alive") == "7"
         assert life.recent(1)[0]["started"] == moment(NOON + 100)
 
 
@@ -388,11 +421,13 @@ def test_runs_are_bounded_and_totals_are_not(
     """Old runs go, and those that are too many; counters stay."""
     monkeypatch.setattr(history_sql, "RUN_ROWS", 100)
     history = opened()
+    history.start(Run("deadbeef", backup("b"), NOON))
     for number in range(150):
         done(history, backup("a"), at=NOON + number)
     history = opened()
     history.remember("a", "write")
     assert len(history.recent(1000)) == 100
+    assert history.unfinished() == ["deadbeef"]
     clock.advance(91 * 86400)
     history = opened()
     history.remember("b", "write")
