@@ -10,7 +10,7 @@ from vmbackup.daemon.history import History
 from vmbackup.daemon.outlook import Outlook
 from vmbackup.daemon.plan import Guest
 from vmbackup.daemon.tell import Teller
-from vmbackup.daemon.work import STOPPED, Kind, Request, Run, Skip, Status
+from vmbackup.daemon.work import STOPPED, Kind, Request, Run, Skip, Status, Work
 
 _log = logging.getLogger("vmbackup.daemon")
 
@@ -33,6 +33,7 @@ class Follower:
     ) -> None:
         self._config, self._history, self._outlook, self._teller = config, history, outlook, teller
         self._submit, self._look, self._changed = submit, look, changed
+        self._again: set[Work] = set()  # copies that were asked for while the same copy went on
 
     def started(self, run: Run) -> None:
         """A process was started."""
@@ -50,6 +51,9 @@ class Follower:
         _log_end(run, retry)
         if run.outcome and run.outcome.status in (Status.SUCCESS, Status.WARNING):
             self._succeeded(run)
+        if run.request.work in self._again:
+            self._again.discard(run.request.work)
+            self._copy(run)
         if retry:
             self._teller.again(retry, run.request)
         elif run.outcome and run.outcome.error == STOPPED:  # the next start does it
@@ -58,7 +62,10 @@ class Follower:
             self._teller.ended(run, self._job(run.request))
 
     def skipped(self, request: Request, skip: Skip) -> None:
-        """It comes to no run."""
+        """It comes to no run. A copy does later: the one that goes on began before there was what it is to copy."""
+        if request.work.kind is Kind.COPY and skip is Skip.RUNNING:
+            self._again.add(request.work)
+            return
         self._history.skip(request.work, skip)
         self._changed()
         self._teller.dropped(request, self._job(request))
