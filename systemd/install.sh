@@ -57,6 +57,7 @@ install)
     put systemd/vmbackup.tmpfiles "$tmpfiles"
     put systemd/vmbackup.sysusers "$sysusers"
     for file in config.example.toml docs/operations.md; do put "$file" "$doc/$(basename "$file")"; done
+    install -m 644 docs/page.png docs/page-guest.png "$DESTDIR$doc/"
     [ -e "$DESTDIR$config" ] || put systemd/config.toml "$config"
     if [ -z "$DESTDIR" ]; then
         systemd-sysusers "$sysusers"

@@ -17,6 +17,7 @@ FILES = (
     f"{PREFIX}/lib/sysusers.d/vmbackup.conf",
     f"{PREFIX}/share/doc/vmbackup/config.example.toml",
     f"{PREFIX}/share/doc/vmbackup/operations.md",
+    f"{PREFIX}/share/doc/vmbackup/page.png",
     "/etc/vmbackup/config.toml",
 )
 

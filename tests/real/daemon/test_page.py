@@ -131,7 +131,8 @@ def test_three_guests(browser: Browser, serve: Serve) -> None:
     assert "Repository offsite is down: s3.example.org does not answer" in "\n".join(browser.texts(".problems li"))
     assert [name.strip() for name in browser.texts(NAMES)] == ["web01", "db01", "app01"]
     states = browser.texts("#table td[data-title=State]")
-    assert ["Broken" in states[0], "31.2 of 26 h" in states[0], "Kept" in states[1]] == [True] * 3
+    assert re.search(r"Broken\s+31\.[23] of 26 h", states[0])  # rounded up, and time goes on
+    assert "Kept" in states[1]
     assert browser.texts("#table td[data-title='Next run']")[1:] == ["queued", "running 43 %"]
     assert "43.0 GiB of 100 GiB · 118 MiB/s · 8 min left" in browser.texts("#runs-body")[0]
     assert browser.evaluate("document.querySelector('progress').value") == pytest.approx(0.43)

@@ -101,10 +101,13 @@ export function counted(number, noun) {
   return `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 }
 
+/** A name within a sentence, which it cannot turn around: isolated, as Unicode calls it. */
+export const isolated = (name) => `\u2068${name}\u2069`;
+
 /** The first few names, and how many more there are. */
 export function listed(names, most = 8) {
   const more = names.length > most + 1 ? ` and ${names.length - most} more` : "";
-  return names.slice(0, more ? most : names.length).join(", ") + more;
+  return names.slice(0, more ? most : names.length).map(isolated).join(", ") + more;
 }
 
 /** Text as a part of an address; half a character, which some names hold, has none and is replaced. */
