@@ -53,8 +53,11 @@ class Looker:
         self._wake.set()
 
     def wait(self, seconds: float) -> None:
-        """After `close`: until a look that goes on has ended, so that its process writes nothing once we are gone."""
+        """After `close`: until a look that goes on has ended, or is ended: its process must not outlive the service."""
         if self._thread.is_alive():
+            self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._outlook.end_look()
             self._thread.join(seconds)
 
     def _run(self) -> None:

@@ -86,6 +86,7 @@ class Outlook:
         self._domains = _recalled_domains(memory)
         self._stores: dict[str, Store] = {}
         self._sized: dict[str, float] = {}
+        self._looking: subprocess.Popen[bytes] | None = None
         self._added: dict[str, list[Seen]] = {}  # by repository: points made since its last look began
         self.libvirt_up = False
         self.libvirt_error: str | None = None
@@ -150,7 +151,7 @@ class Outlook:
             self._added[name] = []
         sizes = now - self._sized.get(name, 0.0) > SIZES_EVERY
         try:
-            store = _store(name, run_json(self._config(), _arguments(name, sizes), LOOK_SECONDS), now)
+            store = _store(name, run_json(self._config(), _arguments(name, sizes), LOOK_SECONDS, self._begun), now)
         except LookError as error:
             store = replace(self.store(name), up=False, error=str(error), looked=now)
         with self._lock:
@@ -167,6 +168,14 @@ class Outlook:
             _log.warning("repository %s at %s: %s", name, url, store.error)
         self._memory.remember(f"store/{name}", json.dumps(asdict(store)))
         return store
+
+    def end_look(self) -> None:
+        """Ends the process of the look that goes on, if any."""
+        if self._looking is not None and self._looking.poll() is None:
+            self._looking.terminate()
+
+    def _begun(self, process: "subprocess.Popen[bytes]") -> None:
+        self._looking = process
 
     def add_point(self, repository: str, point: Mapping[str, Any]) -> None:
         """A restore point that a run has just made, as `backup --json` tells it: no need to look for it."""
@@ -203,31 +212,45 @@ class LookError(Exception):
     """A look at a repository failed; the message is one sentence."""
 
 
-def run_json(config: bytes, arguments: Sequence[str], within: float) -> dict[str, Any]:
-    """What `vmbackup ARGUMENTS --json` prints, run as a process of its own. Raises LookError."""
+def run_json(
+    config: bytes,
+    arguments: Sequence[str],
+    within: float,
+    begun: Callable[["subprocess.Popen[bytes]"], None] = lambda _: None,
+) -> dict[str, Any]:
+    """What `vmbackup ARGUMENTS --json` prints, run as a process of its own, told to `begun`. Raises LookError."""
     with in_memory(config) as file:
         command = [*PROGRAM, "--config", f"/dev/fd/{file}", "--json", *arguments]
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=within,
-                check=False,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
                 pass_fds=(file,),
                 env=environment(),
             )
-        except subprocess.TimeoutExpired:
-            raise LookError(f"has not answered for {within:.0f} s") from None
         except OSError as error:
             raise LookError(f"cannot be asked: {error.strerror}") from None
+        with process:
+            begun(process)
+            output = _output(process, within)
     try:
-        document: dict[str, Any] = json.loads(done.stdout)
+        document: dict[str, Any] = json.loads(output)
     except ValueError:
-        raise LookError(f"cannot be asked: its process ended with {done.returncode}") from None
+        raise LookError(f"cannot be asked: its process ended with {process.returncode}") from None
     if "error" in document:
         raise LookError(str(document["error"]["message"]))
     return document
+
+
+def _output(process: "subprocess.Popen[bytes]", within: float) -> bytes:
+    try:
+        return process.communicate(timeout=within)[0]
+    except subprocess.TimeoutExpired:
+        raise LookError(f"has not answered for {within:.0f} s") from None
+    finally:
+        process.kill()  # nothing, where it has ended
 
 
 def _arguments(name: str, sizes: bool) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class World:
             raise self.domains
         return self.domains
 
-    def _run(self, config: bytes, arguments: list[str], within: float) -> dict[str, Any]:
+    def _run(self, config: bytes, arguments: list[str], within: float, begun: object) -> dict[str, Any]:
         self.asked.append(list(arguments))
         self.during()
         if isinstance(self.info, Exception):
@@ -217,3 +218,17 @@ def test_a_failed_look_is_one_sentence(program: Path, body: str, within: float, 
     program.write_text(body)
     with pytest.raises(LookError, match=told):
         outlook.run_json(b"", ["info"], within)
+
+
+def test_a_look_that_hangs_is_ended_with_the_service(program: Path) -> None:
+    """Its process must not write to folders of a service that has stopped."""
+    program.write_text("import time\nprint('x', flush=True)\ntime.sleep(60)\n")
+    seen = outlook.Outlook(dict, lambda: b"", Memory())
+    looking = threading.Thread(target=seen.look_at_store, args=("local", "/r"))
+    looking.start()
+    deadline = time.monotonic() + 20
+    while looking.is_alive() and time.monotonic() < deadline:
+        seen.end_look()
+        looking.join(0.1)
+    assert not looking.is_alive()
+    assert not seen.store("local").up
