@@ -56,7 +56,7 @@ def command(
     """
     from vmbackup.cli import access
     from vmbackup.cli.output import counted, say, say_json
-    from vmbackup.engine.forget import by_name, by_policy, forget, known_damaged
+    from vmbackup.engine.forget import by_name, by_policy, check_lost, forget, known_damaged
 
     config = access.load_config(state)
     asked = {word: counts[f"keep_{word}"] for word in _COUNTS}
@@ -76,6 +76,10 @@ def command(
         else:
             named, lost = _named(found, names)
             verdicts = by_name(found, named, allow_last=allow_last)
+            going = {point.session for point in named} | {session for _, session, _ in lost}
+            for lineage, session, text in lost:
+                if text:
+                    check_lost(repository, found, lineage, session, going)
         if not dry_run:
             forget(repository, verdicts, found.twins)
             _forget_lost(repository, lost)

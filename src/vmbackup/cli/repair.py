@@ -24,6 +24,8 @@ _ADVICE = {
     "index": "index: nobody tells any more what its packs hold. Restore points that suffer can be restored from a\n"
     "  replica only, or forgotten.",
     "points": "points: repair with --from a replica that has a copy, or forget it by its 8 digits.",
+    "table": "points: a lost table of moves is made again once all that was read through it is found: repair with\n"
+    "  --from a replica, or forget the restore points that suffer, never the table; then run repair once more.",
     "keys": "keys: the slot opens nothing any more. Make another ('vmbackup key add' or 'key export-recovery').",
 }
 _MARKS = ("sessions", "trash", "dead", "condemned", "damage")
@@ -130,7 +132,7 @@ def _text(done: "RepairSummary", *, dry_run: bool) -> list[str]:
         return [*lines, damage_total(remaining)]
     if done.healed:
         lines += ["", "What remains:", *damage_lines(remaining)]
-    folders = {damage.object.partition("/")[0] for damage in remaining}
+    folders = {"table" if damage.is_table else damage.object.partition("/")[0] for damage in remaining}
     lines += ["", damage_total(remaining), *(text for folder, text in _ADVICE.items() if folder in folders)]
     lines += [_MARKS_ADVICE] if folders & {*_MARKS} else []
     return [*lines, _OTHERS] if folders - _ADVICE.keys() - {*_MARKS} else lines

@@ -7,6 +7,9 @@ from typing import Any
 
 from vmbackup.errors import DamageError
 
+# Said of a lost table of moves, whose name is that of a restore point's object.
+TABLE = "it is a table of moves, no restore point; do not forget it, 'vmbackup repair' makes it again"
+
 
 @dataclass(frozen=True)
 class Damage:
@@ -16,6 +19,11 @@ class Damage:
     problem: str
     points: tuple[str, ...]
     disks: tuple[str, ...]
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a lost table of moves."""
+        return self.problem.endswith(TABLE)
 
     def to_json(self) -> dict[str, Any]:
         """As `verify --json` tells it."""

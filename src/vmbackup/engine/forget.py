@@ -4,13 +4,15 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from vmbackup.errors import UsageError
+from vmbackup.errors import DamageError, UsageError
 from vmbackup.repository import damage, tombstones
 from vmbackup.repository.catalog import Catalog
-from vmbackup.repository.layout import Lineage
+from vmbackup.repository.layout import Lineage, SessionRef, short_id
 from vmbackup.repository.points import Point
 from vmbackup.repository.repository import PointList, Repository, newest
 from vmbackup.repository.retention import Candidate, Rules, select
+from vmbackup.repository.stock import Stock
+from vmbackup.repository.stray import is_table
 from vmbackup.repository.usage import PackName, Reached, Usage
 
 
@@ -109,3 +111,42 @@ def forget(repository: Repository, verdicts: Iterable[Verdict], twins: Iterable[
     for point in doomed:
         tombstones.forget(repository, point.lineage, point.session)
     return len(doomed)
+
+
+def check_lost(
+    repository: Repository, found: PointList, lineage: Lineage, session: bytes, gone: Container[bytes]
+) -> None:
+    """Whether a commit that cannot be read may be forgotten, beside the points of `gone` sessions.
+
+    Raises UsageError for a table of moves that other points still need: its packs would be collected.
+    """
+    catalog = repository.new_catalog(lineage.group)
+    if not is_table(catalog, lineage, session):
+        return
+    catalog.hold(table.move_table() for table in found.moves if table.lineage.group == lineage.group)
+    left = [p for p in (*found.points, *found.twins) if p.lineage.group == lineage.group and p.session not in gone]
+    suffering = [point.id for point in left if _lacks(catalog, point, lineage)]
+    if suffering:
+        raise UsageError(
+            f"{short_id(session)} is no restore point but a lost table of moves, and {len(suffering)} restore points "
+            "are read through it",
+            "run 'vmbackup repair': it makes the table again, and ends this one",
+        )
+
+
+def _lacks(catalog: Catalog, point: Point, lineage: Lineage) -> bool:
+    """Whether anything of a history that the point needs is not where it should be."""
+    usage, stock = Usage(catalog), Stock(catalog)
+    for disk in point.disks:
+        usage.of(point, disk)
+    if any(f"/{lineage.id.hex()}/" in (error.object_key or "") for error in usage.errors):
+        return True
+    refs = ((name, usage.sessions[name.session]) for name in usage.packs)
+    return any(ref.lineage == lineage.id and _is_gone(catalog, stock, ref, name) for name, ref in refs)
+
+
+def _is_gone(catalog: Catalog, stock: Stock, ref: SessionRef, name: PackName) -> bool:
+    try:
+        return bool(stock.problem(ref, catalog.entry(ref, name.kind, name.number)))
+    except DamageError:
+        return True

@@ -11,20 +11,25 @@ from vmbackup.engine.scrub import Scrubber
 from vmbackup.engine.wanted import Wanted, WantedSlot
 from vmbackup.errors import AccessError, DamageError, VmbackupError
 from vmbackup.progress import Progress
-from vmbackup.repository import chunks
+from vmbackup.repository import chunks, tombstones
 from vmbackup.repository.catalog import Catalog, fetch
 from vmbackup.repository.chunks import Secrets, spans
 from vmbackup.repository.condemned import ObjectName
+from vmbackup.repository.crypto import DATA
 from vmbackup.repository.layout import Lineage, SessionRef
+from vmbackup.repository.moves import Place
 from vmbackup.repository.moving import Mover
 from vmbackup.repository.packs import Birth, Header, Slot
 from vmbackup.repository.repository import PointList, Repository
+from vmbackup.repository.resolve import place_of
+from vmbackup.repository.stray import stray
 from vmbackup.repository.usage import PackName
 from vmbackup.storage_backends import StoreError
 
 _TASK = "looking for whole copies"
-# Where a slot was found: in its own damaged pack, elsewhere in the repository, in the replica, made again, nowhere.
-OWN, HERE, REPLICA, REMADE, NOWHERE = "own", "here", "replica", "remade", "nowhere"
+# Where a slot was found: in its own damaged pack, in a session that no commit vouches for (what a lost table of moves
+# leaves behind), elsewhere in the repository, in the replica, made again, nowhere.
+OWN, STRAY, HERE, REPLICA, REMADE, NOWHERE = "own", "stray", "here", "replica", "remade", "nowhere"
 
 Healed = dict[str, Counter[str]]
 """Damaged packs (keys): numbers of their slots in use, by where they were found."""
@@ -68,8 +73,10 @@ def heal(
             history.heal(slots, dry_run=dry_run)
         finally:
             progress.finish(_TASK)
+    known = sessions(found, group)
     for name in wanted.unknown:
-        healed[_key(catalog, found, group, name)][NOWHERE] += 1
+        if ref := known.get(name.session):
+            healed[catalog.lineage(ref).pack(name.kind, name.session, name.number)][NOWHERE] += 1
     return dict(healed)
 
 
@@ -124,6 +131,7 @@ class _History:
         self._secrets = Secrets(repository, lineage.group) if repository.can_read else None
         self._missing: dict[tuple[str, bytes], list[WantedSlot]] = defaultdict(list)
         self._mover: Mover | None = None
+        self._staying: set[bytes] = set()  # sessions of lost commits that nobody has forgotten: no collector takes them
 
     def heal(self, slots: Iterable[WantedSlot], *, dry_run: bool) -> None:
         """Takes over what is whole anywhere, the nearest place first."""
@@ -134,6 +142,7 @@ class _History:
         self._mover = None if dry_run else Mover.open(self._repository, self._lineage, host_identity())
         try:
             self._search(OWN, own.values())
+            self._search(STRAY, self._stray())
             self._search(HERE, self._everywhere(self._catalog, self._found))
             if self._replica is not None and self._missing:
                 found = self._replica.read_points(group=self._lineage.group)
@@ -159,6 +168,18 @@ class _History:
             with contextlib.suppress(DamageError):
                 for kind, number in sorted(catalog.root(ref).packs):
                     yield _Origin(catalog, ref, kind, number)
+
+    def _stray(self) -> Iterator[_Origin]:
+        """Packs of sessions that no commit vouches for, or not any more."""
+        if not self._missing:
+            return
+        group = self._lineage.group
+        gone = tombstones.trashed(self._repository, group).keys() | tombstones.dead(self._repository, group)
+        lost = {place[1] for place in map(place_of, self._found.damaged) if place is not None}
+        self._staying = lost - gone  # read after the pin: what is forgotten later is waited for by collectors
+        for ref in stray(self._catalog, sessions(self._found, group)):
+            for kind, number in sorted(self._catalog.root(ref).packs):
+                yield _Origin(self._catalog, ref, kind, number)
 
     def _search(self, where: str, origins: Iterable[_Origin]) -> None:
         """Takes over what is missing and whole there."""
@@ -190,27 +211,53 @@ class _History:
         data = b""
         with contextlib.suppress(DamageError):
             data = fetch(store, header.name, start, group[-1][1].offset + group[-1][1].stored - start)
-        for _, slot in group:
+        for number, slot in group:
             if self._mover and self._mover.is_full:
                 return  # the next round goes on
             stored = memoryview(data)[slot.offset - start :][: slot.stored]
             with contextlib.suppress(DamageError):
                 if not data:  # the pack is cut somewhere
                     stored = memoryview(fetch(store, header.name, slot.offset, slot.stored))
-                if scrubber.is_whole(header, slot, stored):
+                if scrubber.is_whole(header, slot, stored) and (where != STRAY or self._is_same(origin, slot)):
+                    stays = where == STRAY and origin.ref.session in self._staying
+                    place = Place(origin.ref, origin.pack, number, 1) if stays else None
                     for wanted in self._missing.pop((origin.kind, slot.id), ()):
-                        self._use(wanted, where, slot, header.birth_of(slot), stored)
+                        self._use(wanted, where, slot, header.birth_of(slot), stored, place)
 
-    def _use(self, wanted: WantedSlot, where: str, slot: Slot, birth: Birth, stored: bytes | memoryview) -> None:
+    def _is_same(self, origin: _Origin, slot: Slot) -> bool:
+        """Whether a slot that no commit vouches for is what is missing: a key that cannot decode it asks the old index.
+
+        One that was encoded anew has another checksum, so that such a key leaves it to a reader.
+        """
+        if self._secrets or origin.kind != DATA:
+            return True
+        for wanted in self._missing.get((origin.kind, slot.id), ()):
+            with contextlib.suppress(DamageError):
+                if self._catalog.header(wanted.ref, DATA, wanted.pack).slot(wanted.slot).checksum == slot.checksum:
+                    return True
+        return False
+
+    def _use(
+        self,
+        wanted: WantedSlot,
+        where: str,
+        slot: Slot,
+        birth: Birth,
+        stored: bytes | memoryview,
+        place: Place | None = None,
+    ) -> None:
+        """What is whole lies in the mover's packs from now on, or stays at `place`: the packs of a lost table are kept.
+
+        Its first slot is copied all the same: by packs of slots that were born elsewhere a lost table is known as one.
+        """
         self._count(wanted, where)
-        if self._mover:
-            self._mover.take(wanted.ref, wanted.kind, wanted.pack, wanted.slot, slot, birth, stored)
+        mover = self._mover
+        if mover and not (
+            place and mover.copied_bytes and mover.point_to(wanted.ref, wanted.kind, wanted.pack, wanted.slot, place)
+        ):
+            mover.take(wanted.ref, wanted.kind, wanted.pack, wanted.slot, slot, birth, stored)
 
     def _count(self, wanted: WantedSlot, where: str) -> None:
         key = self._lineage.pack(wanted.kind, wanted.ref.session, wanted.pack)
         self._healed.setdefault(key, Counter())[where] += 1
 
-
-def _key(catalog: Catalog, found: PointList, group: str, name: PackName) -> str:
-    ref = sessions(found, group)[name.session]
-    return catalog.lineage(ref).pack(name.kind, name.session, name.number)

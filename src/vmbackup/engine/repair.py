@@ -4,17 +4,19 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
+from vmbackup.engine.changes import changed
+from vmbackup.engine.estate import check_place
 from vmbackup.engine.findings import Damage
-from vmbackup.engine.heal import HERE, NOWHERE, OWN, REMADE, REPLICA, heal, sessions
-from vmbackup.engine.verify import VerifySummary, check_place, verify
-from vmbackup.errors import DamageError
+from vmbackup.engine.heal import HERE, NOWHERE, OWN, REMADE, REPLICA, STRAY, Healed, heal, sessions
+from vmbackup.engine.verify import VerifySummary, verify
+from vmbackup.errors import DamageError, RepositoryError
 from vmbackup.progress import Progress
-from vmbackup.repository import frames, keys, points, reindex
+from vmbackup.repository import frames, keys, points, reindex, tombstones
 from vmbackup.repository.catalog import Catalog, fetch
 from vmbackup.repository.condemned import INDEX, ObjectName
 from vmbackup.repository.crypto import DATA, META, digest
 from vmbackup.repository.layout import Lineage, SessionRef
-from vmbackup.repository.repository import PointList, Repository
+from vmbackup.repository.repository import PointList, Repository, point_place
 from vmbackup.repository.usage import PackName
 from vmbackup.storage_backends import ObjectExists
 
@@ -60,28 +62,38 @@ def repair(
         for group in repository.groups():
             repository.check_may_collect(group)
     share = 1.0 if options.read_data else None
+    before = repository.read_points()
     first = last = verify(repository, None, share, progress, suspects=suspects, record=not options.dry_run)
     healed: dict[str, Healing] = {}
     known = {damage.object for damage in first.damaged}
     for _ in range(_MOST_ROUNDS):
-        done = _Round(repository, options, progress).run(last.damaged) if last.damaged else {}
-        healed.update(done)
-        if not done or options.dry_run:
+        if not last.damaged:
             break
+        tables = {damage.object for damage in last.damaged if damage.is_table}
+        looked = _Round(repository, options, progress)
+        done = looked.run(last.damaged)
+        healed.update(done)
+        now = repository.read_points()
+        if options.dry_run or not (done or changed(before, now)):
+            if looked.error:
+                raise looked.error
+            break
+        before = now
         # What lies below an index or a map was not seen before.
-        deep = any(not key.startswith(f"{DATA}/") for key in done)
+        deep = any(not key.startswith(f"{DATA}/") and key not in tables for key in done)
         last = verify(repository, None, share if deep else None, progress, suspects=known)
         known.update(damage.object for damage in last.damaged)
     return RepairSummary(first, tuple(healing for _, healing in sorted(healed.items())), last)
 
 
 class _Round:
-    """One pass over what is damaged."""
+    """One pass over what is damaged. `error`: why what was found whole could not be committed."""
 
     def __init__(self, repository: Repository, options: RepairOptions, progress: Progress) -> None:
         self._repository, self._options, self._progress = repository, options, progress
         self._store, self._replica = repository.store, options.replica
         self._found: PointList = repository.survey()
+        self.error: RepositoryError | None = None
 
     def run(self, damaged: tuple[Damage, ...]) -> dict[str, Healing]:
         """How each object that was healed was; those of which something was."""
@@ -89,27 +101,48 @@ class _Round:
         packs: dict[str, set[PackName]] = defaultdict(set)
         for damage in damaged:
             folder, _, rest = damage.object.partition("/")
+            if not rest:
+                continue  # it names no object: a contradiction that nothing heals
             if folder in (DATA, META):
                 name = ObjectName.parse(damage.object)
                 packs[rest.partition("/")[0]].add(PackName(name.session, name.kind, name.number))
+            elif damage.is_table:
+                if how := self._table(damage.object, damaged):
+                    healed[damage.object] = Healing(damage.object, how)
             elif how := self._index(damage.object) if folder == INDEX else self._document(damage.object):
                 healed[damage.object] = Healing(damage.object, how)
         for group, names in packs.items():
-            found = heal(
-                self._repository,
-                group,
-                self._found,
-                names,
-                self._replica,
-                self._progress,
-                dry_run=self._options.dry_run,
-            )
+            found = self._heal(group, names)
             healed |= {
                 key: Healing(key, _told(key, counts), NOWHERE not in counts)
                 for key, counts in found.items()
                 if counts.keys() - {NOWHERE}
             }
         return healed
+
+    def _heal(self, group: str, names: set[PackName]) -> Healed:
+        """Nothing where the session was ended, or its table taken for needless, before that was seen to stand."""
+        dry_run = self._options.dry_run
+        try:
+            return heal(
+                self._repository, group, self._found, names, self._replica, self._progress, dry_run=dry_run
+            )
+        except RepositoryError as error:
+            self.error = error
+            return {}
+
+    def _table(self, key: str, damaged: tuple[Damage, ...]) -> str:
+        """A lost table of moves ends once nothing of its history is missing: another one tells what it told.
+
+        Until then its session counts as one that may be needed, so that no collector takes its packs.
+        """
+        lineage, session = point_place(key)
+        place = f"/{lineage.group}/{lineage.id.hex()}/"
+        if any(place in other.object and not other.is_table for other in damaged):
+            return ""
+        if not self._options.dry_run:
+            tombstones.forget(self._repository, lineage, session)
+        return "all that was read through it is found without it"
 
     # Indexes
 
@@ -213,6 +246,7 @@ def _told(key: str, counts: Mapping[str, int]) -> str:
     """How a pack's chunks or map nodes were healed."""
     words = {
         OWN: "taken out of it",
+        STRAY: "found where a lost table of moves had led",
         HERE: "found elsewhere in the repository",
         REPLICA: "found in the replica",
         REMADE: "made again with the replica's help",

@@ -3,17 +3,18 @@
 import contextlib
 import random
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
-from vmbackup.engine import marks
-from vmbackup.engine.findings import Damage, Findings
+from vmbackup.engine.changes import Either, changed
+from vmbackup.engine.estate import Estate
+from vmbackup.engine.findings import TABLE, Damage, Findings
 from vmbackup.engine.scrub import PackReport, scrub
-from vmbackup.errors import DamageError, VmbackupError
+from vmbackup.errors import DamageError, NotFoundError, RepositoryError
 from vmbackup.progress import Progress, told
-from vmbackup.repository import damage, frames, keys
+from vmbackup.repository import damage
 from vmbackup.repository.catalog import Catalog, fetch
 from vmbackup.repository.chunks import Secrets
 from vmbackup.repository.condemned import ObjectName
@@ -24,9 +25,14 @@ from vmbackup.repository.nodes import ZERO
 from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.quarantine import Quarantined, quarantined
 from vmbackup.repository.repository import PointList, Repository
+from vmbackup.repository.resolve import place_of
 from vmbackup.repository.stock import Stock
+from vmbackup.repository.stray import is_table
 from vmbackup.repository.usage import DiskUsage, PackName, Reached, Usage, load, session_of
 from vmbackup.storage_backends import ObjectMissing, StoreError
+
+# Looks at what others change meanwhile: a nightly forget and prune cost one more each.
+_MOST_LOOKS = 8
 
 Reading = Literal["decoded", "checksums"]
 
@@ -65,39 +71,90 @@ def verify(
     is read and authenticated too. What was found damaged before, by anyone's record or as `suspects` (keys), is always
     read. With `record` what is found is recorded in the repository. Damage is an answer, no error; raises what opening
     the store raises.
+
+    Points may be forgotten, packs repacked and collected meanwhile: before anything is called damaged it is judged
+    anew by what is valid then. Raises RepositoryError where that changes again and again, NotFoundError where `points`
+    were all forgotten.
     """
-    check = _Verify(repository, read_data, progress, suspects, record=record)
-    if points is None:
-        found = repository.survey(live=True)
-        check.repository_itself()
-        check.vanished(found)
-        check.quarantined(found)
-        points = found.points
-    else:
-        check.learn(points)
-    check.points(points)
-    return check.summary(points)
+    whole: set[str] = set()
+    for _ in range(_MOST_LOOKS):
+        check = _Verify(repository, read_data, progress, suspects, whole)
+        before = check.look(points)
+        if check.is_sound:
+            return check.summary()
+        now = repository.read_points()
+        if not check.lost_sight and not changed(before, now):
+            if record:
+                check.record()
+            return check.summary()
+        progress.note("restore points were forgotten or packs rewritten meanwhile: what seems damaged is judged anew")
+        suspects = Either(suspects, check.damaged)
+        if points is not None and not (points := [p for p in points if p.session not in now.forgotten]):
+            raise NotFoundError("the restore point was forgotten meanwhile", "'vmbackup list' shows the others")
+    raise RepositoryError(
+        "the repository changes too fast to tell what is damaged: nothing was recorded",
+        "verify again while no 'forget' or 'prune' runs",
+    )
 
 
 class _Verify:
+    """One look. `whole`: packs that were read and found whole, in earlier looks too; they are not read again.
+
+    `lost_sight`: a restore point went while it was looked at.
+    """
+
     def __init__(
         self,
         repository: Repository,
         read_data: float | None,
         progress: Progress,
         suspects: Container[str],
-        *,
-        record: bool,
+        whole: set[str],
     ) -> None:
         self._repository, self._share, self._progress = repository, read_data, progress
-        self._suspects, self._records = suspects, record
+        self._suspects, self._whole = suspects, whole
         self._store = repository.store
+        self._points: Sequence[Point] = ()
+        self._broken: list[tuple[str, ObjectName]] = []
+        self.lost_sight = False
         self._found = Findings()
         self._objects: dict[str, int] = {}
         self._quarantined: tuple[Quarantined, ...] = ()
 
-    def summary(self, points: Sequence[Point]) -> VerifySummary:
+    def look(self, points: Sequence[Point] | None) -> PointList:
+        """At these points, or at all and the repository itself; gives what was valid when it began."""
+        if points is None:
+            found = self._repository.survey(live=True)
+            Estate(self._repository, self._found, self._objects).check()
+            self._vanished(found)
+            self._quarantined = tuple(quarantined(self._repository, found))
+            points = found.points
+        else:
+            found = self._repository.read_points()
+            points = [point for point in points if point.session not in found.forgotten]
+        self._points = points
+        by_group: dict[str, list[Point]] = defaultdict(list)
+        for point in points:
+            by_group[point.lineage.group].append(point)
+        for group, members in by_group.items():
+            catalog = self._repository.new_catalog(group)  # what was whole before may be damaged now
+            catalog.hold(table.move_table() for table in found.moves if table.lineage.group == group)
+            self._group(catalog, members)
+        return found
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is damaged, and all was seen."""
+        return not self.lost_sight and not self.damaged
+
+    @property
+    def damaged(self) -> set[str]:
+        """The objects that seem so."""
+        return {damage.object for damage in self._found.all()}
+
+    def summary(self) -> VerifySummary:
         """The result."""
+        points = self._points
         return VerifySummary(
             len(points),
             len(self._objects),
@@ -110,59 +167,14 @@ class _Verify:
             self._quarantined,
         )
 
-    def repository_itself(self) -> None:
-        """Config, copies, key slots, groups, enrolments; pins, tombstones, lists, records."""
-        verify_key = self._repository.verify_key
-        documents = {"config/": b"CONF", "config.copy/": b"CONF", "groups/": b"GRUP"}
-        for prefix, kind in documents.items():
-            for key, data in self._read_all(prefix):
-                self._try(key, lambda k=key, d=data, t=kind: check_place(frames.open_document(d, t, k, verify_key), k))
-        for key, data in self._read_all("writers/"):
-            self._try(key, lambda k=key, d=data: self._repository.check_enrolment(k, d))
-        for error in self._repository.unjudged():
-            self._found.error(error)
-        for key, data in self._read_all("keys/"):
-            self._try(key, lambda k=key, d=data: keys.read_slot(d, k))
-        self._pairs()
-        for entry, problem in marks.checked(self._repository):
-            self._objects[entry.key] = entry.size
-            if problem:
-                self._found.add(entry.key, problem.message)
-
-    def _pairs(self) -> None:
-        """What is written twice, or must be there."""
-        for number in range(1, self._repository.config.version + 1):
-            for key in (f"config/{number}", f"config.copy/{number}"):
-                self._must_exist(key)
-        for group in {*self._repository.groups(), "default"}:
-            self._must_exist(f"groups/{group}/1")
-            self._must_exist(f"groups/{group}/2")
-        self._must_exist(f"writers/{self._repository.writer.id.hex()}")
-        for slot in self._repository.config.slots:
-            self._must_exist(f"keys/{slot}")
-
-    def _must_exist(self, key: str) -> None:
-        if key not in self._objects:
-            self._found.add(key, "is missing")
-
-    def _read_all(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        for entry in self._store.list(prefix):
-            self._objects[entry.key] = entry.size
-            yield entry.key, fetch(self._store, entry.key)
-
-    def _try(self, key: str, check: object) -> None:
-        try:
-            check()  # type: ignore[operator]
-        except DamageError as error:
-            self._found.error(error)
-        except VmbackupError as error:
-            self._found.add(key, error.message)
-
-    def vanished(self, found: PointList) -> None:
-        """Points that cannot be read or are gone: their index or their children tell of them."""
+    def _vanished(self, found: PointList) -> None:
+        """Points that cannot be read or are gone: their index or their children tell of them. So of tables of moves."""
         for error in found.damaged:
-            name = (error.object_key or "").rsplit("/", 1)[-1]
-            self._found.error(error, [name[12:20]])
+            place = place_of(error)
+            if place and is_table(self._repository.new_catalog(place[0].group), *place):
+                self._found.add(error.object_key or "", f"{error.message}: {TABLE}")
+            else:
+                self._found.error(error, [short_id(place[1])] if place else [])
         known = {p.session: p for p in found.points}
         for point in found.points:
             parent = point.public["parent"]
@@ -176,35 +188,16 @@ class _Verify:
             elif known[session].digest.hex() != parent["digest"]:
                 self._found.add(key, f"is not the one that {point.id} was made from", [known[session].id])
 
-    def _catalog(self, group: str) -> Catalog:
-        """With nothing cached yet: what was whole before may be damaged now."""
-        catalog = self._repository.new_catalog(group)
-        catalog.use(self._repository.catalog(group).moves.tables)
-        return catalog
-
-    def quarantined(self, found: PointList) -> None:
-        """What does not count, and is no damage."""
-        self._quarantined = tuple(quarantined(self._repository, found))
-
-    def learn(self, points: Sequence[Point]) -> None:
-        """The tables of moves that may concern these points."""
-        for group, lineage in {(p.lineage.group, ref.lineage) for p in points for ref in p.table.values()}:
-            self._repository.catalog(group).learn(lineage)
-
-    def points(self, points: Sequence[Point]) -> None:
-        """All that these points need."""
-        by_group: dict[str, list[Point]] = defaultdict(list)
-        for point in points:
-            by_group[point.lineage.group].append(point)
-        for group, members in by_group.items():
-            self._group(self._catalog(group), members)
-
     def _group(self, catalog: Catalog, points: list[Point]) -> None:
         usage = Usage(catalog, strict=True)
         needs: list[tuple[Point, DiskRecord, DiskUsage]] = []
         with told(self._progress, "reading maps", sum(point.virtual_bytes for point in points)) as advance:
             for point in points:
-                self._objects[point.key] = self._store.stat(point.key).size
+                try:
+                    self._objects[point.key] = self._store.stat(point.key).size
+                except ObjectMissing:
+                    self.lost_sight = True
+                    continue
                 self._documents(point)
                 needs += ((point, disk, usage.of(point, disk)) for disk in point.disks)
                 advance(point.virtual_bytes)
@@ -222,8 +215,12 @@ class _Verify:
             secrets = Secrets(self._repository, catalog.keys.group) if self._repository.can_read else None
             read = scrub(catalog, secrets, usage.sessions, sizes, self._progress)
             broken |= read
-        if self._records:
-            self._record(catalog, usage, broken)
+            self._whole.update(self._key(catalog, usage, name) for name in chosen if name not in read)
+        self._broken += (
+            (catalog.keys.group, ObjectName(n.kind, usage.sessions[n.session].lineage, n.session, n.number))
+            for n, report in broken.items()
+            if report.slots is None or report.slots
+        )
         if broken:
             self._blame(catalog, usage, needs, broken)
 
@@ -234,7 +231,9 @@ class _Verify:
         chosen = {n for n in names if n in recorded or self._key(catalog, usage, n) in self._suspects}
         rest = sorted(names - chosen)
         if self._share is not None and rest:
-            chosen.update(rest if self._share >= 1 else random.sample(rest, max(1, round(len(rest) * self._share))))
+            unread = [name for name in rest if self._key(catalog, usage, name) not in self._whole]
+            wanted = max(1, round(len(rest) * self._share)) - (len(rest) - len(unread))
+            chosen.update(random.sample(unread, min(len(unread), max(0, wanted))))
         return sorted(chosen)
 
     def _documents(self, point: Point) -> None:
@@ -287,15 +286,11 @@ class _Verify:
             return "is damaged: its digest differs"
         return ""
 
-    def _record(self, catalog: Catalog, usage: Usage, broken: dict[PackName, PackReport]) -> None:
-        """So that the next backups read from the guest again what lies in them, and store it anew."""
-        packs = [
-            ObjectName(n.kind, usage.sessions[n.session].lineage, n.session, n.number)
-            for n, report in broken.items()
-            if report.slots is None or report.slots
-        ]
+    def record(self) -> None:
+        """So that the next backups read from the guest again what lies in damaged packs, and store it anew."""
         try:
-            damage.record(self._store, catalog.keys.group, packs)
+            for group, name in self._broken:
+                damage.record(self._store, group, [name])
         except StoreError as error:
             self._progress.note(f"what was found cannot be recorded, so backups go on to build on it: {error}")
 
@@ -352,13 +347,6 @@ class _Verify:
             for name in sorted(reached.packs(need)):
                 if _suffers(catalog, point, disk, name, broken[name]):
                     self._found.add(self._key(catalog, usage, name), broken[name].problem, [point.id], [disk.target])
-
-
-def check_place(document: dict[str, Any], key: str) -> None:
-    """Whether a signed document is the one of its name. Raises DamageError."""
-    told = document.get("writer", document.get("number", document.get("version")))
-    if str(told) != key.rpartition("/")[2]:
-        raise DamageError(f"{key} does not belong where it lies", object_key=key)
 
 
 def _suffers(catalog: Catalog, point: Point, disk: DiskRecord, name: PackName, report: PackReport) -> bool:

@@ -7,11 +7,10 @@ decides whom to take for dead, and a wrong guess costs that run, never data.
 import contextlib
 import time
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass, field
 
 from vmbackup.errors import AccessError, DamageError, UsageError
 from vmbackup.progress import SILENT, Progress, told
-from vmbackup.repository import condemned, damage, frames, locks, tombstones
+from vmbackup.repository import condemned, damage, frames, locks, stray, tombstones
 from vmbackup.repository.condemned import INDEX, TABLE, ObjectName
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.layout import ORIGIN_BYTES, Lineage
@@ -19,51 +18,15 @@ from vmbackup.repository.moves import PIN_FIELD
 from vmbackup.repository.moving import Proof
 from vmbackup.repository.needs import Needs
 from vmbackup.repository.processes import is_alive
-from vmbackup.repository.repack import REPACK_BELOW, RepackReport, affordable, repack, victims
+from vmbackup.repository.pruned import DEAD_AFTER, WAIT, PruneOptions, PruneReport
+from vmbackup.repository.repack import affordable, repack, victims
 from vmbackup.repository.repository import PointList, Repository
 from vmbackup.repository.session import read_pin
 from vmbackup.storage_backends import DeleteRefused, Entry, ObjectExists, ObjectMissing, Store
 
-DEAD_AFTER = 7 * 86400.0
-WAIT = 600.0
+__all__ = ["DEAD_AFTER", "WAIT", "PruneOptions", "PruneReport", "prune"]
+
 _POLL = 2.0
-
-
-@dataclass(frozen=True)
-class PruneOptions:
-    """Seconds: `wait` for sessions that are open; one older than `dead_after` by the store's clock is ended.
-
-    `exclusive`: the operator promises that nothing else works on the repository, whose store overwrites objects.
-    A pack of which less than `repack_below` (a share of 1; 0: none is) is in use is rewritten, by a process on `host`.
-    """
-
-    wait: float = WAIT
-    dead_after: float = DEAD_AFTER
-    dry_run: bool = False
-    exclusive: bool = False
-    repack_below: float = REPACK_BELOW
-    host: str = ""
-
-
-@dataclass
-class PruneReport:
-    """What a prune did, or with `dry_run` would do: numbers, and bytes of objects.
-
-    `locked`: by key what no restore point needs and object lock keeps: its bytes, and until when (seconds since 1970).
-    `waited_for`: the pins of sessions that had not ended in time; then `left_*` is what the next call takes.
-    `repacked`: what was copied out of mostly dead packs; what came free by that counts in `bytes` (not with `dry_run`).
-    """
-
-    points: int = 0
-    objects: int = 0
-    bytes: int = 0
-    left_objects: int = 0
-    left_bytes: int = 0
-    kept_bytes: int = 0
-    ended_sessions: int = 0
-    locked: dict[str, tuple[int, float]] = field(default_factory=dict)
-    waited_for: list[str] = field(default_factory=list)
-    repacked: RepackReport = field(default_factory=RepackReport)
 
 
 def prune(
@@ -146,6 +109,11 @@ class _Cycle:
         if not self._options.dry_run:
             for name in self._unproved(candidates):
                 candidates.pop(name, None)
+        for name in (healers := stray.healers(self._catalog, self._needs, listed, candidates)):
+            self._needs.keep(name)
+            candidates.pop(name, None)
+        if healers:
+            self._progress.note(f"{len(healers)} objects are kept, for they hold what is lost: run 'vmbackup repair'")
         for name in candidates.keys() & self._locked.keys():  # nobody waits for that: the next cycle decides anew
             self._report.locked[name.key(self._group)] = candidates.pop(name), self._locked[name]
         taken = dict(sorted(candidates.items())[: condemned.MOST])
