@@ -1,7 +1,6 @@
 """What restore points need: every slot that their maps reach, and the indexes of those slots' sessions."""
 
 from collections.abc import Iterable, Iterator
-from operator import itemgetter
 from typing import NamedTuple
 
 from vmbackup.errors import DamageError
@@ -10,12 +9,11 @@ from vmbackup.repository.condemned import INDEX, TABLE, ObjectName
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.layout import Lineage, SessionRef
 from vmbackup.repository.moves import Place
-from vmbackup.repository.nodes import ZERO, Node, Ref, Run, Runs, run_of
+from vmbackup.repository.nodes import ZERO, Node, Ref, Runs, runs_of
 from vmbackup.repository.packs import HEADER_SLOTS
 from vmbackup.repository.points import POINT, DiskRecord, Point
 from vmbackup.repository.usage import load, session_of
 
-_SESSION = itemgetter(1)  # of a run; ZERO is false
 _ALL = -1  # a mask of every slot there may be
 
 
@@ -38,7 +36,7 @@ class _Last:
         self._leaves: dict[int, set[bytes]] = {}  # by their first chunk, which disks may share
         self._now: set[bytes] = set()  # of the leaf that `new` was asked of
 
-    def new(self, point: Point, node: Node) -> Iterable[Run]:
+    def new(self, point: Point, node: Node) -> Iterable[tuple[int, int, int, int]]:
         """The runs with storage of a node, without those that `keep` was told of."""
         if not isinstance(node.entries, Runs):
             return node.runs()
@@ -47,7 +45,7 @@ class _Last:
         ):  # two heads may use one number for two sessions
             self._lineage, self._table, self._leaves = point.lineage, {}, {}
         self._now = node.entries.raw()
-        return filter(_SESSION, map(run_of, self._now - self._leaves.get(node.first, set())))
+        return runs_of(self._now - self._leaves.get(node.first, set()))
 
     def keep(self, point: Point, node: Node) -> None:
         """All runs of the node that `new` was asked of were seen to."""

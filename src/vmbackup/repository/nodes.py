@@ -1,7 +1,7 @@
 """The nodes of a disk's map (docs/repository-format.md, section 8)."""
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -64,7 +64,7 @@ class Runs(Sequence[Run]):
         return map(_MAKE_RUN, zip(self.chunks, self.sessions, self.packs, self.slots, strict=True))
 
     def raw(self) -> set[bytes]:
-        """Each as it stands in the leaf: so millions are compared, and few looked at. `run_of` makes one of it."""
+        """Each as it stands in the leaf: so millions are compared, and few looked at. `runs_of` makes runs of them."""
         body, size = self._body, _LEAF.size
         return {body[at : at + size] for at in range(0, len(body), size)}
 
@@ -82,9 +82,9 @@ class Runs(Sequence[Run]):
         return hash(tuple(self))
 
 
-def run_of(raw: bytes) -> Run:
-    """The run that 16 bytes of a leaf say."""
-    return Run(*_LEAF.unpack(raw))
+def runs_of(raw: Iterable[bytes]) -> Iterator[tuple[int, int, int, int]]:
+    """The runs with storage that pieces of `Runs.raw` say, as plain tuples in the order of Run's fields."""
+    return filter(_SESSION, _LEAF.iter_unpack(b"".join(raw)))
 
 
 def zero_ref(level: int, chunks: int) -> Ref:
