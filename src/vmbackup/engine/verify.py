@@ -14,7 +14,7 @@ from vmbackup.engine.findings import TABLE, Damage, Findings
 from vmbackup.engine.scrub import PackReport, scrub
 from vmbackup.errors import DamageError, NotFoundError, RepositoryError
 from vmbackup.progress import Progress, told
-from vmbackup.repository import damage
+from vmbackup.repository import condemned, damage
 from vmbackup.repository.catalog import Catalog, fetch
 from vmbackup.repository.chunks import Secrets
 from vmbackup.repository.condemned import ObjectName
@@ -209,6 +209,7 @@ class _Verify:
                 self._found.error(error, [point.id], [disk.target])
         if outside := usage.outside():
             self._astray(catalog, usage, needs, outside)
+        self._condemned(catalog, usage)
         broken, there = self._sizes(catalog, usage, usage.packs)
         if chosen := self._chosen(catalog, usage, there):
             sizes = {n: self._objects.get(self._key(catalog, usage, n), 0) for n in chosen}
@@ -223,6 +224,13 @@ class _Verify:
         )
         if broken:
             self._blame(catalog, usage, needs, broken)
+
+    def _condemned(self, catalog: Catalog, usage: Usage) -> None:
+        """Lists that nobody who collects has put there. One that cannot be read is told with what is unsigned."""
+        names = {ObjectName(n.kind, usage.sessions[n.session].lineage, n.session, n.number) for n in usage.packs}
+        with contextlib.suppress(DamageError):
+            for text in condemned.astray(condemned.read(self._store, catalog.keys.group), names.__contains__):
+                self._progress.note(text)
 
     def _chosen(self, catalog: Catalog, usage: Usage, names: set[PackName]) -> list[PackName]:
         """The packs to read: all or a random share, and what was found damaged before."""

@@ -104,6 +104,8 @@ class _Cycle:
         listed = self._list()
         found = self._read()
         self._refuse_unknown(listed, found)
+        for text in condemned.astray(stale, self._needs.__contains__):
+            self._progress.note(text)
         listed |= {ObjectName(TABLE, t.lineage.id, t.session, 0): len(t.moved) for t in found.moves}
         candidates = {n: size for n, size in listed.items() if n.session in found.ended and n not in self._needs}
         if not self._options.dry_run:

@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from vmbackup.errors import DamageError
@@ -65,6 +65,19 @@ def read(store: Store, group: str) -> dict[str, set[ObjectName]]:
         except DamageError as error:
             raise DamageError(error.message, _HINT, object_key=entry.key) from error
     return found
+
+
+def astray(lists: Mapping[str, set[ObjectName]], needed: Callable[[ObjectName], bool]) -> Iterator[str]:
+    """A sentence for each list that names what restore points need: no collector leaves such a one.
+
+    None is dropped by its age: a collector that sleeps between its last look and its deletes relies on its list.
+    """
+    for key, names in sorted(lists.items()):
+        if count := sum(map(needed, names)):
+            yield (
+                f"{key} names what restore points need, {count} in all: each backup reads again what lies in them; "
+                "unless a prune runs, delete that list, and find out who put it there"
+            )
 
 
 def decode(data: bytes, key: str) -> set[ObjectName]:

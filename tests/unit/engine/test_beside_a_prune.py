@@ -71,17 +71,19 @@ def opened(store: Any) -> Repository:
     return Repository.open(store, SECRET, Trust(None))
 
 
-def thin(store: MemoryStore) -> None:
+def thin(store: MemoryStore, repack_below: float = 1.0) -> None:
     """Half of the points are forgotten, what is left is repacked, and the old packs go."""
     repository = opened(store)
     points = sorted(repository.read_points().points, key=lambda p: p.session)
     for point in points[:-1:2]:
         forget(repository, point.lineage, point.session)
     for _ in range(2):
-        prune(repository, PruneOptions(wait=0.0, repack_below=1.0, host="there"), sleep=lambda _s: None)
+        prune(repository, PruneOptions(wait=0.0, repack_below=repack_below, host="there"), sleep=lambda _s: None)
 
 
-def sweep(kit: RamKit, step: int, harm: Callable[[MemoryStore], None] = lambda _s: None) -> Iterator[Interposed]:
+def sweep(
+    kit: RamKit, step: int, harm: Callable[[MemoryStore], None] = lambda _s: None, repack_below: float = 1.0
+) -> Iterator[Interposed]:
     """A store for each request that something happens before, until nothing did."""
     for at in range(0, 100_000, step):
         objects = copied(kit)
@@ -90,7 +92,7 @@ def sweep(kit: RamKit, step: int, harm: Callable[[MemoryStore], None] = lambda _
 
         def happen(objects: MemoryStore = objects, happened: list[int] = happened) -> None:
             happened.append(1)
-            thin(objects)
+            thin(objects, repack_below)
 
         store = Interposed(objects, at, happen)
         yield store
@@ -112,6 +114,13 @@ def test_verify_calls_nothing_damaged_that_is_not(whole: RamKit, step: int, read
         assert found.damaged == (), store.requests
         assert found.points in (4, 8)
         assert not list(store.list("damage/"))
+
+
+@pytest.mark.parametrize("step", fitting(13))
+def test_nor_where_nothing_is_repacked(whole: RamKit, step: int) -> None:
+    """Points go, and packs with them; no table of moves tells of it."""
+    for store in sweep(whole, step, repack_below=0.0):
+        assert verify(opened(store), None, None, Silent()).damaged == (), store.requests
 
 
 @pytest.mark.parametrize("step", fitting(13))
@@ -163,3 +172,27 @@ def test_a_repository_that_never_rests(whole: RamKit, monkeypatch: pytest.Monkey
     with pytest.raises(RepositoryError, match="changes too fast"):
         verify(opened(store), None, None, Silent())
     assert not list(store.list("damage/"))
+
+
+def test_a_healing_whose_table_went_at_once(whole: RamKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prune that found it needless: what is damaged is judged anew. Where nothing has changed, the error is told."""
+    from vmbackup.engine import repair as module
+
+    store, original, calls = copied(whole), module.heal, 0
+    harmed(store)
+
+    def heal(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            return original(*args, **options)
+        thin(store)
+        raise RepositoryError("it was ended")
+
+    monkeypatch.setattr(module, "heal", heal)
+    assert repair(opened(store), RepairOptions(True, opened(copied(whole))), Silent()).last.damaged == ()
+    store, calls = copied(whole), 0
+    harmed(store)
+    monkeypatch.setattr("tests.unit.engine.test_beside_a_prune.thin", lambda _store: None)
+    with pytest.raises(RepositoryError, match="it was ended"):
+        repair(opened(store), RepairOptions(True), Silent())
