@@ -109,6 +109,10 @@ def repository_checks(config: "Config", name: str) -> Iterator[Check]:
     elif found.quarantined:
         message = f"in quarantine, for their writer was revoked: {len(found.quarantined)}"
         yield Check("repository", name, "warn", message, f"vmbackup --repository {shlex.quote(name)} list")
+    elif found.doubtful or found.backdated:
+        number = sum(map(len, found.doubtful)) + len(found.backdated)
+        message = f"doubtful restore points, which may be forged: {number}"
+        yield Check("repository", name, "warn", message, f"vmbackup --repository {shlex.quote(name)} list")
     else:
         yield Check("repository", name, "ok", f"{repository.id} opened, restore points: {len(found.points)}")
     if days := repository.config.object_lock_days:

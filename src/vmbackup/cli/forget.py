@@ -72,7 +72,8 @@ def command(
         if rules is not None:
             points = _of_domains(found, names, given)
             spoiled = known_damaged(repository, points, _suspects(config, repository_name, repository))
-            verdicts = by_policy(points, rules, _store_time(repository), damaged=spoiled, allow_last=allow_last)
+            now = _store_time(repository)
+            verdicts = by_policy(points, rules, now, damaged=spoiled, allow_last=allow_last, backdated=found.backdated)
         else:
             named, lost = _named(found, names)
             verdicts = by_name(found, named, allow_last=allow_last)
@@ -81,14 +82,14 @@ def command(
                 if text:
                     check_lost(repository, found, lineage, session, going)
         if not dry_run:
-            forget(repository, verdicts, found.twins)
+            forget(repository, verdicts, found)
             _forget_lost(repository, lost)
-    gone = [v.point.id for v in verdicts if not v.reasons] + [text for _, _, text in lost if text]
+    gone = [found.name(v.point) for v in verdicts if not v.reasons] + [text for _, _, text in lost if text]
     if state.json:
-        say_json(_document(verdicts, gone, dry_run=dry_run))
+        say_json(_document(found, verdicts, gone, dry_run=dry_run))
         return 0
     if dry_run:
-        say(_table(verdicts))
+        say(_table(found, verdicts))
     did = "would be forgotten" if dry_run else "forgotten"
     say(f"{counted(len(gone), 'restore point')} {did}, {sum(bool(v.reasons) for v in verdicts)} kept.")
     if gone and not dry_run:
@@ -202,20 +203,30 @@ def _forget_lost(repository: "Repository", lost: list[tuple[Any, bytes, str]]) -
         tombstones.forget(repository, lineage, session)
 
 
-def _document(verdicts: list["Verdict"], gone: list[str], *, dry_run: bool) -> dict[str, Any]:
+def _document(found: "PointList", verdicts: list["Verdict"], gone: list[str], *, dry_run: bool) -> dict[str, Any]:
     kept = [
-        {"id": v.point.id, "domain": v.point.domain, "time": v.point.time.isoformat(), "reasons": list(v.reasons)}
+        {
+            "id": found.name(v.point),
+            "domain": v.point.domain,
+            "time": v.point.time.isoformat(),
+            "reasons": list(v.reasons),
+        }
         for v in verdicts
         if v.reasons
     ]
     return {"forgotten": gone, "kept": kept, "dry_run": dry_run}
 
 
-def _table(verdicts: list["Verdict"]) -> str:
+def _table(found: "PointList", verdicts: list["Verdict"]) -> str:
     from vmbackup.cli.output import local_time, table
 
     rows = (
-        (v.point.id, v.point.domain, local_time(v.point.time, seconds=False), ", ".join(v.reasons) or "nothing")
+        (
+            found.name(v.point),
+            v.point.domain,
+            local_time(v.point.time, seconds=False),
+            ", ".join(v.reasons) or "nothing",
+        )
         for v in verdicts
     )
     return table(("POINT", "DOMAIN", "TIME", "KEPT BY"), rows)

@@ -1,6 +1,7 @@
 """Restore points as JSON and for people."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vmbackup.cli.output import local_time, table
@@ -21,16 +22,17 @@ def summaries(found: "PointList") -> list["PointSummary"]:
     """The restore points that were read, newest first, each with its parent's id."""
     from vmbackup.repository.summary import summary
 
-    by_session = {point.session: point for point in found.points}
-    return [summary(p, by_session.get(p.parent) if p.parent else None) for p in found.points]
+    known = {(point.lineage, point.session): point for point in found.points}
+    each = ((p, known.get((p.lineage, p.parent)) if p.parent else None) for p in found.points)
+    return [replace(summary(point, parent), id=found.name(point)) for point, parent in each]
 
 
 def described(found: "PointList", point: "Point") -> "PointSummary":
     """One of the points that were read."""
     from vmbackup.repository.summary import summary
 
-    parent = next((p for p in found.points if p.session == point.parent), None)
-    return summary(point, parent)
+    parent = next((p for p in found.points if (p.lineage, p.session) == (point.lineage, point.parent)), None)
+    return replace(summary(point, parent), id=found.name(point))
 
 
 def point_document(point: "PointSummary") -> dict[str, Any]:

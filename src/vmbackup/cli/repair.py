@@ -64,7 +64,7 @@ def command(state: State, replica: str | None, read_data: bool, dry_run: bool) -
         if not dry_run:
             _keep(config, name, repository, before, done)
     _say(state, done, dry_run=dry_run)
-    return 4 if done.last.damaged else 0
+    return 4 if done.last.damaged else 3 if done.last.garbage else 0
 
 
 def _replica(stack: ExitStack, config: "Config", repository: "Repository", own: str, name: str) -> "Repository":
@@ -97,6 +97,7 @@ def _keep(
 
 
 def _say(state: State, done: "RepairSummary", *, dry_run: bool) -> None:
+    from vmbackup.cli.doubt import warn_of_garbage
     from vmbackup.cli.output import say, say_json
 
     if state.json:
@@ -106,12 +107,14 @@ def _say(state: State, done: "RepairSummary", *, dry_run: bool) -> None:
                 "damaged": [damage.to_json() for damage in done.first.damaged],
                 "healed": [asdict(healing) for healing in done.healed],
                 "remaining": [damage.to_json() for damage in done.last.damaged],
+                "garbage": [asdict(one) for one in done.last.garbage],
                 "dry_run": dry_run,
             }
         )
         return
     for line in _text(done, dry_run=dry_run):
         say(line)
+    warn_of_garbage(done.last.garbage)
 
 
 def _text(done: "RepairSummary", *, dry_run: bool) -> list[str]:

@@ -60,7 +60,7 @@ def command(state: State, point: str | None, read_data: str | None, textfile: Pa
         write_textfile(textfile.absolute(), verified_exposition(name, kept, _jobs(config, name, kept.domains)))
     if (kept if last else found).damaged:
         return 4
-    return 3 if not last and found.quarantined else 0
+    return 3 if not last and (found.quarantined or found.doubtful or found.garbage) else 0
 
 
 def _verify(
@@ -122,6 +122,7 @@ def _share(percent: str | None) -> float | None:
 
 
 def _say(state: State, found: "VerifySummary", kept: "Verified") -> None:
+    from vmbackup.cli.doubt import doubtful_document, warn_of_doubtful, warn_of_garbage
     from vmbackup.cli.output import say, say_json
     from vmbackup.cli.quarantine import quarantined_document, warn_of_quarantined
 
@@ -134,12 +135,16 @@ def _say(state: State, found: "VerifySummary", kept: "Verified") -> None:
                 "damaged": [damage.to_json() for damage in found.damaged],
                 "known_damaged": len(kept.damaged),
                 "quarantined": quarantined_document(found.quarantined),
+                "doubtful": doubtful_document(found.doubtful),
+                "garbage": [{"object": one.object, "problem": one.problem} for one in found.garbage],
             }
         )
         return
     for line in _text(found):
         say(line)
     warn_of_quarantined(found.quarantined)
+    warn_of_doubtful(found.doubtful)
+    warn_of_garbage(found.garbage)
 
 
 def _say_last(state: State, kept: "Verified") -> None:

@@ -95,6 +95,10 @@ def _warning(document: Mapping[str, Any]) -> _Told:
     warnings = [str(text) for point in listed for text in _listed(point.get("warnings"))]
     if isinstance(quarantined := document.get("quarantined"), list) and quarantined:
         warnings.append(f"{len(quarantined)} restore points are in quarantine")
+    if doubtful := _listed(document.get("doubtful")):
+        warnings.append(f"{len(doubtful)} restore points are doubtful, and may be forged")
+    if garbage := _listed(document.get("garbage")):
+        warnings.append(f"{len(garbage)} objects are garbage, which costs nothing")
     return _Told("; ".join(warnings) or None)
 
 

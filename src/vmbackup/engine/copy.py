@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vmbackup.engine.chain import SOURCE
 from vmbackup.engine.packing import VerifyUploads
-from vmbackup.engine.point_copy import PointCopy, order
+from vmbackup.engine.point_copy import PointCopy, identity, order
 from vmbackup.engine.point_disk import SourceDamageError
 from vmbackup.errors import DamageError, NotFoundError, RepositoryError, TargetError, UsageError, VmbackupError
 from vmbackup.progress import Progress
@@ -104,15 +104,18 @@ class Copier:
         with self._locked(history, lineage):
             there = self._target.read_points(lineage)
             forgotten = {session[:ORIGIN_BYTES] for session in there.forgotten} - _lacking(there.points)
-            present = {p.origin for p in there.points}
+            present = {self._identity(self._target, p) for p in there.points}
             lacking: list[Point] = []
             for point in history.points:
-                if point.origin in present or point.origin in forgotten:
+                if self._identity(self._source, point) in present or point.origin in forgotten:
                     done.skipped += 1
                 elif (error := self._copy_one(point, lineage, history, lacking, done, told)) is not None:
                     lacking.append(point)
                     done.failed.append((point.id, error))
         return done
+
+    def _identity(self, repository: Repository, point: Point) -> object:
+        return identity(repository, point, of_realm=self._replica, target=repository is self._target)
 
     def _copy_one(
         self,

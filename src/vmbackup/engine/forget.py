@@ -13,6 +13,7 @@ from vmbackup.repository.repository import PointList, Repository, newest
 from vmbackup.repository.retention import Candidate, Rules, select
 from vmbackup.repository.stock import Stock
 from vmbackup.repository.stray import is_table
+from vmbackup.repository.twins import doubtful
 from vmbackup.repository.usage import PackName, Reached, Usage
 
 
@@ -31,30 +32,38 @@ def by_policy(
     *,
     damaged: Container[bytes] = (),
     allow_last: bool = False,
+    backdated: Iterable[Point] = (),
 ) -> list[Verdict]:
     """What becomes of each point, the history of each guest for itself; newest first.
 
     `now` is the store's time. The head of a history stays as the newest good point does: the next backup builds on it,
     and by a clock that ran behind it may look old. `damaged`: sessions of points that cannot be restored as they are;
     they take no place of a good one, and stay where they would if they were good: they may be healed, and whoever
-    wrongly says that a point is damaged makes nobody forget it.
+    wrongly says that a point is damaged makes nobody forget it. Points that claim one origin stay until somebody has
+    looked at them, and take no place: a forged one pushes no genuine one out. Nor does one of the `backdated`, which
+    go as others do.
     """
     histories: dict[Lineage, list[Point]] = {}
+    late = {point.key for point in backdated}
     for point in points:
         histories.setdefault(point.lineage, []).append(point)
     verdicts = []
     for history in histories.values():
         head = newest(history)
+        unclear = {point.session for members in doubtful(history) for point in members}
         known = {point.session: point for point in history}
-        candidates = [Candidate(p.session, p.time, good=p.session not in damaged) for p in history]
+        bad = unclear | {point.session for point in history if point.key in late}
         sound = {p.session for p in history if p.session not in damaged}
-        as_good = _kept([replace(candidate, good=True) for candidate in candidates], rules, now)
+        candidates = [Candidate(p.session, p.time, good=p.session in sound - bad) for p in history]
+        as_good = _kept([replace(c, good=c.id not in bad) for c in candidates], rules, now)
         for decision in select(candidates, rules, now, allow_last=allow_last):
             point, reasons = known[decision.candidate.id], decision.reasons
             if point.session not in sound and not reasons and point.session in as_good:
                 reasons = ("damaged",)
             if point is head and not reasons and not allow_last:
                 reasons = ("newest",)
+            if point.session in unclear:
+                reasons = (*reasons, "doubtful")
             verdicts.append(Verdict(point, reasons))
     return verdicts
 
@@ -90,23 +99,26 @@ def _reaching(catalog: Catalog, points: Sequence[Point], packs: set[PackName]) -
 
 def by_name(found: PointList, named: Sequence[Point], *, allow_last: bool = False) -> list[Verdict]:
     """These points, and no others. Raises UsageError where a guest would lose its last one."""
-    gone = {point.session for point in named}
+    gone = {point.key for point in named}
     for point in named:
-        left = [p for p in found.points if p.lineage == point.lineage and p.session not in gone]
+        left = [p for p in found.points if p.lineage == point.lineage and p.key not in gone]
         if not left and not allow_last:
             raise UsageError(
                 f"'{point.domain}' would have no restore point left",
                 "leave one out, or add --allow-last to erase all that is stored of it",
             )
-    return [Verdict(point, ()) for point in {point.session: point for point in named}.values()]
+    return [Verdict(point, ()) for point in {point.key: point for point in named}.values()]
 
 
-def forget(repository: Repository, verdicts: Iterable[Verdict], twins: Iterable[Point] = ()) -> int:
-    """Forgets what has no reason to stay, oldest first, and its twins; gives the number. A prune frees the space."""
+def forget(repository: Repository, verdicts: Iterable[Verdict], found: PointList | None = None) -> int:
+    """Forgets what has no reason to stay, oldest first, and the copies that stand behind it in `found`; their number.
+
+    A prune frees the space.
+    """
     doomed = sorted((v.point for v in verdicts if not v.reasons), key=lambda point: (point.time, point.session))
-    names = {(point.lineage, point.origin) for point in doomed}
-    for twin in twins:
-        if (twin.lineage, twin.origin) in names:
+    keys = {point.key for point in doomed}
+    for twin in found.twins if found else ():
+        if found and found.twin_of[twin.key].key in keys:
             tombstones.forget(repository, twin.lineage, twin.session)
     for point in doomed:
         tombstones.forget(repository, point.lineage, point.session)

@@ -174,7 +174,8 @@ class _History:
         if not self._missing:
             return
         group = self._lineage.group
-        gone = tombstones.trashed(self._repository, group).keys() | tombstones.dead(self._repository, group)
+        gone = {session for _, session in tombstones.trashed(self._repository, group)}
+        gone |= tombstones.dead(self._repository, group)
         lost = {place[1] for place in map(place_of, self._found.damaged) if place is not None}
         self._staying = lost - gone  # read after the pin: what is forgotten later is waited for by collectors
         for ref in stray(self._catalog, sessions(self._found, group)):

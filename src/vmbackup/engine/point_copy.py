@@ -28,6 +28,16 @@ from vmbackup.repository.summary import PointSummary, summary
 _OWN = ("anchor", "epoch", "envelope", "index", "next_session_number", "features", "parent", "locked_until")
 
 
+def identity(repository: Repository, point: Point, *, of_realm: bool, target: bool) -> object:
+    """What a point of the source and its copy in the target have in common, whoever else uses their names.
+
+    In a replica (`of_realm`) the digest of the signed original, else the realm and the session that the copy tells.
+    """
+    if of_realm:
+        return (point.original or point).digest
+    return repository.origin_of(point, believed=target)
+
+
 def order(point: Point) -> tuple[int, bytes]:
     """Oldest first, for a point and its copies alike."""
     return point.seq, point.origin
@@ -47,9 +57,9 @@ class PointCopy:
         progress: Progress,
     ) -> None:
         self._source, self._target, self._point, self._lineage = source, target, point, lineage
-        self._originals = {p.origin: p for p in history}
         self._lacking, self._progress = lacking, progress
         self._replica = source.config.realm == target.config.realm
+        self._originals = {self._here(p): p for p in history}
         self._secrets = None if self._replica else Secrets(source, point.lineage.group)
         sizes = {disk.chunk_size for disk in point.disks} if self._replica else {target.config.chunk_size}
         self._chunk_size = max(sizes, default=target.config.chunk_size)
@@ -116,7 +126,13 @@ class PointCopy:
         return data
 
     def _is_there(self, points: Sequence[Point]) -> bool:
-        return any(p.origin == self._point.origin for p in points)
+        return any(self._there(p) == self._here(self._point) for p in points)
+
+    def _here(self, point: Point) -> object:
+        return identity(self._source, point, of_realm=self._replica, target=False)
+
+    def _there(self, point: Point) -> object:
+        return identity(self._target, point, of_realm=self._replica, target=True)
 
     def _earlier(self, points: Sequence[Point]) -> Point | None:
         """The newest there that is older than this one: its parent."""
@@ -124,7 +140,7 @@ class PointCopy:
 
     def _base(self, points: list[Point]) -> Point | None:
         """The point there that the copy is made from: the nearest that the source still has, an older one first."""
-        known = [p for p in points if p.origin in self._originals]
+        known = [p for p in points if self._there(p) in self._originals]
         later = min((p for p in known if order(p) > order(self._point)), key=order, default=None)
         return self._earlier(known) or later or newest(points)
 
@@ -169,7 +185,7 @@ class PointCopy:
 
     def _original_of(self, run: Run, disk: DiskRecord) -> DiskMap | None:
         """The source's map of the disk at the time that the copy is made from."""
-        original = self._originals.get(run.parent.origin) if run.parent else None
+        original = self._originals.get(self._there(run.parent)) if run.parent else None
         for record in original.disks if original else []:
             if (record.name, record.chunk_size) == (disk.name, disk.chunk_size) and original is not None:
                 return self._map(original, record)
@@ -185,7 +201,7 @@ class PointCopy:
             "anchor": None,
             "parent": _named(parent),
             "disks": self._disks(results),
-            "copied_from": self._copied_from(self._point.session),
+            "copied_from": self._copied_from(),
         }
 
     def _placed(self, results: Sequence[DiskResult], parent: Point | None) -> dict[str, Any]:
@@ -194,7 +210,7 @@ class PointCopy:
         return {
             "parent": _named(parent),
             "disks": self._disks(results),
-            "original": self._copied_from(original.session) | {"digest": original.digest.hex()},
+            "original": self._copied_from() | {"digest": original.digest.hex()},
         }
 
     def _disks(self, results: Sequence[DiskResult]) -> list[dict[str, Any]]:
@@ -203,11 +219,12 @@ class PointCopy:
             for disk, result in zip(self._point.disks, results, strict=True)
         ]
 
-    def _copied_from(self, session: bytes) -> dict[str, Any]:
+    def _copied_from(self) -> dict[str, Any]:
+        realm, session = self._source.origin_of(self._point)
         return {
-            "realm": self._source.config.realm.hex(),
+            "realm": realm,
             "repository": self._source.config.repository.hex(),
-            "session": session.hex(),
+            "session": session,
             "lacking": [p.origin.hex() for p in self._lacking],
         }
 

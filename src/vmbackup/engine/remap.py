@@ -32,11 +32,11 @@ class Remap:
 
     def __init__(self, catalog: Catalog, away: Catalog, replica: PointList) -> None:
         self._catalog, self._away = catalog, away
-        self._copies = {(p.lineage.id, p.origin): p for p in (*replica.points, *replica.twins)}
+        self._copies = {(p.original or p).digest: p for p in (*replica.twins, *replica.points)}
 
     def make(self, lost: LostNode) -> tuple[Slot, Birth, bytes] | None:
         """The slot as it was stored; None where that is not to be had."""
-        copy = self._copies.get((lost.point.lineage.id, lost.point.origin))
+        copy = self._copies.get((lost.point.original or lost.point).digest)
         disk = next((d for d in copy.disks if d.name == lost.disk.name), None) if copy else None
         if copy is None or disk is None or disk.chunk_size != lost.disk.chunk_size or lost.ref.level > 1:
             return None

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal
 
 from vmbackup.engine.changes import Either, changed
-from vmbackup.engine.estate import Estate
+from vmbackup.engine.estate import Estate, Garbage
 from vmbackup.engine.findings import TABLE, Damage, Findings
 from vmbackup.engine.scrub import PackReport, scrub
 from vmbackup.errors import DamageError, NotFoundError, RepositoryError
@@ -19,6 +19,7 @@ from vmbackup.repository.catalog import Catalog, fetch
 from vmbackup.repository.chunks import Secrets
 from vmbackup.repository.condemned import ObjectName
 from vmbackup.repository.crypto import DATA, digest
+from vmbackup.repository.doubt import Doubtful, doubtful
 from vmbackup.repository.layout import short_id
 from vmbackup.repository.maps import extents
 from vmbackup.repository.nodes import ZERO
@@ -42,7 +43,8 @@ class VerifySummary:
     """What was checked (numbers; bytes of the objects) and found.
 
     `read`: how data was read, None where it was not; `share`: so much of the packs, of 1. `keys` are the objects that
-    were looked at, `domains` those of the points, `quarantined` what revoked writers committed since.
+    were looked at, `domains` those of the points, `quarantined` what revoked writers committed since; `doubtful` points
+    may be forged; `garbage` is what somebody put under names of the realm's documents, and what costs nothing.
     """
 
     points: int
@@ -54,6 +56,8 @@ class VerifySummary:
     keys: frozenset[str] = frozenset()
     domains: tuple[str, ...] = ()
     quarantined: tuple[Quarantined, ...] = ()
+    doubtful: tuple[Doubtful, ...] = ()
+    garbage: tuple[Garbage, ...] = ()
 
 
 def verify(
@@ -120,14 +124,19 @@ class _Verify:
         self._found = Findings()
         self._objects: dict[str, int] = {}
         self._quarantined: tuple[Quarantined, ...] = ()
+        self._doubtful: tuple[Doubtful, ...] = ()
+        self._garbage: tuple[Garbage, ...] = ()
 
     def look(self, points: Sequence[Point] | None) -> PointList:
         """At these points, or at all and the repository itself; gives what was valid when it began."""
         if points is None:
             found = self._repository.survey(live=True)
-            Estate(self._repository, self._found, self._objects).check()
+            estate = Estate(self._repository, self._found, self._objects)
+            estate.check()
+            self._garbage = tuple(Garbage(key, problem) for key, problem in sorted(estate.garbage.items()))
             self._vanished(found)
             self._quarantined = tuple(quarantined(self._repository, found))
+            self._doubtful = tuple(doubtful(self._repository, found))
             points = found.points
         else:
             found = self._repository.read_points()
@@ -165,6 +174,8 @@ class _Verify:
             frozenset(self._objects),
             tuple(sorted({point.domain for point in points})),
             self._quarantined,
+            self._doubtful,
+            self._garbage,
         )
 
     def _vanished(self, found: PointList) -> None:
@@ -175,18 +186,19 @@ class _Verify:
                 self._found.add(error.object_key or "", f"{error.message}: {TABLE}")
             else:
                 self._found.error(error, [short_id(place[1])] if place else [])
-        known = {p.session: p for p in found.points}
+        known = {(p.lineage, p.session): p for p in found.points}
         for point in found.points:
             parent = point.public["parent"]
             session = point.parent
             if parent is None or session is None:
                 continue
             key = point.lineage.point(session)
-            if session not in known:
-                if session not in found.ended:
+            place = point.lineage, session
+            if place not in known:
+                if not found.has_ended(point.lineage, session):
                     self._found.add(key, f"is missing: {point.id} was made from it", [short_id(session)])
-            elif known[session].digest.hex() != parent["digest"]:
-                self._found.add(key, f"is not the one that {point.id} was made from", [known[session].id])
+            elif known[place].digest.hex() != parent["digest"]:
+                self._found.add(key, f"is not the one that {point.id} was made from", [known[place].id])
 
     def _group(self, catalog: Catalog, points: list[Point]) -> None:
         usage = Usage(catalog, strict=True)

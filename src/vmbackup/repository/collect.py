@@ -107,7 +107,8 @@ class _Cycle:
         for text in condemned.astray(stale, self._needs.__contains__):
             self._progress.note(text)
         listed |= {ObjectName(TABLE, t.lineage.id, t.session, 0): len(t.moved) for t in found.moves}
-        candidates = {n: size for n, size in listed.items() if n.session in found.ended and n not in self._needs}
+        over = {n: size for n, size in listed.items() if found.has_ended(n.place(self._group), n.session)}
+        candidates = {name: size for name, size in over.items() if name not in self._needs}
         if not self._options.dry_run:
             for name in self._unproved(candidates):
                 candidates.pop(name, None)
@@ -215,11 +216,12 @@ class _Cycle:
 
         But of a copy whose point stands here as another copy: it is ended, so that it can never commit any more.
         """
-        pinned = {session for session, _, _ in self._pins()}
+        pinned = {(lineage, session) for session, lineage, _ in self._pins()}
         copied = found.copied
         for name in listed:
-            if name.kind == INDEX and name.session not in found.ended and name.session not in pinned:
-                lineage = Lineage(self._group, name.lineage)
+            lineage = name.place(self._group)
+            ended = found.has_ended(lineage, name.session) or (lineage, name.session) in pinned
+            if name.kind == INDEX and not ended:
                 key = lineage.point(name.session)
                 if self._repository.exists(key) or self._was_forgotten(name.session):
                     continue
@@ -227,7 +229,7 @@ class _Cycle:
                     if not self._options.dry_run:
                         with contextlib.suppress(ObjectExists):
                             self._store.put(key, frames.preamble(b"ABRT"))
-                            found.ended.add(name.session)
+                            found.ended.add((lineage, name.session))
                 else:
                     raise self._blind(DamageError(f"{key} is missing: its index is there", object_key=key))
 
@@ -303,7 +305,7 @@ class _Cycle:
             self._leave({name: names.pop(name) for name in kept})
             tables = [name for name in names if name.kind == TABLE]
             for name in tables:  # C7
-                tombstones.forget(self._repository, Lineage(self._group, name.lineage), name.session)
+                tombstones.forget(self._repository, name.place(self._group), name.session)
             self._delete(names)
             return set(names)
         finally:
@@ -357,13 +359,11 @@ class _Cycle:
         """C9: pins of ended sessions, points that are forgotten, lists and records whose objects are gone."""
         for key in stale:
             self._store.delete(key)
-        for session, _, entry in self._pins():
-            if session in found.ended:
+        for session, lineage, entry in self._pins():
+            if found.has_ended(lineage, session):
                 self._store.delete(entry.key)
-        trash = tombstones.trashed(self._repository, self._group)
-        fresh = trash.keys() - tombstones.dead(self._repository, self._group)
-        tombstones.put_dead(self._repository, self._group, fresh)  # before the trash goes, or a late commit revives it
-        for session, lineage in trash.items():
+        for (lineage, session), may_go in tombstones.bury(self._repository, self._group).items():
             with contextlib.suppress(DeleteRefused):  # locked: its trash stays, so that it is tried again
                 self._store.delete(lineage.point(session))
-                self._store.delete(lineage.trash(session))
+                if may_go:
+                    self._store.delete(lineage.trash(session))

@@ -30,11 +30,15 @@ class ObjectName(NamedTuple):
     session: bytes
     number: int
 
+    def place(self, group: str) -> Lineage:
+        """The history that it lies in."""
+        return Lineage(group, self.lineage)
+
     def key(self, group: str) -> str:
         """Its key in the store."""
         if self.kind == TABLE:
-            return Lineage(group, self.lineage).point(self.session)
-        return f"{Lineage(group, self.lineage).prefix(self.kind, self.session)}{self.number}"
+            return self.place(group).point(self.session)
+        return f"{self.place(group).prefix(self.kind, self.session)}{self.number}"
 
     @classmethod
     def parse(cls, key: str) -> "ObjectName":

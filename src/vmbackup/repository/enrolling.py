@@ -8,14 +8,13 @@ from datetime import UTC, datetime
 
 from vmbackup.errors import DamageError, NotFoundError, RepositoryError, UsageError
 from vmbackup.repository import frames, making, points, tombstones
-from vmbackup.repository.crypto import digest
-from vmbackup.repository.enrolments import MOST_REVOCATION, revocation_key
+from vmbackup.repository.enrolments import MOST_REVOCATION
 from vmbackup.repository.keyring import Keyring
 from vmbackup.repository.layout import check_group
 from vmbackup.repository.repository import Repository, point_place
 from vmbackup.repository.tombstones import Told
 from vmbackup.repository.writers import ROLES, Enrolment, WriterKey, WriterKeys
-from vmbackup.storage_backends import DeleteRefused, ObjectExists, ObjectMissing, ObjectTruncated
+from vmbackup.storage_backends import DeleteRefused, ObjectMissing, ObjectTruncated
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 
@@ -39,16 +38,14 @@ def new_writer(repository: Keyring, name: str, group: str, role: str) -> WriterK
     try:
         keys = repository.group(group)
     except NotFoundError:
-        for key, document in making.new_group(reader, group, repository.config.epoch).items():
-            with contextlib.suppress(ObjectExists):  # somebody else makes it just now: what was first holds for both
-                repository.store.put(key, document)
+        repository.make_group(group)
         keys = repository.group(group)
     return WriterKeys(reader.realm, reader.verify_key, keys, WriterKey.generate(name, role, group))
 
 
 def enrol(repository: Keyring, writer: WriterKeys) -> None:
     """From now on what it signs counts."""
-    repository.store.put(*making.enrolment(repository.reader, writer.writer))
+    repository.put_enrolment(writer.writer.id, making.enrolment(repository.reader, writer.writer)[1])
     repository.forget_writers()
 
 
@@ -84,12 +81,13 @@ def revoke(repository: Repository, name: str, *, undo_since: float | None = None
         for one in told:
             (undone if undo_since is not None and one.stored >= undo_since else forgotten).update(one.sessions)
         undone -= forgotten
-        tombstones.put_dead(repository, writer.group, forgotten)
+        tombstones.put_dead(repository, writer.group, forgotten - _shared(repository, writer.group, told))
         standing: dict[str, list[str]] = defaultdict(list)
         for lineage, session in _commits(repository, writer):
             standing[lineage.hex()].append(session.hex())
         document = {
             "realm": reader.realm.hex(),
+            "repository": repository.config.repository.hex(),
             "writer": writer.id.hex(),
             "revoked": datetime.now(UTC).isoformat(timespec="seconds"),
             "stands": {lineage: "".join(sorted(sessions)) for lineage, sessions in standing.items()},
@@ -99,10 +97,11 @@ def revoke(repository: Repository, name: str, *, undo_since: float | None = None
             raise RepositoryError(
                 f"'{name}' made more restore points than a revocation can list", "forget old ones, then prune"
             )
-        with contextlib.suppress(ObjectExists):  # another reader was first: what stands is what that one saw
-            repository.store.put(revocation_key(writer.id), data)
-    held = digest(repository.store.get(revocation_key(writer.id)))
-    _list(repository, writer.id, held)
+        repository.put_revocation(writer.id, data)  # another reader may be first: what stands is what that one saw
+    held = repository.revocations(writer.id)
+    if not held:
+        raise next(iter(repository.unjudged()))
+    _list(repository, writer.id, set(held.values()))
     repository.forget_writers()
     judged = repository.writers()[writer.id]
     _tidy(repository, told, forgotten)
@@ -139,10 +138,17 @@ def _commits(repository: Repository, writer: Enrolment) -> list[tuple[bytes, byt
     return found
 
 
-def _list(repository: Keyring, writer: bytes, held: bytes) -> None:
+def _shared(repository: Repository, group: str, told: list[Told]) -> set[bytes]:
+    """Sessions in the trash that a dead list cannot name, for a commit of another history has the same."""
+    places = {(one.lineage, session) for one in told if one.lineage for session in one.sessions}
+    return {session for _, session in places - tombstones.sole(repository, group, places)}
+
+
+def _list(repository: Keyring, writer: bytes, valid: set[bytes]) -> None:
     """Lists the revocation in the config: who saw that version notices where it is hidden."""
-    if repository.config.revoked.get(writer) == held:
+    if repository.config.revoked.get(writer) in valid:
         return
+    held = min(valid)
 
     def add(revoked: dict[bytes, bytes]) -> list[dict[str, str]]:
         return [{"writer": w.hex(), "digest": d.hex()} for w, d in sorted({**revoked, writer: held}.items())]

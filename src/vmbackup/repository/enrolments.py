@@ -1,6 +1,9 @@
 """The enrolled writers and their revocations, as the realm signed them (docs/repository-format.md, section 4)."""
 
 import contextlib
+from collections import defaultdict
+from dataclasses import replace
+from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -13,86 +16,114 @@ from vmbackup.repository.layout import SESSION_BYTES, Lineage
 from vmbackup.repository.opening import RepositoryConfig
 from vmbackup.repository.shapes import Hex
 from vmbackup.repository.writers import Enrolment
-from vmbackup.storage_backends import Store
+from vmbackup.storage_backends import Entry, Store
 
 MOST_REVOCATION = 16 << 20  # bytes: half a million commits of one writer
-_REVOKED = ".revoked"
+_AROUND = 1 << 10  # bytes of a revocation beside its JSON, generous
+REVOKED = ".revoked"
 _ENROLMENT = {
     **dict.fromkeys(("name", "role", "group"), str),
     "realm": Hex(),
     "writer": Hex(8),
     "public_key": Hex(32),
+    "created?": str,
 }
-_REVOCATION = {"realm": Hex(), "writer": Hex(8), "stands": {str: Hex()}}
+_REVOCATION = {"realm": Hex(), "repository?": Hex(16), "writer": Hex(8), "stands": {str: Hex()}}
 
 
 class Enrolments:
     """Reads them; what was read once is kept, for no name is written twice.
 
+    A writer has one name for each, and further ones with a number: whoever may put objects may occupy a name, so what
+    the realm did not sign counts for nothing, and what it did is put under the next. Of several revocations that it
+    signed only what all of them list stands.
     `lost`: the errors of revocations that the config lists, by the writer's id: nothing stands of those writers.
     """
 
-    def __init__(self, store: Store, identity: Identity) -> None:
-        self._store, self._identity = store, identity
-        self._known: dict[str, Enrolment] = {}
-        self._standing: dict[bytes, tuple[bytes, frozenset[bytes]]] = {}
+    def __init__(self, store: Store, identity: Identity, repository: bytes) -> None:
+        self._store, self._identity, self._repository = store, identity, repository
+        self._known: dict[Entry, Enrolment | None] = {}
+        self._revocations: dict[Entry, tuple[bytes, frozenset[bytes]] | None] = {}
+        self._of: dict[bytes, list[Entry]] = {}
         self.lost: dict[bytes, DamageError] = {}
 
     def read(self, config: RepositoryConfig, own: Enrolment | None) -> dict[bytes, Enrolment]:
         """All that can be read, and a reader's `own`, by id. Raises RepositoryError (newer)."""
         found = {own.id: own} if own else {}
-        revoked = set(config.revoked)
+        of: dict[bytes, list[Entry]] = defaultdict(list)
         for entry in self._store.list("writers/"):
-            with contextlib.suppress(DamageError):  # verify tells of it; its points tell who signed them
-                if entry.key.endswith(_REVOKED):
-                    revoked.add(bytes.fromhex(entry.key.removeprefix("writers/").removesuffix(_REVOKED)))
-                    continue
-                if entry.key not in self._known:
-                    self._known[entry.key] = self.enrolment(entry.key, fetch(self._store, entry.key))
-                found[self._known[entry.key].id] = self._known[entry.key]
-        self.lost = {}
+            writer = writer_of(entry.key)
+            if REVOKED in entry.key:
+                of[writer].append(entry)
+            elif enrolment := self._enrolled(entry):
+                found.setdefault(enrolment.id, enrolment)
+        self._of, self.lost = of, {}
+        revoked = {*config.revoked, *of}
         return {
             writer: self._judged(enrolment, config.revoked.get(writer)) if writer in revoked else enrolment
             for writer, enrolment in found.items()
         }
 
-    def _judged(self, writer: Enrolment, listed: bytes | None) -> Enrolment:
-        """A writer with what stands of it; as enrolled where its revocation is none and the config lists none."""
-        key = revocation_key(writer.id)
-        try:
-            known, standing = self._standing.get(writer.id) or self._read_revocation(key, writer.id)
-            if listed is not None and known != listed:
-                raise DamageError(f"{key} is not the one that the config lists", object_key=key)
-        except DamageError as error:
-            if listed is None:
-                return writer
-            self.lost[writer.id] = error
-            standing = frozenset()
-        return Enrolment(writer.id, writer.name, writer.role, writer.group, writer.public, standing)
+    def revocations(self, writer: bytes) -> dict[str, bytes]:
+        """The digests of those of a writer that are valid, by their names, as `read` found them."""
+        found = {entry.key: self._revoked(entry) for entry in self._of.get(writer, ())}
+        return {key: valid[0] for key, valid in found.items() if valid}
 
-    def _read_revocation(self, key: str, writer: bytes) -> tuple[bytes, frozenset[bytes]]:
-        data = fetch(self._store, key)
-        found = digest(data), self.revocation(key, data)
-        self._standing[writer] = found
-        return found
+    def _enrolled(self, entry: Entry) -> Enrolment | None:
+        """None for one that is none: verify tells of it; its points tell who signed them."""
+        if entry not in self._known:
+            try:
+                self._known[entry] = self.enrolment(entry.key, fetch(self._store, entry.key))
+            except DamageError:
+                self._known[entry] = None
+        return self._known[entry]
+
+    def _revoked(self, entry: Entry) -> tuple[bytes, frozenset[bytes]] | None:
+        """Digest and what stands; None where it is none."""
+        if entry not in self._revocations:
+            self._revocations[entry] = None
+            if entry.size <= MOST_REVOCATION + _AROUND:
+                with contextlib.suppress(DamageError):
+                    data = fetch(self._store, entry.key)
+                    self._revocations[entry] = digest(data), self.revocation(entry.key, data)
+        return self._revocations[entry]
+
+    def _judged(self, writer: Enrolment, listed: bytes | None) -> Enrolment:
+        """A writer with what stands of it; as enrolled where no revocation is one and the config lists none."""
+        valid = [found for entry in self._of.get(writer.id, ()) if (found := self._revoked(entry))]
+        if listed is not None and listed not in (known for known, _ in valid):
+            key = revocation_key(writer.id)
+            there = any(entry.key == key for entry in self._of.get(writer.id, ()))
+            wrong = "is not the one that the config lists" if there else "is missing"
+            self.lost[writer.id] = DamageError(f"{key} {wrong}", object_key=key)
+            return replace(writer, standing=frozenset())
+        if not valid:
+            return writer
+        return replace(writer, standing=frozenset.intersection(*(standing for _, standing in valid)))
 
     def enrolment(self, key: str, data: bytes) -> Enrolment:
         """Out of a WRTR. Raises DamageError, RepositoryError."""
         document = frames.open_document(data, b"WRTR", key, self._identity.verify_key)
         shapes.check(document, _ENROLMENT, key)
-        if document["realm"] != self._identity.realm.hex() or key != f"writers/{document['writer']}":
+        writer = bytes.fromhex(document["writer"])
+        if document["realm"] != self._identity.realm.hex() or writer_of(key) != writer or REVOKED in key:
             raise DamageError(f"{key} does not belong where it lies", object_key=key)
         with frames.reading(key):
             public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(document["public_key"]))
-        writer = bytes.fromhex(document["writer"])
-        return Enrolment(writer, document["name"], document["role"], document["group"], public)
+            created = datetime.fromisoformat(document["created"]) if "created" in document else None
+        if created is not None and created.tzinfo is None:
+            created = None
+        return Enrolment(writer, document["name"], document["role"], document["group"], public, None, created)
 
     def revocation(self, key: str, data: bytes) -> frozenset[bytes]:
         """Lineage and session of the commits that stand, out of a WRVK. Raises DamageError, RepositoryError."""
         document = frames.open_document(data, b"WRVK", key, self._identity.verify_key, MOST_REVOCATION)
         shapes.check(document, _REVOCATION, key)
-        if document["realm"] != self._identity.realm.hex() or key != f"writers/{document['writer']}{_REVOKED}":
+        writer = bytes.fromhex(document["writer"])
+        if document["realm"] != self._identity.realm.hex() or writer_of(key) != writer or REVOKED not in key:
             raise DamageError(f"{key} does not belong where it lies", object_key=key)
+        if document.get("repository", self._repository.hex()) != self._repository.hex():
+            raise DamageError(f"{key} is of another repository", object_key=key)
         found = set()
         for lineage, text in document["stands"].items():
             with frames.reading(key):
@@ -103,6 +134,16 @@ class Enrolments:
         return frozenset(found)
 
 
-def revocation_key(writer: bytes) -> str:
-    """The name of a writer's revocation."""
-    return f"writers/{writer.hex()}{_REVOKED}"
+def writer_of(key: str) -> bytes:
+    """Whose enrolment or revocation lies under that name."""
+    return bytes.fromhex(key.removeprefix("writers/").partition(".")[0])
+
+
+def enrolment_key(writer: bytes, number: int = 0) -> str:
+    """A name of a writer's enrolment; one with a number is used where those before it are occupied."""
+    return f"writers/{writer.hex()}{f'.{number}' if number else ''}"
+
+
+def revocation_key(writer: bytes, number: int = 0) -> str:
+    """A name of a writer's revocation, in the same way."""
+    return f"writers/{writer.hex()}{REVOKED}{f'.{number}' if number else ''}"

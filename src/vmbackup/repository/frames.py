@@ -77,16 +77,27 @@ def sign_document(kind: bytes, document: object, key: Ed25519PrivateKey) -> byte
 def open_document(
     data: bytes, kind: bytes, name: str, key: Ed25519PublicKey, most: int = MAX_DOCUMENT
 ) -> dict[str, Any]:
-    """The document of a signed object, of `most` bytes, whose signature holds. Raises DamageError, RepositoryError."""
-    check_preamble(data, kind, name)
+    """The document of a signed object, of `most` bytes, whose signature holds. Raises DamageError, RepositoryError.
+
+    A newer version is believed to be one if it is signed at its end, as all are: anybody could put it there else.
+    """
+    try:
+        check_preamble(data, kind, name)
+    except RepositoryError:
+        _check_signature(data[:-SIGNATURE], data[-SIGNATURE:], name, key)
+        raise
     start = PREAMBLE.size + LENGTH.size
     if len(data) < start:
         raise DamageError(f"{name} is cut: {len(data)} bytes", object_key=name)
     (length,) = LENGTH.unpack_from(data, PREAMBLE.size)
     if length > most or len(data) != start + length + SIGNATURE:
         raise DamageError(f"{name} has the wrong length", object_key=name)
+    _check_signature(data[: start + length], data[start + length :], name, key)
+    return parse(data[start : start + length], name)
+
+
+def _check_signature(signed: bytes, signature: bytes, name: str, key: Ed25519PublicKey) -> None:
     try:
-        key.verify(data[start + length :], _CONTEXT + data[: start + length])
+        key.verify(signature, _CONTEXT + signed)
     except InvalidSignature as error:
         raise DamageError(f"{name} is not signed by this repository's key", object_key=name) from error
-    return parse(data[start : start + length], name)

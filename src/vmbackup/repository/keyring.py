@@ -1,7 +1,8 @@
 """The documents of an open repository, and what its key opens: config, groups, enrolments, envelopes."""
 
 import contextlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -10,17 +11,18 @@ from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryE
 from vmbackup.repository import frames, locks, making, residency, shapes
 from vmbackup.repository.catalog import fetch
 from vmbackup.repository.crypto import GroupKeys, envelope_info
-from vmbackup.repository.enrolments import Enrolments
+from vmbackup.repository.enrolments import REVOKED, Enrolments, enrolment_key, revocation_key
 from vmbackup.repository.keys import Identity, ReaderKeys
 from vmbackup.repository.layout import Lineage
 from vmbackup.repository.objects import Objects
-from vmbackup.repository.opening import RepositoryConfig, number_of, read_config
+from vmbackup.repository.opening import ConfigReader, RepositoryConfig, number_of
 from vmbackup.repository.shapes import Hex, Up
 from vmbackup.repository.trust import Seen, Trust
 from vmbackup.repository.writers import BY_READER, NOT_A_READER, Enrolment, WriterKey
-from vmbackup.storage_backends import ObjectExists, Store
+from vmbackup.storage_backends import Entry, ObjectExists, Store
 
 DEFAULT_GROUP = "default"
+_GROUP = {"group": str, "realm": Hex(), "number": int, "epoch": int, "sealed": Hex()}
 # A config version is made by one host at a time; this many others may be first.
 _TRIES = 8
 
@@ -37,7 +39,9 @@ class Keyring:
         self._groups: dict[str, GroupKeys] = {}
         self._writers: dict[bytes, Enrolment] | None = None
         self._strangers: set[bytes] = set()
-        self._enrolments = Enrolments(self.store, identity)
+        self._enrolments = Enrolments(self.store, identity, config.repository)
+        self._configs = ConfigReader(self.store, identity, config.repository)
+        self._group_documents: dict[Entry, dict[str, Any] | DamageError] = {}
 
     # Who it is
 
@@ -118,10 +122,11 @@ class Keyring:
     # The config
 
     def _put_config(self, document: dict[str, Any]) -> None:
-        """A version and its copy. Raises ObjectExists where another host made that version."""
+        """A version and its copy. Raises ObjectExists where something lies under that number, another host's or not."""
         signed = frames.sign_document(b"CONF", document, self.reader.signing)
-        for folder in ("config", "config.copy"):
-            self.store.put(f"{folder}/{document['version']}", signed)
+        self.store.put(f"config/{document['version']}", signed)
+        with contextlib.suppress(ObjectExists):  # garbage: whoever makes a version puts it here second
+            self.store.put(f"config.copy/{document['version']}", signed)
 
     def start(self, document: dict[str, Any], slot: str) -> None:
         """The first config of a repository that is just made, and that `slot` opens. Raises RepositoryError."""
@@ -142,21 +147,31 @@ class Keyring:
             data = fetch(self.store, present[0])
             frames.open_document(data, b"CONF", present[0], self.verify_key)
             for key in held.values():
-                self.store.put(key, data)
+                with contextlib.suppress(ObjectExists):
+                    self.store.put(key, data)
 
     def change_config(self, change: Callable[[RepositoryConfig], dict[str, Any]], failed: str) -> None:
         """A new version with the fields that `change` gives for the one that holds; `failed` tells what if it cannot.
 
-        Raises RepositoryError where other hosts are always first.
+        It takes the first number above under which nothing lies. `change` is asked again where another version holds
+        in the end; where that has the fields already, it is done. Raises RepositoryError where others are always first.
         """
         for _ in range(_TRIES):
             self.recheck()
             self._complete_config()
-            fields = change(self.config)
-            with contextlib.suppress(ObjectExists):  # another host was first: its version is read, and followed
-                self._put_config({**self.config.document, **fields, "version": self.config.version + 1})
-                self.recheck()
+            config, fields = self.config, change(self.config)
+            if all(name in config.document and config.document[name] == value for name, value in fields.items()):
                 return
+            number = next(n for n in itertools.count(config.version + 1) if n not in self._configs.occupied)
+            document = {**config.document, **fields, "version": number}
+            if number > config.version + 1:
+                passed = [config.version + 1, number - 1]
+                document["skipped"] = [*config.document.get("skipped", ()), passed]
+            with contextlib.suppress(ObjectExists):  # another host was first: its version is read, and followed
+                self._put_config(document)
+                self.recheck()
+                if self.config.document == document:
+                    return
         raise RepositoryError(
             f"{failed}, but other hosts change the config at the same time: it is not listed there",
             "run the command again",
@@ -173,7 +188,7 @@ class Keyring:
         And AccessError where it lists the own key as revoked.
         """
         before = self.config.version
-        self.config = config = read_config(self.store, self.identity)
+        self.config = config = self._configs.read()
         residency.check(config.allowed_endpoints, self.store.place)
         self._trust.check(self.store.place, self._seen())
         if config.version != before:
@@ -205,24 +220,73 @@ class Keyring:
             if name == self.home:
                 return self.identity.keys
             raise AccessError(f"this host's key is of group '{self.home}', not of '{name}'", BY_READER)
+        signed, damaged = self.group_documents(name)
         errors: list[DamageError | AccessError] = []
-        for entry in sorted(self.store.list(f"groups/{name}/"), key=lambda e: number_of(e.key), reverse=True):
+        for number in sorted(signed, reverse=True):
             try:
-                data = fetch(self.store, entry.key)
-                document = frames.open_document(data, b"GRUP", entry.key, self.verify_key)
-                return self._open_group(name, document, entry.key)
+                return self._open_group(name, signed[number], f"groups/{name}/{number}")
             except (DamageError, AccessError) as error:  # of an epoch that began since this key was read
                 errors.append(error)
         if errors:
             raise errors[0]
-        if name == DEFAULT_GROUP or next(self.store.list(f"points/{name}/"), None):
+        if name in self._true_groups():
+            if damaged:
+                raise damaged[0]
             raise DamageError(f"groups/{name}, which holds the keys of group '{name}', is missing")
         raise NotFoundError(f"the repository has no group '{name}'")
 
-    def _open_group(self, name: str, document: dict[str, Any], key: str) -> GroupKeys:
-        shapes.check(document, {"group": str, "realm": Hex(), "epoch": int, "sealed": Hex()}, key)
+    def group_documents(self, name: str) -> tuple[dict[int, dict[str, Any]], list[DamageError]]:
+        """A group's documents that the realm signed, by number, and the errors of what else lies there, highest first.
+
+        What was read once is not read again: no name is written twice. Raises RepositoryError (newer).
+        """
+        signed, damaged = dict[int, dict[str, Any]](), list[DamageError]()
+        for entry in sorted(self.store.list(f"groups/{name}/"), key=lambda e: number_of(e.key), reverse=True):
+            if entry not in self._group_documents:
+                try:
+                    self._group_documents[entry] = self._signed_group(name, fetch(self.store, entry.key), entry.key)
+                except DamageError as error:
+                    self._group_documents[entry] = error
+            found = self._group_documents[entry]
+            if isinstance(found, DamageError):
+                damaged.append(found)
+            else:
+                signed[found["number"]] = found
+                if found["number"] != number_of(entry.key):
+                    damaged.append(DamageError(f"{entry.key} does not belong where it lies", object_key=entry.key))
+        return signed, damaged
+
+    def _signed_group(self, name: str, data: bytes, key: str) -> dict[str, Any]:
+        document = frames.open_document(data, b"GRUP", key, self.verify_key)
+        shapes.check(document, _GROUP, key)
         if document["group"] != name or document["realm"] != self.config.realm.hex():
             raise DamageError(f"{key} does not belong where it lies", object_key=key)
+        return document
+
+    def put_group(self, keys: GroupKeys, epoch: int) -> None:
+        """A group's keys, sealed for an epoch, twice: under the first numbers above the others where nothing lies.
+
+        Where somebody else makes the group at the same time, what was first holds for both.
+        """
+        signed, _ = self.group_documents(keys.group)
+        number = highest = max(signed, default=0)
+        left = 2
+        while left:
+            number += 1
+            ((key, data),) = making.group_documents(self.reader, keys, epoch, (number,)).items()
+            try:
+                self.store.put(key, data)
+                left -= 1
+            except ObjectExists:
+                if max(self.group_documents(keys.group)[0], default=0) > highest and left == 2:
+                    return
+
+    def make_group(self, name: str) -> None:
+        """A new group."""
+        self.put_group(making.new_group_keys(self.reader, name), self.config.epoch)
+
+    def _open_group(self, name: str, document: dict[str, Any], key: str) -> GroupKeys:
+        shapes.check(document, _GROUP, key)
         epoch = document["epoch"]
         private = self.identity.private(epoch)
         opened = private.open(making.group_info(self.config.realm, name, epoch), bytes.fromhex(document["sealed"]), key)
@@ -234,10 +298,16 @@ class Keyring:
         return GroupKeys(self.config.realm, name, id_keys, bytes.fromhex(body["lineage_key"]))
 
     def groups(self) -> list[str]:
-        """The names of all groups that this key sees: a writer its own."""
+        """The names of all groups that this key sees: a writer its own. Names that nobody signed are none."""
         if not self.can_read:
             return [self.home]
-        return sorted({entry.key.split("/")[1] for entry in self.store.list("groups/")})
+        true = self._true_groups()
+        named = {entry.key.split("/")[1] for entry in self.store.list("groups/")}
+        return sorted(true | {name for name in named - true if self.group_documents(name)[0]})
+
+    def _true_groups(self) -> set[str]:
+        """The groups that there must be: somebody is enrolled for them."""
+        return {DEFAULT_GROUP} | {writer.group for writer in self.writers().values()}
 
     def seen(self, folder: str) -> str:
         """The prefix of what this key sees of `points` or `index`."""
@@ -269,8 +339,29 @@ class Keyring:
 
     def check_enrolment(self, key: str, data: bytes) -> None:
         """Whether it is an enrolment or a revocation of that name. Raises DamageError, RepositoryError."""
-        check = self._enrolments.revocation if key.endswith(".revoked") else self._enrolments.enrolment
+        check = self._enrolments.revocation if REVOKED in key else self._enrolments.enrolment
         check(key, data)
+
+    def put_enrolment(self, writer: bytes, data: bytes) -> None:
+        """An enrolment that the realm signed, under the first name of that writer's where nothing lies."""
+        put_first_free(self.store, (enrolment_key(writer, n) for n in itertools.count()), data)
+
+    def revocations(self, writer: bytes) -> dict[str, bytes]:
+        """The digests of the revocations of a writer that the realm signed for this repository, by their names."""
+        self.forget_writers()
+        self.writers()
+        return self._enrolments.revocations(writer)
+
+    def put_revocation(self, writer: bytes, data: bytes) -> None:
+        """Under the first name where nothing lies; not at all where a valid one lies before that."""
+        for number in itertools.count():
+            key = revocation_key(writer, number)
+            try:
+                self.store.put(key, data)
+            except ObjectExists:
+                if key not in self.revocations(writer):
+                    continue  # garbage
+            return
 
     def unjudged(self) -> list[DamageError]:
         """Revocations that the config lists and that cannot be read: what stands of those writers is not known."""
@@ -287,6 +378,14 @@ class Keyring:
         except AccessError as error:  # the header or point that holds it is authentic: so its writer made it
             message = f"{name} is damaged: its key was made for nobody who could read it"
             raise DamageError(message, object_key=name) from error
+
+
+def put_first_free(store: Store, names: Iterable[str], data: bytes) -> None:
+    """Puts an object under the first of the names that nobody occupies."""
+    for key in names:
+        with contextlib.suppress(ObjectExists):
+            store.put(key, data)
+            return
 
 
 def being_made(store: Store) -> RepositoryError:

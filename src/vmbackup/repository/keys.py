@@ -202,6 +202,11 @@ def read_slot(data: bytes, name: str) -> dict[str, Any]:
     return document
 
 
+def cost(document: dict[str, Any]) -> int:
+    """What trying a slot takes: nobody signs one, so the dear ones are tried last."""
+    return int(document["kdf"]["memory_kib"]) * int(document["kdf"]["iterations"])
+
+
 def slot_info(document: dict[str, Any]) -> SlotInfo:
     """What people may know of a slot."""
     return SlotInfo(document["slot"], document["kind"], document["label"], document["created"])

@@ -36,8 +36,12 @@ def first_config(
 
 def new_group(reader: ReaderKeys, group: str, epoch: int) -> dict[str, bytes]:
     """New keys for a group: two objects of the same content, by their names."""
-    keys = GroupKeys(reader.realm, check_group(group), {1: os.urandom(32)}, os.urandom(32))
-    return group_documents(reader, keys, epoch, (1, 2))
+    return group_documents(reader, new_group_keys(reader, group), epoch, (1, 2))
+
+
+def new_group_keys(reader: ReaderKeys, group: str) -> GroupKeys:
+    """Keys that nobody has yet."""
+    return GroupKeys(reader.realm, check_group(group), {1: os.urandom(32)}, os.urandom(32))
 
 
 def group_documents(reader: ReaderKeys, keys: GroupKeys, epoch: int, numbers: Iterable[int]) -> dict[str, bytes]:

@@ -10,10 +10,10 @@ _GROUP, _ID, _SESSION = "[a-z0-9-]{1,64}", "[0-9a-f]{16}", "[0-9a-f]{32}"
 _NAMES = re.compile(
     "|".join(
         (
-            r"config(\.copy)?/\d+",
+            r"config(\.copy)?/\d{1,18}",
             rf"keys/{_ID}",
-            rf"writers/{_ID}(\.revoked)?",
-            rf"groups/{_GROUP}/\d+",
+            rf"writers/{_ID}(\.revoked)?(\.\d{{1,9}})?",
+            rf"groups/{_GROUP}/\d{{1,18}}",
             r"envelopes/\d+/\d+",
             rf"(sessions|points|trash)/{_GROUP}/{_SESSION}/{_SESSION}",
             rf"(data|meta|index)/{_GROUP}/{_SESSION}/{_SESSION}-\d+",

@@ -1,7 +1,7 @@
 """Opening a repository: from a secret to its keys, and to the config that holds."""
 
 import contextlib
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from vmbackup.repository.catalog import fetch
 from vmbackup.repository.crypto import PublicKey
 from vmbackup.repository.keys import Identity, ReaderKeys, Secret
 from vmbackup.repository.shapes import Hex, Maybe, Up
-from vmbackup.storage_backends import Store
+from vmbackup.storage_backends import Entry, Store
 
 _CONFIG = {
     **dict.fromkeys(("realm", "repository"), Hex()),
@@ -23,6 +23,7 @@ _CONFIG = {
     "object_lock_days?": Maybe(int),
     "allowed_endpoints?": Maybe([str]),
     "revoked?": [{"writer": Hex(8), "digest": Hex(32)}],
+    "skipped?": [[int]],
 }
 
 
@@ -30,7 +31,8 @@ _CONFIG = {
 class RepositoryConfig:
     """The signed config: ids of 16 bytes, `version` of this document, chunk size in bytes, public keys by epoch.
 
-    `slots`: the key slots that there must be; `revoked`: the digests of the revocations, by the writer's id.
+    `slots`: the key slots that there must be; `revoked`: the digests of the revocations, by the writer's id. `skipped`:
+    first and last of the numbers under which there is no version, for somebody had put other things there.
     `allowed_endpoints`: the hosts where data may lie, None for any.
     """
 
@@ -45,7 +47,12 @@ class RepositoryConfig:
     object_lock_days: int | None
     revoked: dict[bytes, bytes]
     allowed_endpoints: tuple[str, ...] | None
+    skipped: tuple[tuple[int, int], ...]
     document: dict[str, Any] = field(repr=False)
+
+    def has(self, number: int) -> bool:
+        """Whether there was a version of that number, up to this one."""
+        return 1 <= number <= self.version and not any(first <= number <= last for first, last in self.skipped)
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> "RepositoryConfig":
@@ -63,6 +70,7 @@ class RepositoryConfig:
             document.get("object_lock_days"),
             {bytes.fromhex(r["writer"]): bytes.fromhex(r["digest"]) for r in document.get("revoked", ())},
             None if document.get("allowed_endpoints") is None else tuple(document["allowed_endpoints"]),
+            tuple((first, last) for first, last in document.get("skipped", ())),
             document,
         )
 
@@ -80,11 +88,17 @@ def unlock(store: Store, secret: Secret, known: str, only: Container[str] | None
     names = [entry.key.removeprefix("keys/") for entry in store.list("keys/")]
     if only is not None:
         names = [name for name in names if name in only]
-    damaged: list[DamageError] = []
+    damaged: list[DamageError | RepositoryError] = []
+    slots: dict[str, dict[str, Any]] = {}
     for slot in sorted(names, key=lambda n: (n != known, n)):
         key = f"keys/{slot}"
         try:
-            found = keys.unwrap(keys.read_slot(fetch(store, key), key), secret, key)
+            slots[slot] = keys.read_slot(fetch(store, key), key)
+        except (DamageError, RepositoryError) as error:  # nobody signs a slot: one of a newer version may be anybody's
+            damaged.append(error)
+    for slot in sorted(slots, key=lambda n: (n != known, keys.cost(slots[n]), n)):
+        try:
+            found = keys.unwrap(slots[slot], secret, f"keys/{slot}")
         except DamageError as error:
             damaged.append(error)
             continue
@@ -98,11 +112,15 @@ def unlock(store: Store, secret: Secret, known: str, only: Container[str] | None
         damaged.append(
             DamageError(f"keys/{known}, which this host used before, is missing", object_key=f"keys/{known}")
         )
+    newer = [error for error in damaged if isinstance(error, RepositoryError)]
+    if newer and not slots:
+        raise newer[0]
     if damaged:
+        first = damaged[0]
         raise DamageError(
-            f"{damaged[0].message}, and no other slot opens with this passphrase",
+            f"{first.message}, and no other slot opens with this passphrase",
             "if it was removed or changed, use the new passphrase; the recovery key opens it too",
-            object_key=damaged[0].object_key,
+            object_key=first.object_key if isinstance(first, DamageError) else None,
         )
     raise AccessError(
         f"the passphrase does not open the repository at {store.url}",
@@ -167,28 +185,76 @@ def _realms_told(store: Store) -> Iterator[str]:
 
 def read_config(store: Store, identity: Identity) -> RepositoryConfig:
     """The highest config with a valid signature, its copy where it is damaged. Raises DamageError, RepositoryError."""
-    names = {number_of(e.key) for folder in ("config/", "config.copy/") for e in store.list(folder)}
-    errors: list[DamageError] = []
-    for number in sorted(names - {-1}, reverse=True):
-        for folder in ("config", "config.copy"):
-            key = f"{folder}/{number}"
-            try:
-                document = frames.open_document(fetch(store, key), b"CONF", key, identity.verify_key)
-                config = RepositoryConfig.from_document(document)
-            except DamageError as error:
-                errors.append(error)
-                continue
-            except (KeyError, TypeError, ValueError) as error:
-                raise DamageError(f"{key} lacks what a config must have", object_key=key) from error
-            if config.version != number or config.realm != identity.realm:
-                errors.append(DamageError(f"{key} does not belong where it lies", object_key=key))
-                continue
-            if config.features["refuse"]:
-                raise RepositoryError(
-                    f"the repository uses features of a newer vmbackup: {', '.join(config.features['refuse'])}",
-                    "upgrade vmbackup on this host",
-                )
-            return config
-    if errors:
-        raise errors[0]
-    raise DamageError(f"{store.url} has no config left", "restore the folder 'config' or 'config.copy' of the store")
+    return ConfigReader(store, identity).read()
+
+
+class ConfigReader:
+    """Reads the config, again and again. What is no version of it, whoever put it there, counts for nothing.
+
+    `occupied` are the numbers under which anything lay at the last reading: those above the version that holds by
+    garbage. That is remembered as long as it is not changed, so that it is read once; its number is not bounded, or
+    whoever puts more would shut the owner out.
+    """
+
+    def __init__(self, store: Store, identity: Identity, repository: bytes | None = None) -> None:
+        """`repository`: which one it is; that of the oldest version there is unless told."""
+        self._store, self._identity, self._repository = store, identity, repository
+        self._garbage: dict[Entry, DamageError] = {}
+        self.occupied: frozenset[int] = frozenset()
+
+    def read(self) -> RepositoryConfig:
+        """The version that holds. Raises DamageError, RepositoryError."""
+        entries = {e.key: e for folder in ("config/", "config.copy/") for e in self._store.list(folder)}
+        numbers = sorted({number_of(key) for key in entries} - {-1}, reverse=True)
+        errors: list[DamageError] = []
+        found = self._first(entries, numbers, errors)
+        if found is not None and self._repository is None:
+            first = self._first(entries, numbers[::-1], []) or found
+            self._repository = first.repository
+        if found is not None and found.repository != self._repository:  # another one of the realm, with the same keys
+            found = self._first(entries, numbers, errors)
+        self.occupied = frozenset(numbers)
+        if found is None:
+            if errors:
+                raise errors[0]
+            hint = "restore the folder 'config' or 'config.copy' of the store"
+            raise DamageError(f"{self._store.url} has no config left", hint)
+        if found.features["refuse"]:
+            raise RepositoryError(
+                f"the repository uses features of a newer vmbackup: {', '.join(found.features['refuse'])}",
+                "upgrade vmbackup on this host",
+            )
+        return found
+
+    def _first(
+        self, entries: dict[str, Entry], numbers: Iterable[int], errors: list[DamageError]
+    ) -> RepositoryConfig | None:
+        """The first of these versions that is one."""
+        for number in numbers:
+            for folder in ("config", "config.copy"):
+                entry = entries.get(f"{folder}/{number}")
+                try:
+                    if entry is not None:
+                        return self._config(entry, number)
+                except DamageError as error:
+                    errors.append(error)
+        return None
+
+    def _config(self, entry: Entry, number: int) -> RepositoryConfig:
+        """One version. Raises DamageError where it is none."""
+        key = entry.key
+        if known := self._garbage.get(entry):
+            raise known
+        try:
+            document = frames.open_document(fetch(self._store, key), b"CONF", key, self._identity.verify_key)
+            config = RepositoryConfig.from_document(document)
+        except DamageError as error:
+            self._garbage[entry] = error
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamageError(f"{key} lacks what a config must have", object_key=key) from error
+        if config.version != number or config.realm != self._identity.realm:
+            raise DamageError(f"{key} does not belong where it lies", object_key=key)
+        if self._repository not in (None, config.repository):
+            raise DamageError(f"{key} is of another repository", object_key=key)
+        return config

@@ -116,6 +116,11 @@ class Point:
         """`<time>-<8 hex>`."""
         return point_id(self.time, self.session)
 
+    @cached_property
+    def long_id(self) -> str:
+        """`<time>-<20 hex>`: it tells points of one `id` apart, as far as they are of one history."""
+        return f"{self.id.rpartition('-')[0]}-{self.session[6:].hex()}"
+
     @property
     def origin(self) -> bytes:
         """What the point and its copies, in whatever repository, have in common."""

@@ -34,11 +34,11 @@ class Quarantined:
 def quarantined(repository: Repository, found: PointList) -> list[Quarantined]:
     """What is in quarantine, newest first."""
     points = sorted(found.quarantined, key=lambda point: point.session, reverse=True)
-    return [_told(point, repository.writers()[point.writer].name) for point in points]
+    return [_told(found, point, repository.writers()[point.writer].name) for point in points]
 
 
-def _told(point: Point, writer: str) -> Quarantined:
+def _told(found: PointList, point: Point, writer: str) -> Quarantined:
     begun = datetime.fromtimestamp(int.from_bytes(point.session[:6], "big") / 1000, UTC)
     if point.kind == POINT:
-        return Quarantined(point.id, point.domain, begun, writer)
+        return Quarantined(found.name(point), point.domain, begun, writer)
     return Quarantined(short_id(point.session), "", begun, writer)

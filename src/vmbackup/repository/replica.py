@@ -2,14 +2,15 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from vmbackup.errors import DamageError, RepositoryError
-from vmbackup.repository import enrolling, keys, residency
+from vmbackup.repository import enrolling, frames, keys, residency
 from vmbackup.repository.catalog import fetch
+from vmbackup.repository.enrolments import REVOKED, writer_of
 from vmbackup.repository.keys import Secret
 from vmbackup.repository.opening import RepositoryConfig
 from vmbackup.repository.repository import Repository, put_first, refuse_occupied
@@ -30,7 +31,7 @@ def make_replica(
     reader = source.reader
     refuse_occupied(store)
     residency.check(source.config.allowed_endpoints, store.place)
-    shared = {entry.key: fetch(source.store, entry.key) for folder in _SHARED for entry in source.store.list(folder)}
+    shared = {key: data for key, data in _signed(source) if REVOKED not in key}
     slots = {slot: fetch(source.store, f"keys/{slot}") for slot in _slots(source)}
     own = _opened_by(slots, secret)
     if own is None:
@@ -44,13 +45,35 @@ def make_replica(
         "replica_of": source.config.repository.hex(),
         "object_lock_days": object_lock_days,
         "slots": sorted(slots),
+        "revoked": [],
+        "skipped": [],
     }
     made = Repository(store, reader, RepositoryConfig.from_document(document), trust)
     put_first(made.store, shared)
     for slot, data in slots.items():
         made.store.put(f"keys/{slot}", data)
     made.start(document, own)
+    for writer in source.writers().values():
+        if writer.revoked:
+            enrolling.revoke(made, writer.id.hex())
     return made
+
+
+def _signed(source: Repository) -> Iterator[tuple[str, bytes]]:
+    """What the realm signed for all of its repositories; garbage that lies there is left behind."""
+    for entry in (entry for folder in _SHARED for entry in source.store.list(folder)):
+        with contextlib.suppress(DamageError):
+            yield entry.key, _checked(source, entry.key)
+
+
+def _checked(source: Repository, key: str) -> bytes:
+    """A document of the realm. Raises DamageError where it is none."""
+    data = fetch(source.store, key)
+    if key.startswith("writers/"):
+        source.check_enrolment(key, data)
+    elif key.startswith("groups/"):
+        frames.open_document(data, b"GRUP", key, source.verify_key)
+    return data
 
 
 def _slots(source: Repository) -> set[str]:
@@ -61,7 +84,7 @@ def _slots(source: Repository) -> set[str]:
 def _opened_by(slots: dict[str, bytes], secret: Secret) -> str | None:
     """The slot that a secret opens; None where it opens none."""
     for slot, data in sorted(slots.items()):
-        with contextlib.suppress(DamageError):
+        with contextlib.suppress(DamageError, RepositoryError):
             if keys.unwrap(keys.read_slot(data, f"keys/{slot}"), secret, f"keys/{slot}"):
                 return slot
     return None
@@ -82,20 +105,43 @@ def follow(source: Repository, target: Repository, secret: Callable[[], Secret] 
             f"the keys of {source.store.url} were rotated, and {target.store.url} has no key slot for them yet",
             "run one 'vmbackup copy' to it where both open with the passphrase",
         )
-    there = {entry.key for folder in _SHARED for entry in target.store.list(folder)}
-    listed = (entry.key for folder in _SHARED for entry in source.store.list(folder))
-    new = [key for key in listed if key not in there and not key.endswith(".revoked")]
-    for key in new:
-        with contextlib.suppress(ObjectExists):
-            target.store.put(key, fetch(source.store, key))
-    if new:
-        target.forget_writers()
+    _follow_documents(source, target)
+    if by_reader:
+        _follow_groups(source, target)
     ended = {writer.id: writer for writer in source.writers().values() if writer.revoked}
     open_there = [writer for writer in target.writers().values() if writer.id in ended and not writer.revoked]
     if by_reader:
         for writer in open_there:
             enrolling.revoke(target, writer.id.hex())
     return [] if by_reader else [writer.name for writer in open_there]
+
+
+def _follow_documents(source: Repository, target: Repository) -> None:
+    """Groups and enrolments, verbatim. An enrolment takes the next name where its own is occupied by something else."""
+    target.forget_writers()
+    there = {entry.key for folder in _SHARED for entry in target.store.list(folder)}
+    known = target.writers()
+    for entry in (entry for folder in _SHARED for entry in source.store.list(folder)):
+        key = entry.key
+        enrolment = key.startswith("writers/")
+        if REVOKED in key or (key in there and (not enrolment or writer_of(key) in known)):
+            continue
+        with contextlib.suppress(DamageError, ObjectExists):  # garbage in the source; what another copy put
+            data = _checked(source, key)
+            if enrolment:
+                target.put_enrolment(writer_of(key), data)
+            else:
+                target.store.put(key, data)
+    target.forget_writers()
+
+
+def _follow_groups(source: Repository, target: Repository) -> None:
+    """The keys of groups whose names are occupied there by something else, signed anew."""
+    for name in source.groups():
+        signed, _ = source.group_documents(name)
+        newest = max((document["epoch"] for document in signed.values()), default=0)
+        if newest > max((document["epoch"] for document in target.group_documents(name)[0].values()), default=0):
+            target.put_group(source.group(name), newest)
 
 
 def _follow_keys(source: Repository, target: Repository, secret: Callable[[], Secret] | None) -> None:

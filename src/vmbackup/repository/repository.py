@@ -1,12 +1,13 @@
 """A repository: made, opened with a secret, its restore points read."""
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
-from vmbackup.errors import DamageError, RepositoryError, UsageError
-from vmbackup.repository import keys, locks, making, points, residency, tables, tombstones
+from vmbackup.errors import DamageError, NotFoundError, RepositoryError, UsageError
+from vmbackup.repository import keys, locks, making, points, residency, tables, tombstones, twins
 from vmbackup.repository.cache import Cache
 from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.keyring import DEFAULT_GROUP, Keyring, being_made
@@ -29,23 +30,50 @@ class PointList:
     """What lies below `points/` and is not forgotten: restore points newest first, partials, errors of unreadable ones.
 
     `moves`: the tables of moves that count, for their signers may collect. `ended`: the sessions that can never commit
-    any more, forgotten ones too. `twins`: further copies of a point that is listed, made by two hosts at once.
-    `quarantined`: what revoked writers committed since, of any kind.
+    any more, by their histories; `dead`: others that cannot, in whatever history. `forgotten`: sessions that are.
+    `twins`: further copies of a point that is listed, made by two hosts at once; `twin_of`: by a twin's key that point.
+    `copied`: whose restore points stand here as proved copies: history and origin.
+    `quarantined`: what revoked writers committed since, of any kind. `backdated`: points that claim to be older than
+    the key that signed them.
     """
 
     points: list[Point]
     partials: list[Point]
     damaged: list[DamageError]
-    ended: set[bytes]
+    ended: set[tuple[Lineage, bytes]]
+    dead: set[bytes] = field(default_factory=set)
     forgotten: set[bytes] = field(default_factory=set)
     moves: list[Point] = field(default_factory=list)
     twins: list[Point] = field(default_factory=list)
     quarantined: list[Point] = field(default_factory=list)
+    twin_of: dict[str, Point] = field(default_factory=dict)
+    copied: set[tuple[Lineage, bytes]] = field(default_factory=set)
+    backdated: list[Point] = field(default_factory=list)
 
-    @property
-    def copied(self) -> set[tuple[Lineage, bytes]]:
-        """Whose restore points stand here as copies: history and origin."""
-        return {(p.lineage, p.origin) for p in (*self.points, *self.twins) if p.original or p.copied_from}
+    def has_ended(self, lineage: Lineage, session: bytes) -> bool:
+        """Whether that session can never commit any more, forgotten ones too."""
+        return (lineage, session) in self.ended or session in self.dead
+
+    @cached_property
+    def doubtful(self) -> list[list[Point]]:
+        """Points of one history that claim one origin: at most one of each is genuine, whoever signed it."""
+        return twins.doubtful(self.points)
+
+    def name(self, point: Point) -> str:
+        """The shortest name that means this point and no other that is listed or in quarantine."""
+        same = self._by_id.get(point.id, [point])
+        if len(same) < 2:
+            return point.id
+        if sum(other.long_id == point.long_id for other in same) < 2:
+            return point.long_id
+        return point.key
+
+    @cached_property
+    def _by_id(self) -> dict[str, list[Point]]:
+        found: dict[str, list[Point]] = defaultdict(list)
+        for point in (*self.points, *(p for p in self.quarantined if p.kind == POINT)):
+            found[point.id].append(point)
+        return found
 
     @property
     def committed(self) -> list[Point]:
@@ -153,7 +181,7 @@ class Repository(Keyring):
             indexed[group, lineage, name.partition("-")[0]] = None
         for group, lineage, name in indexed:
             place, session = Lineage(group, bytes.fromhex(lineage)), bytes.fromhex(name)
-            if session in found.ended or (place, session[:ORIGIN_BYTES]) in copied:
+            if found.has_ended(place, session) or (place, session[:ORIGIN_BYTES]) in copied:
                 continue
             if self.exists(place.pin(session)) or self.exists(place.point(session)):
                 continue
@@ -177,13 +205,15 @@ class Repository(Keyring):
         What there is, and what is forgotten, is read from the store; `live`: each point too, though this host knows it.
         """
         found: list[Point] = []
-        damaged: list[tuple[bytes, DamageError]] = []
-        ended: set[bytes] = set()
+        damaged: list[tuple[Lineage, bytes, DamageError]] = []
+        ended: set[tuple[Lineage, bytes]] = set()
+        stored: dict[str, float] = {}
         prefix = lineage.prefix("points") if lineage else f"points/{group}/" if group else self.seen("points")
         known, listed = PointCache(Cache() if live else self.cache), set()
         for entry in self.store.list(prefix):
             place, session = point_place(entry.key)
-            ended.add(session)
+            ended.add((place, session))
+            stored[entry.key] = entry.modified
             listed.add(entry.key)
             try:
                 point = known.get(entry, self.store.get, partial(self._decode, lineage=place, session=session))
@@ -193,35 +223,42 @@ class Repository(Keyring):
                 continue  # forgotten and collected since it was listed
             except (DamageError, ObjectTruncated) as error:
                 damage = error if isinstance(error, DamageError) else DamageError(error.message, object_key=entry.key)
-                damaged.append((session, damage))
+                damaged.append((place, session, damage))
         known.close(prefix, listed)
-        gone = self._forgotten(lineage, group)  # after the points: rule W3
-        kept = [p for p in found if p.session not in gone]
+        groups = {lineage.group} if lineage else {group} if group else {p.group for p, _ in ended} | {*self.groups()}
+        trash, dead = self._forgotten(groups, lineage)  # after the points: rule W3
+        kept = [p for p in found if p.session not in dead and (p.lineage, p.session) not in trash]
         valid = [p for p in kept if self.stands(p)]
         moves = [p for p in valid if p.kind == MOVES and self.writers()[p.writer].may_collect(p.lineage.group)]
         for table in moves:
             self.catalog(table.lineage.group).use([table.move_table()])
         newest_first = sorted((p for p in valid if p.kind == POINT), key=lambda p: (p.time, p.session), reverse=True)
-        each = {(p.lineage, p.origin): p for p in newest_first}  # of twins the one with the lowest session
+        behind = twins.find(newest_first, stored, self.writers())
         return PointList(
-            list(each.values()),
+            [p for p in newest_first if p.key not in behind],
             [p for p in valid if p.kind == PARTIAL],
-            [error for session, error in damaged if session not in gone],
-            ended | gone,
-            gone,
+            [error for place, session, error in damaged if session not in dead and (place, session) not in trash],
+            ended | trash,
+            dead,
+            (dead | {session for _, session in trash}) - {p.session for p in kept},
             moves,
-            [p for p in newest_first if p is not each[p.lineage, p.origin]],
+            [p for p in newest_first if p.key in behind],
             [p for p in kept if not self.stands(p)],
+            behind,
+            {(p.lineage, p.origin) for p in newest_first if twins.is_copy(p, self.writers())},
+            [p for p in newest_first if twins.is_backdated(p, self.writers())],
         )
 
-    def _forgotten(self, lineage: Lineage | None, group: str | None) -> set[bytes]:
+    def _forgotten(
+        self, groups: Iterable[str], lineage: Lineage | None
+    ) -> tuple[set[tuple[Lineage, bytes]], set[bytes]]:
         """Trash first, then dead lists: what moves from one to the other meanwhile is seen."""
-        groups = [lineage.group] if lineage else [group] if group else self.groups()
-        found: set[bytes] = set()
-        for name in groups:
-            found |= tombstones.trashed(self, name, lineage).keys()
-            found |= tombstones.dead(self, name)
-        return found
+        trash: set[tuple[Lineage, bytes]] = set()
+        dead: set[bytes] = set()
+        for name in sorted(groups):
+            trash |= tombstones.trashed(self, name, lineage)
+            dead |= tombstones.dead(self, name)
+        return trash, dead
 
     def read_point(self, lineage: Lineage, session: bytes) -> Point | None:
         """One point or partial; None where there is none or "aborted". Raises DamageError."""
@@ -235,12 +272,30 @@ class Repository(Keyring):
         if points.is_abort(data):
             return None
         writers = self.writers_with(points.signer(data, lineage))
-        return points.decode(data, self.group(lineage.group), lineage, session, writers)
+        try:
+            group = self.group(lineage.group)
+        except NotFoundError as error:
+            key = lineage.point(session)
+            raise DamageError(f"{key} is of a group that there is not", object_key=key) from error
+        return points.decode(data, group, lineage, session, writers)
 
     def stands(self, point: Point) -> bool:
         """Whether its writer was not revoked, or had committed it by then."""
         writer = self.writers().get(point.writer)
         return writer is not None and writer.stands(point.lineage.id, point.session)
+
+    def origin_of(self, point: Point, *, believed: bool = False) -> tuple[str, str]:
+        """Realm and session, in hex, of what a point is a copy of; its own where it is not proved one.
+
+        `believed`: what calls itself a copy of another realm's point is one, whoever signed it.
+        """
+        realm = self.config.realm.hex()
+        if point.original is not None:
+            return realm, point.original.session.hex()
+        told = point.copied_from
+        if told is not None and (believed or twins.is_copy(point, self.writers())):
+            return told["realm"], told["session"]
+        return realm, point.session.hex()
 
     def documents(self, point: Point) -> dict[str, bytes]:
         """A point's private documents by name. Raises AccessError, DamageError."""

@@ -11,7 +11,8 @@ from vmbackup.repository.points import POINT, Point
 from vmbackup.repository.repository import PointList, newest
 
 _MOST_CANDIDATES = 8  # of an ambiguous name: more are counted, not listed
-_POINT = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{1,8}")
+_POINT = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{1,20}")
+_TIME_BYTES = 6  # of a session; its random digits follow
 _DATE = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 
 
@@ -28,12 +29,12 @@ def resolve(found: PointList, text: str, *, domains: bool = False) -> Point:
     matches = [point for point in found.points if _is_named(point, text)]
     named = domains and any(text in (point.domain, point.uuid) for point in found.points)
     if named and matches:
-        hint = f"write {text}@latest for the domain, or more of: {_listed([p.id for p in matches])}"
+        hint = f"write {text}@latest for the domain, or more of: {_listed([found.name(p) for p in matches])}"
         raise UsageError(f"'{text}' names a domain and a restore point", hint)
     if named:
         return _of_domain(found, text, None)
     if len(matches) > 1:
-        hint = f"write more of it: {_listed([p.id for p in matches])}"
+        hint = f"write more of it: {_listed([found.name(p) for p in matches])}"
         raise UsageError(f"'{text}' names {len(matches)} restore points", hint)
     if matches:
         return matches[0]
@@ -53,9 +54,10 @@ def parse_time(text: str) -> datetime:
 
 
 def _is_named(point: Point, text: str) -> bool:
-    """Whether `text` is a prefix of the point's id or of its 8 hex digits."""
-    point_id = point.id if point.kind == POINT else ""
-    return bool(text) and (point_id.startswith(text) or short_id(point.session).startswith(text.lower()))
+    """Whether `text` is a prefix of the point's id or of its digits, as far as its session goes, or its key."""
+    point_id = point.long_id if point.kind == POINT else ""
+    digits = point.session[_TIME_BYTES:].hex()
+    return bool(text) and (point_id.startswith(text) or digits.startswith(text.lower()) or text == point.key)
 
 
 def _of_domain(found: PointList, name: str, moment: datetime | None) -> Point:
@@ -117,9 +119,12 @@ def _nothing(found: PointList, text: str, *, domains: bool) -> Exception:
 
 
 def in_quarantine(found: PointList, text: str) -> Point | None:
-    """The one commit in quarantine that `text` names, and no restore point besides. Raises UsageError (ambiguous)."""
+    """The one commit in quarantine that `text` names; None where it names none. Raises UsageError (ambiguous)."""
     matches = [point for point in found.quarantined if _is_named(point, text)]
-    if any(_is_named(point, text) for point in found.points):
+    if named := [point for point in found.points if _is_named(point, text)]:
+        if matches:
+            hint = f"write more of it: {_listed([found.name(p) for p in (*named, *matches)])}"
+            raise UsageError(f"'{text}' names a restore point and something in quarantine", hint)
         return None
     if len(matches) > 1:
         raise UsageError(f"'{text}' names {len(matches)} things in quarantine", "'vmbackup list' shows them")

@@ -148,7 +148,7 @@ class Run:
         """Two hosts, one guest: the higher session id gives way to a live lower one."""
         for entry in self.repository.store.list(self.lineage.prefix("sessions")):
             rival = bytes.fromhex(entry.key.rsplit("/", 1)[1])
-            if rival == self._main.id or rival in found.ended:
+            if rival == self._main.id or found.has_ended(self.lineage, rival):
                 continue
             if self._moves_slots(rival):
                 continue

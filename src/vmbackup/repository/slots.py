@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vmbackup.errors import AccessError, DamageError, NotFoundError, RepositoryError, UsageError
-from vmbackup.repository import keys, making
+from vmbackup.repository import keys
 from vmbackup.repository.catalog import fetch
 from vmbackup.repository.crypto import PrivateKey
 from vmbackup.repository.keyring import Keyring
 from vmbackup.repository.keys import ReaderKeys, Secret, SlotInfo
-from vmbackup.repository.opening import RepositoryConfig, number_of
+from vmbackup.repository.opening import RepositoryConfig
 from vmbackup.storage_backends import DeleteRefused
 
 RECOVERY = "recovery"
@@ -25,6 +25,8 @@ def listed(repository: Keyring) -> Iterator[SlotInfo | DamageError]:
             yield keys.slot_info(keys.read_slot(fetch(repository.store, entry.key), entry.key))
         except DamageError as error:
             yield error
+        except RepositoryError as error:  # of a newer version, it says, and nobody signed it
+            yield DamageError(error.message, error.hint, object_key=entry.key)
 
 
 def in_force(repository: Keyring, slot: str) -> bool:
@@ -145,6 +147,8 @@ def rotate(repository: Keyring, secret: Secret, keep_recovery: Callable[[str], N
     public = {"number": epoch, "public_key": private.public().raw.hex()}
 
     def begun(config: RepositoryConfig) -> dict[str, Any]:
+        if public in config.document["epochs"]:
+            return {}
         if config.epoch != before.epoch:
             raise RepositoryError("somebody else rotates the keys at the same time", "look who, and what was dropped")
         return {"epoch": epoch, "epochs": [*config.document["epochs"], public], "slots": sorted((slot, spare))}
@@ -154,17 +158,9 @@ def rotate(repository: Keyring, secret: Secret, keep_recovery: Callable[[str], N
     repository.identity, repository.slot = renewed, slot
     repository.recheck()
     for group in repository.groups():
-        _seal_again(repository, renewed, group, epoch)
+        repository.put_group(repository.group(group), epoch)
     kept = [name for name in sorted(old) if not _delete(repository, name)]
     return Rotated(epoch, slot, tuple(s for s in gone if s.id != used), tuple(kept))
-
-
-def _seal_again(repository: Keyring, reader: ReaderKeys, group: str, epoch: int) -> None:
-    """The group's keys for the new epoch, twice, under the next numbers."""
-    group_keys = repository.group(group)
-    highest = max(number_of(entry.key) for entry in repository.store.list(f"groups/{group}/"))
-    for key, document in making.group_documents(reader, group_keys, epoch, (highest + 1, highest + 2)).items():
-        repository.store.put(key, document)
 
 
 def _stored(repository: Keyring) -> set[str]:
@@ -182,7 +178,7 @@ def _resolve(repository: Keyring, name: str) -> str:
 
 
 def _info(repository: Keyring, slot: str) -> SlotInfo | None:
-    with contextlib.suppress(DamageError):
+    with contextlib.suppress(DamageError, RepositoryError):
         return keys.slot_info(keys.read_slot(fetch(repository.store, f"keys/{slot}"), f"keys/{slot}"))
     return None
 

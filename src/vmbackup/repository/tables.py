@@ -38,7 +38,8 @@ def read(repository: "Repository", lineage: Lineage, known: frozenset[bytes]) ->
         with contextlib.suppress(DamageError):
             if (point := repository.read_point(lineage, session)) and _counts(repository, point):
                 found[session] = point.move_table()
-    gone = tombstones.trashed(repository, lineage.group, lineage).keys() | tombstones.dead(repository, lineage.group)
+    gone = {session for _, session in tombstones.trashed(repository, lineage.group, lineage)}
+    gone |= tombstones.dead(repository, lineage.group)
     return [table for session, table in found.items() if session not in gone]
 
 

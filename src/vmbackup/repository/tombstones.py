@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 
-from vmbackup.errors import DamageError
+from vmbackup.errors import DamageError, RepositoryError
 from vmbackup.repository import frames
 from vmbackup.repository.layout import SESSION_BYTES, Lineage
 from vmbackup.storage_backends import ObjectExists, ObjectMissing
@@ -32,14 +32,20 @@ class RevokedSignerError(DamageError):
 
 
 def forget(repository: "Repository", lineage: Lineage, session: bytes) -> None:
-    """Forgets a session for good (rule F1); it may be forgotten already. Raises AccessError."""
+    """Forgets a session for good (rule F1); it may be forgotten already. Raises AccessError, RepositoryError."""
     repository.check_may_collect(lineage.group)
     key = lineage.trash(session)
     with contextlib.suppress(ObjectExists):  # another pruner's signature makes other bytes, and counts as well
         repository.store.put(key, _signed(repository, _head(b"TRSH", lineage.group) + lineage.id + session))
         return
-    if session not in trashed(repository, lineage.group, lineage):  # what is in its place counts for nothing
-        put_dead(repository, lineage.group, [session])
+    if (lineage, session) in trashed(repository, lineage.group, lineage):
+        return
+    if not sole(repository, lineage.group, [(lineage, session)]):  # what is in its place counts for nothing
+        raise RepositoryError(
+            f"{key} is occupied by what somebody else put there, and a point of another history has the same session",
+            f"delete {key} with an access key that may, then forget it again",
+        )
+    put_dead(repository, lineage.group, [session])
 
 
 def put_dead(repository: "Repository", group: str, sessions: Iterable[bytes]) -> None:
@@ -51,13 +57,31 @@ def put_dead(repository: "Repository", group: str, sessions: Iterable[bytes]) ->
         repository.store.put(f"dead/{group}/{os.urandom(16).hex()}", _signed(repository, body))
 
 
-def trashed(repository: "Repository", group: str, lineage: Lineage | None = None) -> dict[bytes, Lineage]:
-    """The sessions of a group, or of one history, that a valid trash names."""
+def trashed(repository: "Repository", group: str, lineage: Lineage | None = None) -> set[tuple[Lineage, bytes]]:
+    """The sessions of a group, or of one history, that a valid trash names: a session of another history is another."""
     prefix = lineage.prefix("trash") if lineage else f"trash/{group}/"
     return {
-        body[Lineage.BYTES :]: Lineage(group, body[: Lineage.BYTES])
+        (Lineage(group, body[: Lineage.BYTES]), body[Lineage.BYTES :])
         for body in _valid(repository, b"TRSH", group, prefix, _TRASH_BYTES)
     }
+
+
+def sole(
+    repository: "Repository", group: str, forgotten: Iterable[tuple[Lineage, bytes]]
+) -> set[tuple[Lineage, bytes]]:
+    """Those that a dead list may name: it knows no histories, and no other one has a commit of that session.
+
+    No two runs have one session, but a stolen writer can commit in one history under the session of another's point.
+    """
+    wanted = set(forgotten)
+    sessions = {session for _, session in wanted}
+    others = set()
+    for entry in repository.store.list(f"points/{group}/") if wanted else ():
+        _, _, lineage, name = entry.key.split("/")
+        place = Lineage(group, bytes.fromhex(lineage)), bytes.fromhex(name)
+        if place[1] in sessions and place not in wanted:
+            others.add(place[1])
+    return {place for place in wanted if place[1] not in others}
 
 
 def dead(repository: "Repository", group: str) -> set[bytes]:
@@ -71,6 +95,17 @@ def dead(repository: "Repository", group: str) -> set[bytes]:
 def _ids(body: bytes) -> set[bytes]:
     """The sessions of a dead list."""
     return {body[at : at + SESSION_BYTES] for at in range(_COUNT.size, len(body), SESSION_BYTES)}
+
+
+def bury(repository: "Repository", group: str) -> dict[tuple[Lineage, bytes], bool]:
+    """Puts what is in the trash on a dead list, as far as one may name it; gives all of it, and whether each may go.
+
+    Without the list a late commit would revive what has no trash any more.
+    """
+    trash = trashed(repository, group)
+    named = sole(repository, group, trash)
+    put_dead(repository, group, {session for _, session in named} - dead(repository, group))
+    return {place: place in named for place in trash}
 
 
 class Told(NamedTuple):

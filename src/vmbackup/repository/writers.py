@@ -6,6 +6,7 @@ The file is described in docs/repository-format.md, section 5.
 import json
 import os
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, ClassVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -60,7 +61,10 @@ class WriterKey:
 
 @dataclass(frozen=True)
 class Enrolment:
-    """A writer as the realm enrolled it. `standing`: lineage + session of what counts of a revoked one."""
+    """A writer as the realm enrolled it. `standing`: lineage + session of what counts of a revoked one.
+
+    `created`: when it was enrolled, by the clock of who did; None where that is not told.
+    """
 
     id: bytes
     name: str
@@ -68,6 +72,7 @@ class Enrolment:
     group: str
     public: Ed25519PublicKey
     standing: frozenset[bytes] | None = None
+    created: datetime | None = None
 
     @property
     def revoked(self) -> bool:

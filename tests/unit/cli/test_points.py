@@ -70,7 +70,7 @@ def test_an_empty_list_says_what_to_do(run: Run, found: PointList) -> None:
     found.points.clear()
     result = run("list")
     assert (result.code, "vmbackup backup DOMAIN" in result.out) == (0, True)
-    assert run("list", "--json").json == {"points": [], "failed": [], "damaged": [], "quarantined": []}
+    assert run("list", "--json").json == {"points": [], "failed": [], "damaged": [], "quarantined": [], "doubtful": []}
 
 
 def test_a_damaged_point_is_told_and_the_rest_is_listed(run: Run, found: PointList) -> None:

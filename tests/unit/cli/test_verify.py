@@ -73,6 +73,8 @@ def test_no_damage(run: Run, finding: dict[str, VerifySummary]) -> None:
         "damaged": [],
         "known_damaged": 0,
         "quarantined": [],
+        "doubtful": [],
+        "garbage": [],
     }
 
 

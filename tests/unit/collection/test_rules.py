@@ -85,7 +85,7 @@ def packs_of_open_sessions(patch: pytest.MonkeyPatch) -> None:
 
     def all_ended(self: _Cycle) -> PointList:
         found = read(self)
-        found.ended.update(session for session, _, _ in self._pins())
+        found.ended.update((lineage, session) for session, lineage, _ in self._pins())
         return found
 
     patch.setattr(_Cycle, "_read", all_ended)

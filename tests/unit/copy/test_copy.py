@@ -285,7 +285,7 @@ def test_two_copies_at_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None
     prune(pair.there, PruneOptions())
     pair.check()
     assert pair.restored(twin) == pair.kit.kept[twin.id]
-    forget_all(pair.there, [Verdict(found.points[0], ())], found.twins)
+    forget_all(pair.there, [Verdict(found.points[0], ())], found)
     assert twin.id not in {p.id for p in pair.found().points}
     assert pair.copy().skipped == 5
 

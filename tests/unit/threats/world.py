@@ -67,10 +67,10 @@ class Kit(RamKit):
 
     def thief(self, keys: WriterKeys) -> Repository:
         """Somebody with a writer's key file, who asks nobody whether he may."""
-        return _Thief.open(self.store, keys, Trust(None))
+        return Thief.open(self.store, keys, Trust(None))
 
 
-class _Thief(Repository):
+class Thief(Repository):
     """A program that heeds no rule which a program could leave out."""
 
     def check_enrolled(self) -> None:
