@@ -1,6 +1,6 @@
 """`vmbackup info`: a repository at a glance."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,6 +24,7 @@ def command(state: State, sizes: bool) -> int:
     """
     from vmbackup.cli import access
     from vmbackup.cli.output import say_json
+    from vmbackup.engine.forget import known_damaged
     from vmbackup.engine.verified import recall
     from vmbackup.repository.quarantine import quarantined
 
@@ -32,7 +33,8 @@ def command(state: State, sizes: bool) -> int:
     with access.opened_repository(config, name) as repository:
         found = repository.survey()
         verified = recall(config.daemon.state_dir, name, repository.config.repository.hex())
-        guests = _guests(found.points)
+        suffer = {damaged for one in verified.damaged for damaged in one.points} if verified else set()
+        guests = _guests(found.points, known_damaged(repository, found.points, suffer))
         about = {
             "name": name,
             "id": repository.id,
@@ -51,8 +53,8 @@ def command(state: State, sizes: bool) -> int:
     return 4 if about["damaged_objects"] else 3 if about["quarantined"] else 0
 
 
-def _guests(points: "Sequence[Point]") -> list[dict[str, Any]]:
-    """By their newest names; `points` are newest first."""
+def _guests(points: "Sequence[Point]", damaged: "Container[bytes]") -> list[dict[str, Any]]:
+    """By their newest names; `points` are newest first, `damaged` the sessions of those that cannot be restored."""
     histories: dict[str, list[Point]] = {}
     for point in points:
         histories.setdefault(point.uuid, []).append(point)
@@ -61,7 +63,7 @@ def _guests(points: "Sequence[Point]") -> list[dict[str, Any]]:
             "domain": history[0].domain,
             "domain_uuid": uuid,
             "host": history[0].public.get("host", ""),
-            "points": [_point(point) for point in history],
+            "points": [{**_point(point), "damaged": point.session in damaged} for point in history],
         }
         for uuid, history in histories.items()
     ]

@@ -98,9 +98,10 @@ class Overview:
 
     @property
     def exit_code(self) -> int:
-        """0 where all is kept, else 3."""
+        """0 where all is known to be kept, else 3."""
         bad = self._of(Standing.BROKEN) or self._of(Standing.NEVER)
-        return 3 if bad or any(problem.bad for problem in self.problems) else 0
+        starting = self.document["state"] == "starting"  # nothing is known yet
+        return 3 if bad or starting or any(problem.bad for problem in self.problems) else 0
 
     @cached_property
     def verdict(self) -> Problem | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vmbackup.errors import ConfigError
 
-_SECRET = ("passphrase", "password", "secret", "token", "access_key")
+_SECRET = ("passphrase", "password", "secret", "token", "access_key", "ping")  # a ping's path is as good as a key
 _LONGEST_VALUE = 60  # characters of a value that a message repeats
 
 

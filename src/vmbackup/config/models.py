@@ -88,7 +88,8 @@ def _program(value: tuple[str, ...]) -> tuple[str, ...]:
 
 def _web_url(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    printable = value.isascii() and value.isprintable() and " " not in value
+    if parts.scheme not in ("http", "https") or not parts.hostname or not printable:
         raise InvalidValue("is not a web address", "write https://HOST/PATH")
     return value
 

@@ -19,13 +19,12 @@ from typing import Protocol
 
 from vmbackup.daemon.active import GRACE, Active, Signal
 from vmbackup.daemon.queue import Limits, Queue
-from vmbackup.daemon.work import STOPPED, Outcome, Progress, Request, Run, Skip, Status, Trigger
+from vmbackup.daemon.work import STOPPED, SUPERSEDED, Outcome, Progress, Request, Run, Skip, Status, Trigger
 
 # Seconds between two attempts at most, unless the job asks for more: a doubled wait soon outlasts any schedule.
 LONGEST_RETRY = 86400.0
 # Of the seconds that `stop` has, those that are left for what must be killed.
 _LAST_SECONDS = 5.0
-_SUPERSEDED = "a newer request took its place"
 
 _log = logging.getLogger(__name__)
 
@@ -114,7 +113,7 @@ class Dispatcher:
         if self._stopping:
             return Skip.STOPPING
         if old := self._queue.supersede(request):
-            self._news.append(partial(self._listener.dropped, old, _SUPERSEDED))
+            self._news.append(partial(self._listener.dropped, old, SUPERSEDED))
         return self._queue.add(request, self._runs())
 
     def cancel(self, id: str, why: str) -> bool:  # noqa: A002 (the name that it has everywhere)

@@ -10,7 +10,7 @@ from vmbackup.daemon.history import History
 from vmbackup.daemon.outlook import Outlook
 from vmbackup.daemon.plan import Guest
 from vmbackup.daemon.tell import Teller
-from vmbackup.daemon.work import STOPPED, Kind, Request, Run, Skip, Status, Work
+from vmbackup.daemon.work import STOPPED, SUPERSEDED, Kind, Request, Run, Skip, Status, Trigger, Work
 
 _log = logging.getLogger("vmbackup.daemon")
 
@@ -74,7 +74,10 @@ class Follower:
     def dropped(self, request: Request, why: str) -> None:
         """It was taken out of the queue."""
         self._changed()
-        self._teller.missed(request, self._job(request))
+        if why == SUPERSEDED and request.trigger is not Trigger.RETRY:  # an operator has it done now
+            self._teller.dropped(request, self._job(request))
+        else:
+            self._teller.missed(request, self._job(request))
         _log.info("dropped %s: %s", _named(request), why)
 
     def _succeeded(self, run: Run) -> None:

@@ -25,19 +25,18 @@ _log = logging.getLogger("vmbackup.daemon.outlook")
 
 @dataclass(frozen=True)
 class Seen:
-    """A guest's restore points in one repository; `times` newest first. Times are seconds since the epoch."""
+    """A guest's restore points in one repository, times in seconds since the epoch.
+
+    `times`: of all of them, newest first; `last`: of the newest that is not known to be damaged, 0 where there is none.
+    """
 
     domain: str
     uuid: str
     times: tuple[float, ...] = ()
+    last: float = 0.0
     last_point: str | None = None
     freeze_seconds: float = 0.0
     quiesce_ok: bool = False
-
-    @property
-    def last(self) -> float:
-        """The point in time of the newest, 0 where there is none."""
-        return self.times[0] if self.times else 0.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,7 @@ class Outlook:
         self._ask, self._config, self._memory, self._clock = domains, config, memory, clock
         self._lock = threading.Lock()
         self._asking = threading.Lock()
+        self._answered = threading.Event()
         self._domains = _recalled_domains(memory)
         self._stores: dict[str, Store] = {}
         self._sized: dict[str, float] = {}
@@ -112,16 +112,22 @@ class Outlook:
         return max(named, key=lambda seen: seen.last, default=None)
 
     def look_at_libvirt(self, within: float = 30.0) -> bool:
-        """Asks libvirt for its domains; False where it does not answer, and what it said last stays."""
+        """Asks libvirt for its domains; False where it does not answer, and what it said last stays.
+
+        Who comes while another asks waits for the same answer.
+        """
+        if not self._asking.acquire(blocking=False):
+            return self._answered.wait(within) and self.libvirt_up
+        self._answered.clear()
         error = self._asked(within)
         if error != self.libvirt_error:
             _log.log(logging.WARNING if error else logging.INFO, "libvirt: %s", error or "answers again")
         self.libvirt_up, self.libvirt_error = error is None, error
+        self._answered.set()
         return error is None
 
     def _asked(self, within: float) -> str | None:
-        if not self._asking.acquire(blocking=False):
-            return "has not answered the last question yet"
+        """The error; `_asking`, which is held, is let go when libvirt has answered, however late."""
         said: list[str | Mapping[str, str]] = []
 
         def ask() -> None:
@@ -285,11 +291,12 @@ def _with(store: Store, made: Seen) -> Store:
 
 
 def _seen(domain: str, uuid: str, points: Sequence[Mapping[str, Any]]) -> Seen:
-    newest = points[0] if points else {}
+    newest: Mapping[str, Any] = next((point for point in points if not point.get("damaged")), {})
     return Seen(
         domain,
         uuid,
         tuple(_seconds(point["time"]) for point in points),
+        _seconds(newest.get("time")),
         newest.get("id"),
         newest.get("freeze_seconds") or 0.0,
         newest.get("consistency") in ("filesystem", "application"),

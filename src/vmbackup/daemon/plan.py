@@ -132,10 +132,9 @@ def new_firing() -> str:
 
 
 def next_start(config: Config, guest: Guest, firing: Firing, now: float) -> float:
-    """When the guest's next scheduled run may start; 0 for never."""
-    wait = seconds_off(guest.job, guest.domain, config.jobs[guest.job])
-    due = next_run(firing.schedule, firing.zone, now - wait)
-    return due + wait if due is not None else 0.0
+    """When the run of the guest's next firing may start; 0 for never. That of the last firing waits in the queue."""
+    due = next_run(firing.schedule, firing.zone, now)
+    return due + seconds_off(guest.job, guest.domain, config.jobs[guest.job]) if due is not None else 0.0
 
 
 def _request(

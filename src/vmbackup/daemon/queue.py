@@ -52,9 +52,14 @@ class Queue:
         return None
 
     def supersede(self, request: Request) -> Request | None:
-        """Take out the retry whose place a newer request of the same work takes; None where no retry waits."""
+        """Take out what waits and whose place a newer request of the same work takes; None where nothing does.
+
+        Any takes a retry's place, and an operator's that of what the schedule lets wait for its moment.
+        """
         _, waiting = self._waiting.get(request.work, (0, None))
-        if waiting is None or waiting.trigger is not Trigger.RETRY:
+        if waiting is None or waiting.trigger is Trigger.MANUAL:
+            return None
+        if waiting.trigger is not Trigger.RETRY and request.trigger is not Trigger.MANUAL:
             return None
         return self.remove(waiting.id)
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,7 @@ class Service:
         self._config_error, self._loaded = None, time.time()
         self.dispatcher.set_limits(_limits(new.config))
         self._schedule(entries)
+        self._rehome(old.config)
         self._changed()
         for name in new.config.repositories.keys() - old.config.repositories.keys():
             self.looker.ask(name)
@@ -239,6 +241,18 @@ class Service:
         for key in ("listen", "socket", "socket_group", "state_dir", "web", "web_token_file"):
             if getattr(old.config.daemon, key) != getattr(new.config.daemon, key):
                 _log.warning("daemon.%s takes effect when the service is restarted", key)
+
+    def _rehome(self, old: Config) -> None:
+        """What waits for a job that is gone, or no longer means its guest, goes to the job that has taken its place."""
+        for request in self.dispatcher.waiting():
+            work, jobs = request.work, self.config.jobs
+            if work.job is None or work.domain is None or (work.job in jobs and jobs[work.job].means(work.domain)):
+                continue
+            self.dispatcher.cancel(request.id, f"job {work.job} of the configuration does not ask for it any more")
+            heirs = [g for g in plan.guests(self.config, [work.domain]) if g.repository == work.repository]
+            for heir in [heir for heir in heirs if heir.job not in old.jobs and work.kind is Kind.BACKUP][:1]:
+                again = plan.backup_request(self.config, heir, request.trigger, request.due)
+                self._submit(replace(again, not_before=request.not_before))
 
     # What schedules do.
 

@@ -1,6 +1,7 @@
 """How the world is told: dead-man's switches, and the operator's own program on failure."""
 
 import contextlib
+import http.client
 import json
 import logging
 import queue
@@ -97,8 +98,8 @@ class Teller:
         for attempt in range(1, _PING_TRIES + 1):
             try:
                 self._get(url)
-            except (OSError, ValueError) as error:
-                told = getattr(error, "reason", None) or error
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                told = getattr(error, "reason", None) or type(error).__name__
                 _log.warning("ping %s (attempt %d of %d): %s", _without_secret(url), attempt, _PING_TRIES, told)
             else:
                 return

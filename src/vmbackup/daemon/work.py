@@ -9,6 +9,7 @@ from typing import Any
 
 STOPPED = "the service stopped"  # the error of a run that ended because of that
 DIED = "the service died"
+SUPERSEDED = "a newer request took its place"
 
 
 class Kind(StrEnum):

@@ -128,7 +128,7 @@ class _Cycle:
         present = listed.keys() - deleted
         self._present = {name: size for name, size in listed.items() if name in present}
         records = damage.read(self._store, self._group)
-        spent = [key for key, name in records.items() if name not in present]
+        spent = [key for key, name in records.items() if name not in present and name not in self._needs]
         self._tidy(found, spent + [key for key, names in stale.items() if names.isdisjoint(present)])
 
     def _read(self) -> PointList:

@@ -174,3 +174,19 @@ def test_what_came_due_while_it_was_down_is_caught_up_once(make_domain: Make, wo
         service.wait_for(lambda: guest(service, horse.name)["last_point"] != first, 15)
         triggers = [r["trigger"] for r in service.ask("GET", "/runs")["runs"]]
         assert triggers.count("catch-up") == 1
+
+
+def test_what_waits_for_a_job_that_was_renamed_waits_for_its_heir(make_domain: Make, work_dir: Path) -> None:
+    """A reload between the firing and the guest's moment in the window loses no run."""
+    horse = make_domain()
+    with make_service(work_dir, job(horse.name, schedule="@every 5s", more='window = "1h"')) as service:
+        service.wait_for(lambda: guest(service, horse.name)["queued"], 30)
+        (before,) = service.status()["runs"]
+        text = service.config.read_text()
+        service.config.write_text(text.replace("[jobs.nightly]", "[jobs.renamed]").replace("@every 5s", "@yearly"))
+        assert "error" not in service.ask("POST", "/reload")
+        after = service.wait_for(lambda: [r for r in service.status()["runs"] if r["job"] == "renamed"], 10)
+        assert [(run["domain"], run["not_before"]) for run in after] == [(horse.name, before["not_before"])]
+        assert len(service.status()["runs"]) == 1
+        service.ask("POST", "/run", {"job": "renamed"})  # an operator need not wait for the moment
+        service.wait_for(lambda: guest(service, horse.name)["last_point"], 60)

@@ -113,6 +113,18 @@ def test_a_false_record_of_damage_makes_nothing_be_forgotten(run: Run, kit: RamK
     assert set(reasons(run, "--keep-last", "2")) == set(ids[:3])
 
 
+def test_a_record_of_what_is_missing_stays_while_it_is_needed(run: Run, kit: RamKit) -> None:
+    """Other hosts know of the damage by it alone; it goes with the last point that suffers."""
+    newest_pack(kit).unlink()
+    assert run("verify").code == 4
+    assert list(kit.store.list("damage/"))
+    assert run("prune", "--wait", "0s").code == 0
+    assert list(kit.store.list("damage/"))
+    assert run("forget", kit.points()[0].id).code == 0
+    assert run("prune", "--wait", "0s").code == 0
+    assert not list(kit.store.list("damage/"))
+
+
 def test_a_name_that_two_guests_share_is_refused(run: Run, kit: RamKit) -> None:
     """Whole guests go by name, so the name must mean one."""
     kit.host.add(RamGuest("guest", {"vda": RamDisk(bytearray(MIB))}))

@@ -72,6 +72,7 @@ def test_guests_and_their_points(run: Run, make_point: Callable[[str], PointSumm
     for guest in document["guests"]:
         assert guest["host"] == listed[guest["points"][0]["id"]]["host"]
         for point in guest["points"]:
+            assert point.pop("damaged") is False
             assert point.items() <= listed[point["id"]].items()
             assert set(point) == {
                 "id", "time", "status", "consistency", "freeze_seconds", "quiesce_note", "copied_from",

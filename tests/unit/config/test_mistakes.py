@@ -244,3 +244,12 @@ def test_what_nests_too_deeply_is_a_mistake_too(deep: str) -> None:
     """Not a fault of the program: a service that reloads it must live on."""
     with pytest.raises(ConfigError, match="nests its values too deeply"):
         parse("x = " + deep * 5000, "c.toml")
+
+
+@pytest.mark.parametrize("url", ["htps://hc.example.org/secretping", "https://hc.example.org/secret ping"])
+def test_a_wrong_ping_is_not_repeated(url: str) -> None:
+    """Its path is as good as a password; one that could never be fetched is a mistake."""
+    with pytest.raises(ConfigMistakesError) as caught:
+        parse(f'[jobs.a]\ndomains = ["*"]\nping_url = "{url}"\n', "c.toml")
+    assert "not a web address" in str(caught.value)
+    assert "secret" not in str(caught.value)

@@ -49,7 +49,7 @@ class World:
 
     def seen(self, repository: str, domain: str) -> Seen | None:
         time = self.copied if repository == "offsite" else self.point
-        return Seen("web", "u", (time,)) if time else None
+        return Seen("web", "u", (time,), time) if time else None
 
     def last(self, kind: Kind, job: str | None, domain: str | None, repository: str) -> LastRun | None:
         return self.runs.get(kind)

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.daemon.rig import FAILED, NOON, SUCCESS, backup, copy, prune
 from vmbackup.config.load import parse
 from vmbackup.daemon.follow import Follower
-from vmbackup.daemon.work import STOPPED, Kind, Outcome, Request, Run, Skip, Status, Trigger, Work
+from vmbackup.daemon.work import STOPPED, SUPERSEDED, Kind, Outcome, Request, Run, Skip, Status, Trigger, Work
 
 CONFIG = parse(
     """
@@ -98,6 +98,13 @@ def test_a_run_that_ended_with_the_service_is_nobodys_failure(parts: Parts, foll
     follower.ended(ended(backup("web"), Outcome(Status.CANCELLED, 130, STOPPED)), None)
     assert "dropped" in parts.names()
     assert "ended" not in parts.names()
+
+
+def test_what_an_operator_has_done_now_instead_is_not_missed(parts: Parts, follower: Follower) -> None:
+    follower.dropped(backup("web"), SUPERSEDED)
+    assert "dropped" in parts.names()
+    follower.dropped(backup("web", trigger=Trigger.RETRY), SUPERSEDED)
+    assert "missed" in parts.names()
 
 
 def test_what_was_taken_out_counts_as_missed(parts: Parts, follower: Follower) -> None:

@@ -170,6 +170,48 @@ def test_a_point_that_is_made_during_a_look_is_not_lost(world: World) -> None:
         world.info, world.during = info(guest("web", WEB, 4, 3, 2)), lambda: None
 
 
+def test_a_damaged_point_is_no_good_one(world: World) -> None:
+    """The age is that of the newest that can be restored; all of them are in the calendar."""
+    spoiled = guest("web", WEB, 4, 3, 2)
+    spoiled["points"][0]["damaged"] = True
+    world.info = info(spoiled)
+    seen = world.outlook()
+    seen.look_at_libvirt()
+    seen.look_at_store("local", "/r")
+    found = seen.seen("local", "web")
+    assert found is not None
+    assert (found.last, found.last_point) == (found.times[1], point(3)["id"])
+    for one in spoiled["points"]:
+        one["damaged"] = True
+    seen.look_at_store("local", "/r")
+    found = seen.seen("local", "web")
+    assert found is not None
+    assert (found.last, found.last_point, len(found.times)) == (0.0, None, 3)
+
+
+def test_who_comes_while_another_asks_gets_the_same_answer(world: World) -> None:
+    """Schedules that come due in the same second: none goes on with the domains of five minutes ago."""
+    free, entered = threading.Event(), threading.Event()
+
+    def slow() -> Mapping[str, str]:
+        entered.set()
+        free.wait(10)
+        return {"web": WEB, "new": DB}
+
+    seen = Outlook(slow, lambda: b"", world.memory)
+    first = threading.Thread(target=seen.look_at_libvirt)
+    first.start()
+    assert entered.wait(10)
+    answers: list[tuple[bool, dict[str, str]]] = []
+    second = threading.Thread(target=lambda: answers.append((seen.look_at_libvirt(), seen.domains())))
+    second.start()
+    free.set()
+    first.join()
+    second.join()
+    assert answers == [(True, {"web": WEB, "new": DB})]
+    assert seen.libvirt_error is None
+
+
 def test_a_libvirt_that_hangs_is_told_and_not_asked_twice(world: World) -> None:
     free, entered = threading.Event(), threading.Semaphore(0)
 
@@ -181,7 +223,7 @@ def test_a_libvirt_that_hangs_is_told_and_not_asked_twice(world: World) -> None:
     seen = Outlook(hanging, lambda: b"", world.memory)
     assert not seen.look_at_libvirt(within=0.05)
     assert "has not answered" in (seen.libvirt_error or "")
-    assert not seen.look_at_libvirt(within=0.05)
+    assert not seen.look_at_libvirt(within=0.05)  # not asked again
     assert entered.acquire(timeout=1)
     assert not entered.acquire(blocking=False)
     free.set()

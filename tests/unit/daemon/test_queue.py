@@ -139,3 +139,16 @@ def test_limits_may_change_at_any_time() -> None:
     assert queue.take(NOON, []) == [A]
     queue.limits = Limits(3)
     assert queue.take(NOON, runs(A)) == [B, C]
+
+
+def test_an_operator_need_not_wait_for_the_moment_in_the_window() -> None:
+    """What he asks for takes the place of what the schedule lets wait; of what another asked for, it does not."""
+    queue = Queue(Limits(1))
+    waiting = backup("web", not_before=NOON + 3600)
+    queue.add(waiting)
+    now = backup("web", trigger=MANUAL)
+    assert queue.supersede(backup("web")) is None
+    assert queue.supersede(now) == waiting
+    assert queue.add(now) is None
+    assert queue.supersede(backup("web", trigger=MANUAL)) is None
+    assert queue.take(NOON, []) == [now]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import sys
@@ -22,7 +23,8 @@ URL = "https://hc.example.org/secret-uuid"
 class Pings:
     """Collects what is fetched; `wait` for so many."""
 
-    def __init__(self, failures: int = 0) -> None:
+    def __init__(self, failures: int = 0, error: Exception | None = None) -> None:
+        self._error = error or OSError("no route")
         self.urls: list[str] = []
         self._failures = failures
         self._more = threading.Semaphore(0)
@@ -32,7 +34,7 @@ class Pings:
         self._more.release()
         if self._failures:
             self._failures -= 1
-            raise OSError("no route")
+            raise self._error
 
     def wait(self, number: int) -> list[str]:
         for _ in range(number):
@@ -142,8 +144,11 @@ def test_the_end_of_the_service_waits_for_no_hook() -> None:
     assert time.monotonic() - started < 4
 
 
-def test_a_ping_is_tried_three_times_and_its_address_is_no_secret_told(caplog: pytest.LogCaptureFixture) -> None:
-    pings = Pings(failures=5)
+@pytest.mark.parametrize("error", [OSError("no route"), http.client.BadStatusLine("SSH-2.0")])
+def test_a_ping_is_tried_three_times_and_its_address_is_no_secret_told(
+    caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    pings = Pings(failures=5, error=error)
     teller = Teller(pings)
     (web,) = asked("web")
     teller.expects([web])
