@@ -21,7 +21,7 @@ from vmbackup.repository import Repository, enrolling, tombstones
 from vmbackup.repository.collect import PruneOptions, prune
 from vmbackup.repository.doubt import doubtful
 from vmbackup.repository.enrolling import revoke
-from vmbackup.repository.layout import Lineage, copied_session
+from vmbackup.repository.layout import Lineage
 from vmbackup.repository.points import COPY, Point, encode_table
 from vmbackup.repository.quarantine import quarantined
 from vmbackup.repository.replica import make_replica
@@ -48,9 +48,9 @@ def forged(thief: Repository, victim: Point, like: Point, session: bytes, lineag
     return point
 
 
-def false_copy(thief: Repository, copy: Point, like: Point) -> Point:
-    """A copy with the same signed original, and another one's maps."""
-    made = Session(thief, copy.lineage, 0, "host1", lambda: copied_session(copy.session))
+def false_copy(thief: Repository, copy: Point, like: Point, last: int = 0) -> Point:
+    """A copy with the same signed original, and another one's maps; its session is lower than any that is honest."""
+    made = Session(thief, copy.lineage, 0, "host1", lambda: copy.origin + bytes(5) + bytes((last,)))
     made.pin()
     public = {
         "parent": None,
@@ -297,7 +297,7 @@ def test_a_false_copy_replaces_none(kit: Kit, tmp_path: Path) -> None:
     assert there.copy(kit.thief(honest), _thief_of(there.store, honest)) == 1
     by_host = there.repository.read_points().points[0]
     false = false_copy(_thief_of(there.store, thief), by_host, oldest)
-    again = false_copy(_thief_of(there.store, honest), by_host, oldest)  # its key was stolen later
+    again = false_copy(_thief_of(there.store, honest), by_host, oldest, 1)  # its key was stolen later
     os.utime(tmp_path / "there" / again.key, (time.time() + 5, time.time() + 5))
     found = Repository.open(there.store, SECRET, Trust(None)).read_points()
     assert {p.key for p in found.points if p.id == by_host.id} == {by_host.key, false.key}
