@@ -79,24 +79,40 @@ def test_names_of_the_config(kit: Kit, folders: list[str], garbage: bytes) -> No
 
 
 def test_a_race_beside_garbage_is_noticed(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two owners change the config at once, behind garbage that the second to look does not see: both changes hold."""
+    """Two owners change the config at once, and only one of them sees the garbage: both changes hold."""
     other = Repository.open(kit.store, SECRET, Trust(None))
-    number = kit.repository.config.version + 1
-    kit.bucket.put(f"config/{number}", GARBAGE)
     original = Repository._put_config
+    theirs = ""
 
     def put(self: Repository, document: dict[str, Any]) -> None:
+        nonlocal theirs
         monkeypatch.undo()
-        kit.bucket.objects.pop(f"config/{number}")  # by a thief who may delete, in a bucket without versions
-        slots.add(other, Secret.passphrase("of the other", random=True), "other")
+        key = f"config/{document['version']}"
+        kit.bucket.put(key, GARBAGE)
+        theirs = slots.add(other, Secret.passphrase("of the other", random=True), "other")
+        kit.bucket.objects.pop(key)  # by a thief who may delete, in a bucket without versions
         original(self, document)
 
     monkeypatch.setattr(Repository, "_put_config", put)
-    slot = slots.add(kit.repository, Secret.passphrase("of this one", random=True), "own")
+    ours = slots.add(kit.repository, Secret.passphrase("of this one", random=True), "own")
     kit.reopen()
-    assert slot in kit.repository.config.slots
-    labels = {s.label for s in slots.listed(kit.repository) if not isinstance(s, Exception)}
-    assert {"own", "other"} <= labels
+    assert {ours, theirs} <= set(kit.repository.config.slots)
+
+
+def test_a_copy_of_the_config_whose_name_is_occupied_at_the_last_moment(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version itself holds, and is not made twice."""
+    original, before = Repository._put_config, kit.repository.config.version
+
+    def put(self: Repository, document: dict[str, Any]) -> None:
+        kit.bucket.put(f"config.copy/{document['version']}", GARBAGE)
+        original(self, document)
+
+    monkeypatch.setattr(Repository, "_put_config", put)
+    slots.rotate(kit.repository, SECRET, lambda _: None)
+    kit.reopen()
+    assert (kit.repository.config.version, kit.repository.config.epoch) == (before + 1, 2)
 
 
 def test_a_version_of_a_replica_is_none(kit: Kit, tmp_path: Path) -> None:
