@@ -201,16 +201,17 @@ class PointCopy:
             "anchor": None,
             "parent": _named(parent),
             "disks": self._disks(results),
-            "copied_from": self._copied_from(),
+            "copied_from": self._copied_from(*self._source.origin_of(self._point)),
         }
 
     def _placed(self, results: Sequence[DiskResult], parent: Point | None) -> dict[str, Any]:
-        """What a replica's copy says beside its original."""
+        """What a replica's copy says beside its original, which is of this realm, whatever that is a copy of."""
         original = self._point.original or self._point
+        realm = self._source.config.realm.hex()
         return {
             "parent": _named(parent),
             "disks": self._disks(results),
-            "original": self._copied_from() | {"digest": original.digest.hex()},
+            "original": self._copied_from(realm, original.session.hex()) | {"digest": original.digest.hex()},
         }
 
     def _disks(self, results: Sequence[DiskResult]) -> list[dict[str, Any]]:
@@ -219,8 +220,7 @@ class PointCopy:
             for disk, result in zip(self._point.disks, results, strict=True)
         ]
 
-    def _copied_from(self) -> dict[str, Any]:
-        realm, session = self._source.origin_of(self._point)
+    def _copied_from(self, realm: str, session: str) -> dict[str, Any]:
         return {
             "realm": realm,
             "repository": self._source.config.repository.hex(),
