@@ -99,7 +99,7 @@ class LocalStore:
         if n_bytes > _SMALL:
             space = os.statvfs(self._root)
             if space.f_bavail * space.f_frsize < n_bytes + _SPARE:
-                raise StoreFull(f"{self._root} is full: {_SPARE >> 20} MiB stay free for forget and prune", _FULL_HINT)
+                raise StoreFull(f"no space is left in {self._root}: {_SPARE >> 20} MiB stay free for prune", _FULL_HINT)
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return exactly the bytes asked for. Raises as Store.get says."""

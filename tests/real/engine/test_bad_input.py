@@ -98,11 +98,14 @@ def test_a_wrong_passphrase(program: Program) -> None:
 
 
 def test_a_newer_format(program: Program) -> None:
+    """Believed where it is signed by the realm: anybody could write the number of a version."""
+    secret = Secret.passphrase((program.folder / "passphrase").read_text().strip())
+    repository = Repository.open(open_store(str(program.repository)), secret, Trust(None))
     for name in ("config/1", "config.copy/1"):
         path = program.repository / name
-        data = bytearray(path.read_bytes())
-        struct.pack_into(">H", data, _VERSION_AT, 2)
-        path.write_bytes(data)
+        head = bytearray(path.read_bytes()[: -frames.SIGNATURE])
+        struct.pack_into(">H", head, _VERSION_AT, 2)
+        path.write_bytes(head + repository.reader.signing.sign(frames._CONTEXT + head))
     assert program.refusal("list", code=1, says="newer version") == "repository"
 
 

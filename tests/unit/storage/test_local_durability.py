@@ -240,7 +240,7 @@ def test_packs_leave_space_for_what_frees_space(tmp_path: Path, monkeypatch: pyt
     store = open_store(str(tmp_path))
     full = os.statvfs_result((4096, 4096, 10_000, 1000, 1000, 0, 0, 0, 0, 255))  # 4 MiB are free
     monkeypatch.setattr(os, "statvfs", lambda _path: full)
-    with pytest.raises(StoreFull, match="8 MiB stay free for forget and prune"):
+    with pytest.raises(StoreFull, match="8 MiB stay free for prune"):
         store.put("data/default/pack", bytes(2 << 20))
     store.put("trash/default/point", b"forgotten")
     assert [entry.key for entry in store.list("")] == ["trash/default/point"]
