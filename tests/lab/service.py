@@ -79,7 +79,7 @@ class Service:
         """Until the condition gives something true, which is returned. ServiceError."""
         deadline = time.monotonic() + seconds
         while True:
-            with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+            with contextlib.suppress(OSError, ValueError, StopIteration, http.client.HTTPException):  # not there yet
                 if found := condition():
                     return found
             if self.process is not None and self.process.poll() is not None:
