@@ -93,3 +93,27 @@ def scratch_dir(lab: Lab) -> Iterator[Path]:
         path.unlink()
     folder.rmdir()
     assert not left, f"scratch files left behind: {left}"
+
+
+@pytest.fixture
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This machine's time zone is UTC."""
+    import time
+
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder with a short path (a socket's has 107 bytes) that other users may pass."""
+    import shutil
+    import tempfile
+
+    path = Path(tempfile.mkdtemp(prefix="vmbackup-", dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)

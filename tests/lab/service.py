@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from .cli import CONFIG
+
 START_TIMEOUT = 90.0   # seconds
 STOP_TIMEOUT = 60.0    # seconds: what the service promises
 
@@ -111,19 +113,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-CONFIG = """\
-[libvirt]
-scratch_dir = "{folder}/scratch"
-
-[repositories.local]
-url = "file://{folder}/repository"
-passphrase_file = "{folder}/secrets/passphrase"
-
-[host]
-cache_dir = "{folder}/cache"
-
-[daemon]
-state_dir = "{folder}/state"
+MORE = """\
 socket = "{folder}/run/control.sock"
 listen = "127.0.0.1:{port}"
 {daemon}
@@ -137,7 +127,7 @@ def make_service(folder: Path, jobs: str, daemon: str = "") -> Service:
     config = folder / "config.toml"
     (folder / "secrets").mkdir(mode=0o700, exist_ok=True)
     (folder / "run").mkdir(exist_ok=True)
-    config.write_text(CONFIG.format(folder=folder, port=port, jobs=jobs, daemon=daemon))
+    config.write_text(CONFIG.format(folder=folder) + MORE.format(folder=folder, port=port, jobs=jobs, daemon=daemon))
     program = Path(sys.executable).with_name("vmbackup")
     if not (folder / "repository").exists():
         subprocess.run([str(program), "--config", str(config), "init"], check=True, capture_output=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vmbackup.daemon import history_sql as sql
 from vmbackup.daemon.history_rows import Batch, Kept, Row
+from vmbackup.sqlite import transaction
 
 _BUSY_SECONDS = 5.0  # others only look at it for moments
 _RETRY_SECONDS = 60.0  # between attempts to open a file that cannot be used
@@ -101,7 +102,7 @@ class HistoryFile:
         return connection
 
     def _write(self, connection: sqlite3.Connection, batch: Batch) -> bool:
-        with sql.transaction(connection):
+        with transaction(connection):
             sql.put(connection, batch)
             self._writes += 1
             if self._writes % _TRIM_EVERY == 1:

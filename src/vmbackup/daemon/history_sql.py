@@ -1,9 +1,7 @@
 """The tables of history, and what is read from and written to them."""
 
-import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +9,7 @@ from vmbackup.daemon.digest import Counts
 from vmbackup.daemon.history_rows import COLUMNS, Batch, Kept, Last, Row
 from vmbackup.daemon.snapshot import LastRun
 from vmbackup.daemon.work import Kind, Work
+from vmbackup.sqlite import transaction
 
 RUN_DAYS, RUN_ROWS = 90, 100_000  # what is kept of runs: about 60 MB at most
 _VERSION = 1
@@ -123,19 +122,6 @@ def trim(connection: sqlite3.Connection, now: float) -> None:
     connection.execute("DELETE FROM runs WHERE finished < ?", (oldest,))
     newest = "SELECT rowid FROM runs ORDER BY rowid DESC LIMIT 1 OFFSET ?"
     connection.execute(f"DELETE FROM runs WHERE rowid <= ({newest}) AND finished IS NOT NULL", (RUN_ROWS,))  # noqa: S608
-
-
-@contextlib.contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-        raise
 
 
 def is_broken(error: Exception) -> bool:

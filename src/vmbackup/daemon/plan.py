@@ -1,6 +1,5 @@
 """What the configuration asks of the service: firings of schedules, the guests of jobs, requests for work."""
 
-import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import tzinfo
@@ -124,11 +123,6 @@ def drill_request(config: Config, guest: Guest, trigger: Trigger, due: float) ->
 def repository_request(kind: Kind, name: str, trigger: Trigger, due: float) -> Request:
     """Work on a repository itself; a store that was out of reach is tried again while that may help."""
     return Request(Work(kind, name), trigger, due, due, retries=STORE_RETRIES, retry_after=_STORE_RETRY)
-
-
-def new_firing() -> str:
-    """A name for what comes due together."""
-    return secrets.token_hex(4)
 
 
 def next_start(config: Config, guest: Guest, firing: Firing, now: float) -> float:

@@ -53,10 +53,10 @@ def serve(file: Path | None) -> int:
     signals = Signals()
     with ExitStack() as stack:
         stack.callback(service.close)
-        control = _control(service, stack)
-        _log.info("starting: %d jobs, %d repositories", len(service.config.jobs), len(service.config.repositories))
-        notifier.status("putting right what was left, and looking at the repositories")
         try:
+            control = _control(service, stack)
+            _log.info("starting: %d jobs, %d repositories", len(service.config.jobs), len(service.config.repositories))
+            notifier.status("putting right what was left, and looking at the repositories")
             service.prepare(notifier.extend)
             signals.impatient = False
         except _EndAskedForError:
@@ -134,7 +134,7 @@ class Loop:
     def _watchdog(self) -> None:
         """Fed only while scheduler, dispatcher and looks give signs of life."""
         now, every = time.monotonic(), self._notifier.watchdog_interval
-        if every is None or now - self._watchdog_at < every / 2:
+        if every is None or now - self._watchdog_at < every:
             return
         sick = self._service.sick()
         if sick is None:

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -73,7 +74,7 @@ class Service:
         )
         runner = ProcessRunner(lambda request: commands(self.config, request), lambda: self.force.text)
         self.dispatcher = Dispatcher(Queue(_limits(self.config)), runner, follower)
-        self.clockwork = Clockwork()
+        self.clockwork = Clockwork(jumped=self._jumped)
         self.board = Board(self.outlook, self.history, self.dispatcher, self.clockwork.next, time.time)
 
     @property
@@ -165,6 +166,11 @@ class Service:
     def _changed(self) -> None:
         """The next who asks sees it."""
         self._snapshot = None
+
+    def _jumped(self, _seconds: float) -> None:
+        """The clock was set, or the machine slept: what was seen may be older than it says."""
+        for name in self.config.repositories:
+            self.looker.ask(name)
 
     def _named(self) -> str | None:
         return str(self._file) if self._file else None
@@ -277,7 +283,7 @@ class Service:
         guests = [g for g in plan.guests(self.config, sorted(self.outlook.domains())) if g.job == firing.name]
         if firing.kind is Kind.BACKUP:
             self._tell_vanished(firing.name, {guest.domain for guest in guests})
-        name = plan.new_firing()
+        name = secrets.token_hex(4)
         requests = [self._request(firing, guest, due, name) for guest in guests]
         self.teller.expects(requests)
         for request in requests:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vmbackup.sqlite import transaction
+
 # The schema, and its version: a file with any other one is made anew.
 _SCHEMA = (
     "CREATE TABLE points (key TEXT PRIMARY KEY, size INTEGER, modified REAL, body BLOB)",
@@ -126,26 +128,14 @@ class Cache:
             return
         with self._guarded():
             if self._connection is not None:
-                with _transaction(self._connection):
+                with transaction(self._connection):
                     for statement, values in steps:
                         self._connection.executemany(statement, values)
 
 
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-        raise
-
-
 def _check_schema(connection: sqlite3.Connection) -> None:
     """Makes the tables of an empty file. Raises DatabaseError for a file with others: views and triggers run code."""
-    with _transaction(connection):
+    with transaction(connection):
         found = {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
         found = {sql for sql in found if sql != "CREATE TABLE sqlite_sequence(name,seq)"}
         if not found:

@@ -1,24 +1,14 @@
 """Times and ages as an operator reads them."""
 
-import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from vmbackup.cli.ages import Age, Standing, ago, long_time, short_time, span
 
+pytestmark = pytest.mark.usefixtures("utc")
 NOW = datetime(2026, 11, 28, 17, 0, tzinfo=UTC)
 HOUR = 3600.0
-
-
-@pytest.fixture(autouse=True)
-def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 @pytest.mark.parametrize(

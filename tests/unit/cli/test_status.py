@@ -36,30 +36,18 @@ def entry(run: str = "00000000", status: str = "success", domain: str = "web01",
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """A short path that other users may pass."""
-    import shutil
-    import tempfile
-
-    path = Path(tempfile.mkdtemp(prefix="vmbackup-", dir="/tmp"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.fixture
-def config(folder: Path) -> Path:
-    path = folder / "config.toml"
-    path.write_text(f'[daemon]\nsocket = "{folder}/control.sock"\n')
+def config(short_folder: Path) -> Path:
+    path = short_folder / "config.toml"
+    path.write_text(f'[daemon]\nsocket = "{short_folder}/control.sock"\n')
     return path
 
 
 @pytest.fixture
-def serve(folder: Path) -> Iterator[Callable[[Any], None]]:
+def serve(short_folder: Path) -> Iterator[Callable[[Any], None]]:
     with contextlib.ExitStack() as stack:
 
         def start(service: Any, group: str | None = None) -> None:
-            server = ControlServer(folder / "control.sock", group, service)
+            server = ControlServer(short_folder / "control.sock", group, service)
             server.start()
             stack.callback(server.shutdown)
 
@@ -115,14 +103,14 @@ def test_one_guest_with_its_runs_and_what_to_do(cli: Cli, serve: Callable[[Any],
     assert (unknown.returncode, 'did you mean "web01"?' in unknown.stderr) == (5, True)
 
 
-def test_no_service_is_one_sentence(cli: Cli, folder: Path) -> None:
+def test_no_service_is_one_sentence(cli: Cli, short_folder: Path) -> None:
     done = cli("status")
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.splitlines()[0] == "error: the vmbackup service does not run on this host"
     assert "systemctl start vmbackup" in done.stderr
     with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(folder / "control.sock"))
+        dead.bind(str(short_folder / "control.sock"))
     document = json.loads(cli("--json", "status").stdout)
     assert document["error"]["kind"] == "service"
 
@@ -136,9 +124,9 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize("answer", NONSENSE)
-def test_an_answer_that_makes_no_sense_is_told(cli: Cli, folder: Path, answer: bytes) -> None:
+def test_an_answer_that_makes_no_sense_is_told(cli: Cli, short_folder: Path, answer: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(folder / "control.sock"))
+        listener.bind(str(short_folder / "control.sock"))
         listener.listen()
 
         def respond() -> None:
@@ -158,11 +146,11 @@ def test_an_answer_that_makes_no_sense_is_told(cli: Cli, folder: Path, answer: b
 
 @pytest.mark.parametrize("text", ['socket = "{socket}"\n[jobs\n', '[daemon]\nsocket = "{socket}"\ncolour = 1\n'])
 def test_a_wrong_configuration_hides_nothing(
-    cli: Cli, config: Path, folder: Path, serve: Callable[[Any], None], text: str
+    cli: Cli, config: Path, short_folder: Path, serve: Callable[[Any], None], text: str
 ) -> None:
     """Just then somebody looks whether the service still runs."""
     serve(FakeService(three()))
-    config.write_text(text.format(socket=folder / "control.sock"))
+    config.write_text(text.format(socket=short_folder / "control.sock"))
     assert "1 of 3 guests" in cli("status").stdout
 
 
@@ -189,10 +177,10 @@ def read_until(terminal: int, wanted: bytes, seconds: float = 20) -> bytes:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_watch_shows_what_changes_until_ctrl_c(config: Path, folder: Path, number: int) -> None:
+def test_watch_shows_what_changes_until_ctrl_c(config: Path, short_folder: Path, number: int) -> None:
     """Also that the service is gone, and that it is back; the terminal is given back as it was."""
     service = FakeService(snapshot(guest()))
-    server = ControlServer(folder / "control.sock", None, service)
+    server = ControlServer(short_folder / "control.sock", None, service)
     server.start()
     primary, secondary = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
@@ -206,7 +194,7 @@ def test_watch_shows_what_changes_until_ctrl_c(config: Path, folder: Path, numbe
         assert b"1 of 1 guest breaks" in read_until(primary, b"1 of 1 guest breaks")
         server.shutdown()
         assert b"does not run" in read_until(primary, b"does not run")
-        server = ControlServer(folder / "control.sock", None, FakeService(three()))
+        server = ControlServer(short_folder / "control.sock", None, FakeService(three()))
         server.start()
         assert b"1 of 3 guests" in read_until(primary, b"1 of 3 guests")
         watching.send_signal(number)
@@ -337,9 +325,9 @@ sys.exit(main(["--config", {config!r}, "status"]))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become other users")
-def test_a_stranger_is_told_which_group_to_be_in(config: Path, folder: Path, serve: Callable[..., None]) -> None:
+def test_a_stranger_is_told_which_group_to_be_in(config: Path, short_folder: Path, serve: Callable[..., None]) -> None:
     serve(FakeService(three()), group="games")
-    gid = (folder / "control.sock").stat().st_gid
+    gid = (short_folder / "control.sock").stat().st_gid
 
     def asked(*groups: int) -> "subprocess.CompletedProcess[str]":
         """By a process that becomes `nobody` once all is imported: he may not see this Python's files."""

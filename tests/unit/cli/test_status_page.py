@@ -5,8 +5,6 @@ The texts stand in status/; `UPDATE=1` writes them anew, to be read before they 
 
 import os
 import re
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from vmbackup.cli.overview import Overview
 from vmbackup.cli.status_page import page
 from vmbackup.daemon.snapshot import CopyState, DrillState, Snapshot
 
+pytestmark = pytest.mark.usefixtures("utc")
 TEXTS = Path(__file__).parent / "status"
 HOSTILE = [
     "a" * 120,
@@ -28,15 +27,6 @@ HOSTILE = [
     "数据库服务器" * 6,
     "zero\u200bwidth",
 ]
-
-
-@pytest.fixture(autouse=True)
-def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 def hostile() -> Snapshot:

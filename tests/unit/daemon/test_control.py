@@ -26,24 +26,12 @@ Serve = Callable[..., Path]
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """A short path (a socket's has 107 bytes) that other users may pass."""
-    import shutil
-    import tempfile
-
-    path = Path(tempfile.mkdtemp(prefix="vmbackup-", dir="/tmp"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.fixture
-def serve(folder: Path) -> Iterator[Serve]:
+def serve(short_folder: Path) -> Iterator[Serve]:
     """Starts a server around a service; gives the socket's path."""
     with contextlib.ExitStack() as stack:
 
         def start(service: Any = None, group: str | None = None, bounds: Bounds = QUICK) -> Path:
-            path = folder / "run" / "control.sock"
+            path = short_folder / "run" / "control.sock"
             server = ControlServer(path, group, service or FakeService(), bounds)
             server.start()
             stack.callback(server.shutdown)
@@ -288,8 +276,8 @@ def test_a_service_that_raises_is_told(serve: Serve, caplog: pytest.LogCaptureFi
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_shutdown_ends_open_connections(folder: Path) -> None:
-    path = folder / "control.sock"
+def test_shutdown_ends_open_connections(short_folder: Path) -> None:
+    path = short_folder / "control.sock"
     server = ControlServer(path, None, FakeService(), QUICK)
     server.start()
     with connected(path) as client:
@@ -340,26 +328,26 @@ def test_a_second_service_is_refused(serve: Serve) -> None:
     assert get(path, "/status")[0] == 200
 
 
-def test_what_a_dead_service_left_is_replaced(serve: Serve, folder: Path) -> None:
-    (folder / "run").mkdir()
+def test_what_a_dead_service_left_is_replaced(serve: Serve, short_folder: Path) -> None:
+    (short_folder / "run").mkdir()
     with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(folder / "run" / "control.sock"))
+        dead.bind(str(short_folder / "run" / "control.sock"))
     assert get(serve(), "/status")[0] == 200
 
 
-def test_a_file_in_the_way_stays(serve: Serve, folder: Path) -> None:
-    (folder / "run").mkdir()
-    (folder / "run" / "control.sock").write_text("mine")
+def test_a_file_in_the_way_stays(serve: Serve, short_folder: Path) -> None:
+    (short_folder / "run").mkdir()
+    (short_folder / "run" / "control.sock").write_text("mine")
     with pytest.raises(TargetError, match="is in the way"):
         serve()
-    assert (folder / "run" / "control.sock").read_text() == "mine"
+    assert (short_folder / "run" / "control.sock").read_text() == "mine"
 
 
-def test_names_that_cannot_be(serve: Serve, folder: Path) -> None:
+def test_names_that_cannot_be(serve: Serve, short_folder: Path) -> None:
     with pytest.raises(ConfigError, match='no group "no-such-group"'):
         serve(group="no-such-group")
     with pytest.raises(ConfigError, match="too long"):
-        ControlServer(folder / ("a" * 120), None, FakeService()).start()
+        ControlServer(short_folder / ("a" * 120), None, FakeService()).start()
 
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become other users")
