@@ -1,6 +1,7 @@
 """The program as a whole: the group of commands, and what becomes of errors, interrupts and exit codes."""
 
 import contextlib
+import gc
 import io
 import signal
 import sys
@@ -20,6 +21,9 @@ COMMANDS = (
     *("init", "doctor", "backup", "list", "show", "info", "restore", "verify", "repair", "copy"),
     *("forget", "prune", "purge", "recover", "key", "residency", "daemon", "status", "run", "cancel"),
 )
+
+# Objects made between two searches for cycles. The interpreter's 700 cost 0.06 s a 1,000 restore points, and find none.
+_GARBAGE = 20_000
 
 
 class Program(click.Group):
@@ -69,6 +73,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     state = State(json="--json" in args, debug="--debug" in args)
     _print_any_name()
+    gc.set_threshold(_GARBAGE)
     try:
         with _termination_interrupts():
             result = program.main(args, prog_name="vmbackup", standalone_mode=False, obj=state)

@@ -16,7 +16,7 @@ from vmbackup.sqlite import transaction
 
 # The schema, and its version: a file with any other one is made anew.
 _SCHEMA = (
-    "CREATE TABLE points (key TEXT PRIMARY KEY, size INTEGER, modified REAL, body BLOB)",
+    "CREATE TABLE points (key TEXT PRIMARY KEY, size INTEGER, modified REAL, body BLOB, proofs BLOB)",
     "CREATE TABLE sessions (number INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB UNIQUE, hooks INTEGER)",
     "CREATE TABLE members (session INTEGER, grp TEXT, lineage BLOB, PRIMARY KEY (session, grp, lineage)) WITHOUT ROWID",
     "CREATE INDEX lineages ON members (grp, lineage)",
@@ -25,7 +25,7 @@ _SCHEMA = (
     "CREATE TABLE incoming (hook INTEGER, session INTEGER, pack INTEGER)",
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value REAL) WITHOUT ROWID",
 )
-_VERSION = 1
+_VERSION = 2
 _APPLICATION = 0x766D626B  # "vmbk"
 # Other processes write for some ms at a time, one that joins a large repository for seconds.
 _BUSY_SECONDS = 30.0

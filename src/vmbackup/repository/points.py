@@ -1,6 +1,7 @@
 """Restore points: the commit of a session (docs/repository-format.md, section 9)."""
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -8,6 +9,7 @@ from typing import Any
 
 import zstandard
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from vmbackup.errors import DamageError, RepositoryError
 from vmbackup.repository import frames, moves, point_json, shapes
@@ -19,6 +21,8 @@ from vmbackup.repository.writers import Enrolment, WriterKey
 POINT, PARTIAL, MOVES, COPY = 1, 2, 3, 4
 HEAD = frames.PREAMBLE.size + 1  # bytes that tell the kind
 MAX_PART = 64 << 20
+Verify = Callable[[Ed25519PublicKey, bytes, bytes], None]
+"""Checks a signature of a message; raises InvalidSignature."""
 KNOWN_FEATURES: frozenset[str] = frozenset()
 
 _CONTEXT = b"vmbackup point\0"
@@ -248,7 +252,19 @@ def kind_of(head: bytes) -> int:
     return head[frames.PREAMBLE.size] if len(head) >= HEAD and head[8:12] == b"POIN" else 0
 
 
-def decode(data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, writers: dict[bytes, Enrolment]) -> Point:
+def verify_signature(public: Ed25519PublicKey, signature: bytes, message: bytes) -> None:
+    """Raises InvalidSignature."""
+    public.verify(signature, message)
+
+
+def decode(
+    data: bytes,
+    keys: GroupKeys,
+    lineage: Lineage,
+    session: bytes,
+    writers: dict[bytes, Enrolment],
+    verify: Verify = verify_signature,
+) -> Point:
     """A point whose place and signature hold. Raises DamageError, RepositoryError (newer)."""
     name = lineage.point(session)
     number = frames.check_preamble(data, b"POIN", name)
@@ -262,7 +278,7 @@ def decode(data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, write
     if not _is_entitled(writers.get(writer), kind, lineage.group):
         raise DamageError(f"{name} was signed by a writer that is not enrolled for its group", object_key=name)
     try:
-        writers[writer].public.verify(data[-_SIGNATURE:], _CONTEXT + keys.realm + data[:-_SIGNATURE])
+        verify(writers[writer].public, data[-_SIGNATURE:], _CONTEXT + keys.realm + data[:-_SIGNATURE])
     except InvalidSignature as error:
         raise DamageError(f"{name} is damaged: its signature does not hold", object_key=name) from error
     try:
@@ -294,13 +310,15 @@ def decode(data: bytes, keys: GroupKeys, lineage: Lineage, session: bytes, write
         )
     point = Point(name, kind, lineage, session, writer, digest(data), public, rows, moved, private, data[:head_size])
     if kind == COPY:
-        point = _of_original(point, verbatim, keys, writers)
+        point = _of_original(point, verbatim, keys, writers, verify)
     if point.kind == POINT:
         _check(point, name)
     return point
 
 
-def _of_original(copy: Point, verbatim: bytes, keys: GroupKeys, writers: dict[bytes, Enrolment]) -> Point:
+def _of_original(
+    copy: Point, verbatim: bytes, keys: GroupKeys, writers: dict[bytes, Enrolment], verify: Verify
+) -> Point:
     """The point that a copy in a replica is: what its original says, at the copy's places. Raises DamageError."""
     malformed = DamageError(f"{copy.key} contradicts the restore point that it is a copy of", object_key=copy.key)
     own = copy.public
@@ -308,7 +326,7 @@ def _of_original(copy: Point, verbatim: bytes, keys: GroupKeys, writers: dict[by
         session = bytes.fromhex(own["original"]["session"])
         if kind_of(verbatim[:HEAD]) != POINT or session[:ORIGIN_BYTES] != copy.origin:
             raise malformed
-        original = decode(verbatim, keys, copy.lineage, session, writers)
+        original = decode(verbatim, keys, copy.lineage, session, writers, verify)
         places = {disk["name"]: disk for disk in own["disks"]}
         if original.digest.hex() != own["original"]["digest"] or len(places) != len(original.public["disks"]):
             raise malformed

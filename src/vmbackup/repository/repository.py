@@ -209,7 +209,7 @@ class Repository(Keyring):
         ended: set[tuple[Lineage, bytes]] = set()
         stored: dict[str, float] = {}
         prefix = lineage.prefix("points") if lineage else f"points/{group}/" if group else self.seen("points")
-        known, listed = PointCache(Cache() if live else self.cache), set()
+        known, listed = PointCache(Cache() if live else self.cache, self.identity.writer.private), set()
         for entry in self.store.list(prefix):
             place, session = point_place(entry.key)
             ended.add((place, session))
@@ -266,9 +266,11 @@ class Repository(Keyring):
             data = self.store.get(lineage.point(session))
         except ObjectMissing:
             return None
-        return self._decode(data, lineage, session)
+        return self._decode(data, lineage=lineage, session=session)
 
-    def _decode(self, data: bytes, lineage: Lineage, session: bytes) -> Point | None:
+    def _decode(
+        self, data: bytes, verify: points.Verify = points.verify_signature, *, lineage: Lineage, session: bytes
+    ) -> Point | None:
         if points.is_abort(data):
             return None
         writers = self.writers_with(points.signer(data, lineage))
@@ -277,7 +279,7 @@ class Repository(Keyring):
         except NotFoundError as error:
             key = lineage.point(session)
             raise DamageError(f"{key} is of a group that there is not", object_key=key) from error
-        return points.decode(data, group, lineage, session, writers)
+        return points.decode(data, group, lineage, session, writers, verify)
 
     def stands(self, point: Point) -> bool:
         """Whether its writer was not revoked, or had committed it by then."""

@@ -65,6 +65,8 @@ def _test(shape: Shape) -> Callable[[object], bool]:
         return _test_object({field: _fits(inner) for field, inner in shape.items()})
     if isinstance(shape, type) and shape in (str, bool):
         return lambda value: isinstance(value, shape)
+    if shape is int:
+        return lambda value: type(value) is int and 0 <= value <= _MOST
     return lambda value: _is(value, shape)
 
 

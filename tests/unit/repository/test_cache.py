@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from tests.unit.engine.kit import RamKit
 from vmbackup.repository import cache as cache_module
+from vmbackup.repository import pointcache
 from vmbackup.repository.cache import Cache
 from vmbackup.repository.hookcache import HookCache
 
@@ -84,6 +87,53 @@ def test_a_body_that_lies_is_not_believed(kit: RamKit) -> None:
         cache.change(("UPDATE points SET body = ?, size = ? WHERE key = ?", [(lie, len(body), key)]))
         assert not kit.repository.read_points().damaged
         assert len(kit.points()) == POINTS
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The signatures that are checked from here on."""
+    found: list[bytes] = []
+
+    def spy(public: Ed25519PublicKey, signature: bytes, message: bytes) -> None:
+        found.append(signature)
+        public.verify(signature, message)
+
+    monkeypatch.setattr(pointcache, "verify_signature", spy)
+    return found
+
+
+def test_a_signature_is_checked_once(kit: RamKit, checked: list[bytes]) -> None:
+    """A signature that held is known by the next process that reads with the same key."""
+    reopened(kit)
+    assert len(kit.points()) == POINTS
+    assert checked == []
+    kit.repository.read_points(live=True)
+    assert len(checked) == POINTS
+
+
+def test_a_proof_that_is_another_s_proves_nothing(kit: RamKit, checked: list[bytes]) -> None:
+    """Proofs that this key did not make, or made of another commit, spare nothing; they are put right and kept few."""
+    cache = kit.repository.cache
+    (key, proof), (_, other), *_ = cache.rows("SELECT key, proofs FROM points")
+    assert len(proof) == len(other) == 32
+    for number, lie in enumerate((other, bytes(32), b"", b"short", other * 100), 1):
+        cache.change(("UPDATE points SET proofs = ? WHERE key = ?", [(lie, key)]))
+        assert len(kit.points()) == POINTS
+        assert len(checked) == number
+        (kept,) = cache.rows("SELECT proofs FROM points WHERE key = ?", [key])
+        assert kept[0].startswith(proof)
+        assert len(kept[0]) <= 8 * 32
+
+
+def test_a_forged_body_with_the_old_proof(kit: RamKit) -> None:
+    """The proof of a commit is of all its bytes."""
+    cache = kit.repository.cache
+    key, body = cache.rows("SELECT key, body FROM points")[0]
+    for at in (len(body) // 2, len(body) - 1):
+        forged = body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
+        cache.change(("UPDATE points SET body = ? WHERE key = ?", [(forged, key)]))
+        before = {point.key: point.digest for point in kit.points()}
+        assert before[key] == blake3(body).digest()
 
 
 def test_flipped_bytes_change_nothing(kit: RamKit) -> None:
