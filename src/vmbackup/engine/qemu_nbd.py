@@ -1,0 +1,96 @@
+"""A qemu-nbd that writes an image for us, and ends with us."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from vmbackup.errors import TargetError
+from vmbackup.nbd.client import NbdClient
+from vmbackup.nbd.errors import NbdError
+
+_START_SECONDS = 30.0
+_STOP_SECONDS = 600.0  # it writes what its cache holds
+_FOLDERS = "vmbackup-restore-"
+
+
+class QemuNbd:
+    """A writing qemu-nbd on one image, with its socket in a folder of its own."""
+
+    def __init__(self, path: Path, image: list[str], connections: int) -> None:
+        """`image`: the options and the name that tell qemu-nbd what to open. Raises TargetError."""
+        self._path = path
+        _sweep()
+        self._folder = tempfile.mkdtemp(prefix=f"{_FOLDERS}{os.getpid()}-")
+        self._socket = os.path.join(self._folder, "nbd.sock")
+        self._process: subprocess.Popen[bytes] | None = None
+        try:
+            self._start(image, connections)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _start(self, image: list[str], connections: int) -> None:
+        pid_file = os.path.join(self._folder, "pid")
+        # It ends with the thread that starts it, however that ends, and lets the image go. KILL, for after a
+        # TERM it may wait for ever.
+        command = ["setpriv", "--pdeathsig", "KILL", "--", "qemu-nbd", "--persistent", f"--shared={connections}"]
+        command += [f"--socket={self._socket}", f"--pid-file={pid_file}", *image]
+        with open(os.path.join(self._folder, "log"), "wb") as log:
+            try:
+                self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            except FileNotFoundError:
+                raise TargetError(f"{command[0]} is not installed", "apt install util-linux") from None
+        self._await(pid_file, self._process)
+
+    def _await(self, pid_file: str, process: subprocess.Popen[bytes]) -> None:
+        """qemu-nbd writes its pid file once it listens."""
+        deadline = time.monotonic() + _START_SECONDS
+        while not os.path.exists(pid_file):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise TargetError(f"qemu-nbd did not start: {self.log()}", "apt install qemu-utils")
+            time.sleep(0.005)
+
+    def log(self) -> str:
+        """What it said."""
+        with contextlib.suppress(OSError):
+            return Path(self._folder, "log").read_text(errors="replace").strip()
+        return ""
+
+    def connect(self) -> NbdClient:
+        """A connection of its own. Raises TargetError."""
+        try:
+            return NbdClient.connect(self._socket, "")
+        except NbdError as error:
+            raise TargetError(f"cannot write {self._path}: {error} {self.log()}") from error
+
+    def end(self) -> None:
+        """Ends it once all is written. Raises TargetError."""
+        self._stop()
+        if self._process is None or self._process.returncode != 0:
+            raise TargetError(f"qemu-nbd failed on {self._path}: {self.log()}")
+
+    def _stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def abandon(self) -> None:
+        """Ends it, whatever is written. Never raises."""
+        self._stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _sweep() -> None:
+    """Removes the folders of restores that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):
+        owner = folder.name.removeprefix(_FOLDERS).partition("-")[0]
+        if owner.isdecimal() and not os.path.exists(f"/proc/{owner}"):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,56 @@
+"""A new raw file as the target of a restore."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from vmbackup.engine.target_errors import told
+from vmbackup.engine.targets import Writer
+
+
+class RawTarget:
+    """A sparse raw file."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path = path
+        with told(path):
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            os.ftruncate(self._fd, size)
+
+    def open_writer(self) -> Writer:
+        """All threads share the file."""
+        return _RawWriter(self._fd, self._path)
+
+    def finish(self) -> int:
+        """Syncs the file."""
+        with told(self._path):
+            os.fsync(self._fd)
+        taken = os.fstat(self._fd).st_blocks * 512
+        self.abandon()
+        return taken
+
+    def abandon(self) -> None:
+        """Closes the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class _RawWriter:
+    def __init__(self, fd: int, path: Path) -> None:
+        self._fd, self._path = fd, path
+
+    def write(self, offset: int, pieces: Sequence[bytes]) -> None:
+        left = sum(map(len, pieces))
+        with told(self._path):
+            done = os.pwritev(self._fd, pieces, offset)
+            if done < left:
+                rest = memoryview(b"".join(pieces))
+                while done < left:
+                    done += os.pwrite(self._fd, rest[done:], offset + done)
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+    def abandon(self) -> None:
+        """Nothing is held back."""
