@@ -10,7 +10,7 @@ from vmbackup.errors import DamageError
 from vmbackup.progress import Progress
 from vmbackup.repository.chunks import ChunkReader, Secrets, Wanted
 from vmbackup.repository.maps import Extent, extents
-from vmbackup.repository.nodes import ZERO, Node, Ref
+from vmbackup.repository.nodes import KEEP, ZERO, Node, Ref
 from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.repository import Repository
 from vmbackup.repository.usage import session_of
@@ -22,7 +22,7 @@ _WINDOW_BYTES = 16 << 30
 
 @dataclass
 class _Task:
-    """What is wanted of one pack."""
+    """What is wanted of one pack; of session ZERO, which has none, parts of the disk to be zeroed."""
 
     session: int
     pack: int
@@ -46,8 +46,11 @@ class DiskCopy:
         """A map node. Raises DamageError."""
         return self._catalog.node(ref, first, session_of(self._point, ref.session), self._chunk_size)
 
-    def write(self, target: Target, progress: Progress) -> None:
-        """Writes all that is not zero; the target is new and reads as zeros. Raises DamageError, TargetError."""
+    def write(self, target: Target, progress: Progress, runs: Iterable[Extent] | None = None) -> None:
+        """Writes all that is not zero into a target that is new and reads as zeros. Raises DamageError, TargetError.
+
+        With `runs`, some of the disk's map, just these are written, zeros among them; KEEP ones are passed over.
+        """
         task = f"{self._point.domain} {self._disk.target}"
         progress.start(task, self._disk.virtual_size)
         free: queue.SimpleQueue[tuple[ChunkReader, Writer]] = queue.SimpleQueue()
@@ -56,7 +59,7 @@ class DiskCopy:
             for _ in range(self._workers):
                 pairs.append((ChunkReader(self._catalog, self._secrets), target.open_writer()))
                 free.put(pairs[-1])
-            self._run(free, lambda n: progress.advance(task, n))
+            self._run(free, lambda n: progress.advance(task, n), runs)
             for _, writer in pairs:
                 writer.close()
         finally:
@@ -64,11 +67,16 @@ class DiskCopy:
                 writer.abandon()
             progress.finish(task)
 
-    def _run(self, free: "queue.SimpleQueue[tuple[ChunkReader, Writer]]", advance: Callable[[int], None]) -> None:
+    def _run(
+        self,
+        free: "queue.SimpleQueue[tuple[ChunkReader, Writer]]",
+        advance: Callable[[int], None],
+        runs: Iterable[Extent] | None,
+    ) -> None:
         pending: set[Future[int]] = set()
         with ThreadPoolExecutor(self._workers, thread_name_prefix="restore") as pool:
             try:
-                for task in self._tasks(advance):
+                for task in self._tasks(advance, runs):
                     pending.add(pool.submit(self._copy, task, free))
                     if len(pending) > 2 * self._workers:
                         pending = _reap(pending, advance)
@@ -77,12 +85,13 @@ class DiskCopy:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _tasks(self, advance: Callable[[int], None]) -> Iterator[_Task]:
+    def _tasks(self, advance: Callable[[int], None], runs: Iterable[Extent] | None) -> Iterator[_Task]:
         """Work by packs, for one window of the disk after the other."""
         window: dict[tuple[int, int], _Task] = {}
         held = chunks = 0
-        for extent in extents(self._disk.root, self.load):
-            if extent.session == ZERO:
+        skipped = KEEP if runs is not None else ZERO
+        for extent in extents(self._disk.root, self.load) if runs is None else runs:
+            if extent.session == skipped:
                 advance(extent.chunks * self._chunk_size)
                 continue
             key = (extent.session, extent.pack)
@@ -97,12 +106,21 @@ class DiskCopy:
         pair = free.get()
         try:
             reader, writer = pair
+            if task.session == ZERO:
+                self._zero(task, writer)
+                return task.chunks * self._chunk_size
             chunks = reader.read(session_of(self._point, task.session), task.pack, task.wanted)
             for offset, pieces in self._batches(chunks):
                 writer.write(offset, pieces)
             return task.chunks * self._chunk_size
         finally:
             free.put(pair)
+
+    def _zero(self, task: _Task, writer: Writer) -> None:
+        size, end = self._chunk_size, self._disk.virtual_size
+        for part in task.wanted:
+            start = part.first * size
+            writer.zero(start, min(start + part.chunks * size, end) - start)
 
     def _batches(self, chunks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, list[bytes]]]:
         """Neighbouring chunks in writes of at most WRITE_BYTES, cut at the disk's end."""

@@ -74,6 +74,13 @@ class NbdWriter:
         except NbdError as error:
             raise nbd_error(self._path, error) from error
 
+    def zero(self, offset: int, length: int) -> None:
+        """See Writer."""
+        try:
+            self._client.zero(offset, length)
+        except NbdError as error:
+            raise nbd_error(self._path, error) from error
+
     def close(self) -> None:
         """See Writer."""
         try:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from vmbackup.errors import TargetError
@@ -60,10 +61,10 @@ class QemuNbd:
             return Path(self._folder, "log").read_text(errors="replace").strip()
         return ""
 
-    def connect(self) -> NbdClient:
+    def connect(self, contexts: Sequence[str] = ()) -> NbdClient:
         """A connection of its own. Raises TargetError."""
         try:
-            return NbdClient.connect(self._socket, "")
+            return NbdClient.connect(self._socket, "", contexts=contexts)
         except NbdError as error:
             raise TargetError(f"cannot write {self._path}: {error} {self.log()}") from error
 

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmbackup.engine.target_errors import told
-from vmbackup.engine.targets import Writer
+from vmbackup.engine.targets import WRITE_BYTES, Writer
+
+_ZEROS = bytes(WRITE_BYTES)
 
 
 class RawTarget:
@@ -48,6 +50,11 @@ class _RawWriter:
                 rest = memoryview(b"".join(pieces))
                 while done < left:
                     done += os.pwrite(self._fd, rest[done:], offset + done)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Writes zeros."""
+        for at in range(offset, offset + length, WRITE_BYTES):
+            self.write(at, [_ZEROS[: offset + length - at]])
 
     def close(self) -> None:
         """Nothing is held back."""

@@ -13,6 +13,9 @@ class Writer(Protocol):
     def write(self, offset: int, pieces: Sequence[bytes]) -> None:
         """Writes the pieces one after the other from `offset` on. May return before they are written."""
 
+    def zero(self, offset: int, length: int) -> None:
+        """Makes a part read as zeros, whatever it held and whatever lies below it."""
+
     def close(self) -> None:
         """Waits until all is written. Raises TargetError."""
 
