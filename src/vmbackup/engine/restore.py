@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vmbackup.engine.chosen_disks import choose_disks
 from vmbackup.engine.disk_copy import DiskCopy
+from vmbackup.engine.documents import new_documents, write_documents
 from vmbackup.engine.new_files import NewFiles, there_already
 from vmbackup.engine.pipeline import default_workers
 from vmbackup.engine.qcow2_target import Qcow2Target
 from vmbackup.engine.raw_target import RawTarget
 from vmbackup.engine.targets import Target
-from vmbackup.errors import DamageError, NotFoundError, TargetError, UsageError
+from vmbackup.errors import DamageError, UsageError
 from vmbackup.progress import Progress
 from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.repository import Repository
@@ -59,50 +61,14 @@ def restore(repository: Repository, point: Point, options: RestoreOptions, progr
     """
     started = time.monotonic()
     repository.check_may_read()
-    disks = _choose(point, options.disks)
+    disks = choose_disks(point, options.disks)
     _refuse_existing(options.output, disks, options.format)
-    documents = _new_documents(options.output, repository.documents(point))
+    documents = new_documents(options.output, repository.documents(point))
     with NewFiles(options.output) as files:
         made = [_restore_disk(repository, point, disk, options, files, progress) for disk in disks]
-        for name, data in documents.items():
-            with files.create(name) as partial, open(partial, "xb", opener=_private) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        write_documents(files, documents)
         files.publish()
     return RestoreSummary(point.id, tuple(made), time.monotonic() - started)
-
-
-def _choose(point: Point, wanted: tuple[str, ...] | None) -> list[DiskRecord]:
-    disks = {d.target: d for d in point.disks}
-    if wanted is None:
-        return list(disks.values())
-    for target in wanted:
-        if target not in disks:
-            raise NotFoundError(f"restore point {point.id} has no disk '{target}'", f"it has {', '.join(disks)}")
-    return [disks[target] for target in dict.fromkeys(wanted)]
-
-
-def _new_documents(folder: Path, documents: dict[str, bytes]) -> dict[str, bytes]:
-    """Those that are not in the folder yet: another disk of the same point may have been restored to it before."""
-    new = {}
-    for name, data in documents.items():
-        path = folder / name
-        try:
-            same = path.read_bytes() == data
-        except FileNotFoundError:
-            new[name] = data
-        except OSError as error:
-            raise TargetError(f"cannot read {path}: {error.strerror}") from error
-        else:
-            if not same:
-                raise there_already(path)
-    return new
-
-
-def _private(path: str, flags: int) -> int:
-    """Images and domain XML are for their owner only: they hold the guest's secrets."""
-    return os.open(path, flags, 0o600)
 
 
 def _refuse_existing(folder: Path, disks: list[DiskRecord], format_: str) -> None:
