@@ -1,0 +1,224 @@
+"""The other devices: those of the host, shared folders, consoles, sockets and screens."""
+
+import os
+from collections.abc import Callable
+
+from vmbackup.hypervisor.draft import Draft, drop
+from vmbackup.hypervisor.xmltree import Element
+
+_WITHOUT_DEVICE = "connect it, or let the guest do without: --without host-devices"
+_ANY_ADDRESS = ("", "0.0.0.0", "::", "127.0.0.1", "::1", "localhost")  # noqa: S104 (compared, not bound)
+# Where libvirt itself puts the sockets of channels: it does so again.
+_LIBVIRTS = ("/var/lib/libvirt/", "/run/libvirt/", "/var/run/libvirt/")
+_CONSOLES = ("serial", "console", "parallel", "channel")
+
+
+def fit(draft: Draft) -> None:
+    """Every kind."""
+    _host_devices(draft)
+    _host_memory(draft)
+    _shares(draft)
+    _leases(draft)
+    _screens(draft)
+    for tag in _CONSOLES:
+        for console in draft.devices.findall(tag):
+            _console(draft, console)
+    _vsock(draft)
+    _tuned_devices(draft)
+    _arguments(draft)
+
+
+def _host_devices(draft: Draft) -> None:
+    for device in [*draft.devices.findall("hostdev"), *draft.devices.findall("interface[@type='hostdev']")]:
+        name = host_device(device)
+        if name is not None and name not in draft.host.devices:
+            draft.devices.remove(device)
+            draft.lack("host-devices", f"the host device {name} of the guest is not here", _WITHOUT_DEVICE)
+        elif name is not None and draft.clone:
+            draft.note(f"the guest has the host device {name}: it cannot run while another guest has it")
+
+
+def host_device(device: Element) -> str | None:
+    """Its name in `Capabilities.devices`; None for one that names no device of a host."""
+    kind = device.get("type", "pci")
+    source = device.find("source")
+    if source is None:
+        return None
+    address = source.find("address")
+    if kind in ("pci", "hostdev", "interface") and address is not None:
+        domain, bus, slot = (_hex(address, part) for part in ("domain", "bus", "slot"))
+        return f"pci {domain:04x}:{bus:02x}:{slot:02x}.{_hex(address, 'function'):x}"
+    if kind == "mdev" and address is not None:
+        return f"mdev {address.get('uuid', '')}"
+    if kind == "usb":
+        return _usb(source, address)
+    adapter = source.find("adapter")
+    if kind == "scsi" and adapter is not None:
+        return f"scsi {adapter.get('name', '')}"
+    if kind == "scsi_host":
+        return f"scsi_host {source.get('wwpn', '')}"
+    return None if kind == "scsi" else f"{kind} {source.get('path') or source.get('dev') or ''}".strip()
+
+
+def _hex(address: Element, part: str) -> int:
+    try:
+        return int(address.get(part, "0"), 16)
+    except ValueError:
+        return 0
+
+
+def _usb(source: Element, address: Element | None) -> str:
+    vendor, product = source.find("vendor"), source.find("product")
+    if vendor is not None and product is not None:
+        return f"usb {_hex(vendor, 'id'):04x}:{_hex(product, 'id'):04x}"
+    where = address.attrib if address is not None else {}
+    return f"usb bus {where.get('bus', '?')} device {where.get('device', '?')}"
+
+
+def _host_memory(draft: Draft) -> None:
+    """Memory that is a file or device of the host: its content is in no restore point."""
+    for memory in draft.devices.findall("memory"):
+        path = (memory.findtext("./source/path") or "").strip()
+        if path and not draft.host.present(path):
+            draft.devices.remove(memory)
+            draft.lack("host-devices", f"the guest's memory device on {path} is not here", _WITHOUT_DEVICE)
+
+
+def _shares(draft: Draft) -> None:
+    for share in draft.devices.findall("filesystem"):
+        source = share.find("source")
+        path = (source.get("dir") or source.get("socket") or source.get("file")) if source is not None else None
+        if path and not draft.host.present(path):
+            draft.devices.remove(share)
+            hint = "make it, or let the guest do without: --without shares"
+            draft.lack("shares", f"the folder {path} that the guest shares with its host is not here", hint)
+
+
+def _leases(draft: Draft) -> None:
+    if drop(draft.devices, "lease"):
+        draft.note("the guest's lease of a lock manager (sanlock) belongs to its old host: it is left out")
+
+
+def _screens(draft: Draft) -> None:
+    for screen in draft.devices.findall("graphics"):
+        _screen(draft, screen)
+    if not draft.allows("graphics", "spice"):
+        _without_spice(draft)
+    for video in draft.devices.findall("./video/model"):
+        kind = video.get("type", "")
+        if not draft.allows("video", kind):
+            instead = "virtio" if draft.allows("video", "virtio") else "vga"
+            # Memory sizes are those of the other card.
+            for name in ("ram", "vram", "vgamem", "vram64"):
+                video.attrib.pop(name, None)
+            video.set("type", instead)
+            draft.note(f"this host's QEMU has no video card {kind}: {instead} instead")
+
+
+def _screen(draft: Draft, screen: Element) -> None:
+    kind = screen.get("type", "")
+    if kind == "spice" and not draft.allows("graphics", "spice"):
+        screen.set("type", "vnc")
+        for name in ("tlsPort", "defaultMode"):
+            screen.attrib.pop(name, None)
+        for child in list(screen):
+            if child.tag != "listen":
+                screen.remove(child)
+        draft.note("this host's QEMU has no SPICE: the guest's screen is VNC")
+    if draft.clone and screen.get("autoport", "no") != "yes" and screen.get("port", "-1") != "-1":
+        draft.note(f"the port {screen.get('port')} of the guest's screen is the original's: it gets a free one")
+        screen.set("port", "-1")
+        screen.set("autoport", "yes")
+        screen.attrib.pop("tlsPort", None)
+    _listen(draft, screen)
+
+
+def _listen(draft: Draft, screen: Element) -> None:
+    known = draft.host.addresses
+    for listen in screen.findall("listen"):
+        network, address = listen.get("network"), listen.get("address", "")
+        if network and network not in draft.host.networks:
+            listen.attrib.pop("network")
+            listen.set("type", "address")
+            listen.set("address", "127.0.0.1")
+            draft.note(f"the guest's screen listened on network {network}, not here: on 127.0.0.1 instead")
+        elif not network and address not in _ANY_ADDRESS and known is not None and address not in known:
+            listen.set("address", "127.0.0.1")
+            draft.note(f"the guest's screen listened on {address}, not of this host: on 127.0.0.1 instead")
+        elif draft.clone and listen.get("type") == "socket":
+            listen.attrib.pop("socket", None)
+    first = screen.find("listen")
+    if screen.get("listen") is not None:
+        screen.attrib.pop("listen")
+        if first is not None and first.get("address"):
+            screen.set("listen", first.get("address", ""))
+
+
+def _without_spice(draft: Draft) -> None:
+    """What only SPICE's client can use."""
+    drop_each(draft, "channel", lambda each: each.get("type") == "spicevmc")
+    drop_each(draft, "redirdev", lambda each: each.get("type") == "spicevmc")
+    for audio in draft.devices.findall("audio"):
+        if audio.get("type") == "spice":
+            audio.set("type", "none")
+
+
+def drop_each(draft: Draft, tag: str, unwanted: Callable[[Element], bool]) -> None:
+    """Removes devices of that tag."""
+    for each in draft.devices.findall(tag):
+        if unwanted(each):
+            draft.devices.remove(each)
+
+
+def _console(draft: Draft, console: Element) -> None:
+    source = console.find("source")
+    if source is None:
+        return
+    path, kind = source.get("path", ""), console.get("type", "")
+    if kind == "unix" and source.get("mode") == "bind" and console.tag == "channel":
+        # The socket's name holds the original's name or id; libvirt makes one of its own.
+        console.remove(source)
+        if path and not path.startswith(_LIBVIRTS):
+            draft.note(f"the channel's socket {path} is left to libvirt: 'virsh dumpxml' names the new one")
+    elif kind == "pty":
+        source.attrib.pop("path", None)
+        console.attrib.pop("tty", None)
+    elif _unusable(draft, kind, source, path):
+        console.remove(source)
+        console.set("type", "pty")
+        drop(console, "protocol", "log")
+        draft.note(f"the {console.tag} of the guest goes to {path or 'a port'} of its old host: it is a pty instead")
+
+
+def _unusable(draft: Draft, kind: str, source: Element, path: str) -> bool:
+    """A file, socket, device or port that is not here, or that the original uses."""
+    if kind == "dev":
+        return not draft.host.present(path)
+    if kind in ("file", "unix", "pipe"):
+        return draft.clone or not draft.host.present(os.path.dirname(path))
+    if kind in ("tcp", "udp"):
+        return draft.clone and source.get("mode") == "bind"
+    return False
+
+
+def _vsock(draft: Draft) -> None:
+    for cid in draft.devices.findall("./vsock/cid"):
+        if draft.clone and cid.get("auto") != "yes":
+            cid.set("auto", "yes")
+            cid.attrib.pop("address", None)
+            draft.note("the guest's vsock address is the original's: it gets a free one")
+
+
+def _tuned_devices(draft: Draft) -> None:
+    """Weights of the block devices of the old host."""
+    tune = draft.root.find("blkiotune")
+    for device in tune.findall("device") if tune is not None else ():
+        path = (device.findtext("path") or "").strip()
+        if tune is not None and not draft.host.present(path):
+            tune.remove(device)
+            draft.note(f"the limits on the host's device {path}, not here, are left out")
+
+
+def _arguments(draft: Draft) -> None:
+    if any(child.tag.endswith("}commandline") for child in draft.root):
+        draft.note("the guest has arguments of its own for QEMU (qemu:commandline): they are kept as they are")
