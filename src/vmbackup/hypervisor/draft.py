@@ -87,9 +87,7 @@ class Draft:
         found = self.root.find("genid")
         if found is not None:
             found.text = self.new_uuid()
-            self.note(
-                "the guest's generation id is new, which tells it that it was restored (Active Directory needs that)"
-            )
+            self.note("the guest's generation id is new: it tells Windows that its past was taken back")
 
 
 def add(parent: Element, tag: str, attributes: dict[str, str] | None = None, text: str | None = None) -> Element:

@@ -67,7 +67,7 @@ def _other_loader(draft: Draft, os: Element, path: str) -> None:
 
 
 def _loader_of_that_size(draft: Draft, os: Element) -> None:
-    """libvirt may choose: but the variables that are brought along fit firmware of their size only."""
+    """Where libvirt would choose: the variables that are brought along fit firmware of their size only."""
     chosen = _choose(draft, os)
     if chosen is None:
         draft.lack("firmware", "this host has no UEFI firmware that the guest's variables fit", _INSTALL)
