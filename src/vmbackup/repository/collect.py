@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterator
 
 from vmbackup.errors import AccessError, DamageError, UsageError
 from vmbackup.progress import SILENT, Progress, told
-from vmbackup.repository import condemned, damage, frames, locks, stray, tombstones
+from vmbackup.repository import condemned, damage, drills, frames, locks, stray, tombstones
 from vmbackup.repository.condemned import INDEX, TABLE, ObjectName
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.layout import ORIGIN_BYTES, Lineage
@@ -92,6 +92,7 @@ class _Cycle:
         self._tables: set[bytes] = set()
         self._proof = Proof(repository, self._catalog)
         self._present: dict[ObjectName, int] = {}
+        self._drills: list[Entry] = []
         self.kept_bytes = 0
         self._lock_seconds = locks.seconds(repository.config.object_lock_days)
         self._locked: dict[ObjectName, float] = {}
@@ -101,6 +102,7 @@ class _Cycle:
         if not self._options.dry_run:
             self._end_dead()
         stale = condemned.read(self._store, self._group)
+        self._drills = list(self._store.list(f"drills/{self._group}/"))  # before the points that they are of
         listed = self._list()
         found = self._read()
         self._refuse_unknown(listed, found)
@@ -356,7 +358,7 @@ class _Cycle:
                 self._end_if_dead(session, lineage, entry)
 
     def _tidy(self, found: PointList, stale: list[str]) -> None:
-        """C9: pins of ended sessions, points that are forgotten, lists and records whose objects are gone."""
+        """C9: pins of ended sessions, forgotten points, lists and records whose objects are gone, old drills."""
         for key in stale:
             self._store.delete(key)
         for session, lineage, entry in self._pins():
@@ -367,3 +369,5 @@ class _Cycle:
                 self._store.delete(lineage.point(session))
                 if may_go:
                     self._store.delete(lineage.trash(session))
+        points = {(point.lineage, point.session) for point in (*found.points, *found.twins)}
+        drills.collect(self._repository, self._drills, points)

@@ -17,6 +17,7 @@ _NAMES = re.compile(
             r"envelopes/\d+/\d+",
             rf"(sessions|points|trash)/{_GROUP}/{_SESSION}/{_SESSION}",
             rf"(data|meta|index)/{_GROUP}/{_SESSION}/{_SESSION}-\d+",
+            rf"drills/{_GROUP}/{_SESSION}/{_SESSION}-{_SESSION}",
             rf"(dead|condemned|damage)/{_GROUP}/{_SESSION}",
             rf"probe/{_ID}",
         )
