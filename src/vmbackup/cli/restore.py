@@ -21,6 +21,8 @@ from vmbackup.errors import UsageError
 )
 @click.option("--disk", "disks", metavar="TARGET", multiple=True, help="Only this disk; again for more.")
 @click.option("--format", "image_format", type=click.Choice(("qcow2", "raw")), default="qcow2", show_default=True)
+@click.option("--chain", is_flag=True, help="A backing chain: a base and an overlay for each later restore point.")
+@click.option("--chain-from", metavar="POINT", help="The base of the chain; else the guest's oldest restore point.")
 @click.pass_obj
 def command(
     state: State,
@@ -29,15 +31,18 @@ def command(
     output: Path,
     disks: tuple[str, ...],
     image_format: Literal["qcow2", "raw"],
+    chain: bool,
+    chain_from: str | None,
 ) -> int:
     """Write the disks of a restore point to DIR: the newest of DOMAIN, or POINT.
 
     POINT is an id, a prefix of it, DOMAIN@latest or DOMAIN@TIME. No file is ever overwritten.
     """
-    from vmbackup.cli import access
+    from vmbackup.cli import access, restore_chain
     from vmbackup.cli.output import clean, say, say_json, table, warn
     from vmbackup.config.units import format_duration, format_size
     from vmbackup.engine.restore import RestoreOptions, restore
+    from vmbackup.engine.restore_chain import ChainOptions
     from vmbackup.repository.resolve import resolve
 
     if at is not None and "@" in point:
@@ -46,12 +51,21 @@ def command(
         )
     if not output.name and not output.is_absolute():
         raise UsageError("--output names no folder", "write the path of one, as in --output /var/tmp/restored")
+    if chain_from is not None and not chain:
+        raise UsageError("--chain-from goes with --chain", "add --chain")
+    if chain and image_format != "qcow2":
+        raise UsageError("a raw image has no backing file", "leave --format out, or --chain")
     options = RestoreOptions(output.absolute(), image_format, disks or None)
     config = access.load_config(state)
     with access.opened_repository(config, state.repository) as repository:
         name = f"{point}@{at}" if at is not None else point
-        found = resolve(repository.survey(), name, domains=True)
+        points = repository.survey()
+        found = resolve(points, name, domains=True)
         with access.progress(state) as progress:
+            if chain:
+                wanted = ChainOptions(options.output, options.disks)
+                made = restore_chain.restore(repository, points, found, chain_from, wanted, progress)
+                return restore_chain.show(made, found.domain, json=state.json)
             done = restore(repository, found, options, progress)
     if state.json:
         files = [
