@@ -42,6 +42,7 @@ class RamGuest:
     name: str
     disks: dict[str, RamDisk]
     uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
+    documents: dict[str, bytes] = field(default_factory=dict)
 
 
 class _Reader:
@@ -120,7 +121,7 @@ class RamJob:
         self._host, self._guest = host, guest
         self.domain = DomainInfo(guest.name, guest.uuid, 1, "running")
         self.time = host.now()
-        self.documents = {"domain.xml": f"<domain><name>{guest.name}</name></domain>".encode()}
+        self.documents = {"domain.xml": f"<domain><name>{guest.name}</name></domain>".encode(), **guest.documents}
         sizes = {t: len(d.data) for t, d in guest.disks.items()}
         self.anchor = Anchor("libvirt", f"ram-{uuid.uuid4()}", "<domaincheckpoint/>", sizes)
         self.disks = [

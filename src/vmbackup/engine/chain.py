@@ -10,7 +10,14 @@ from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.repository import Repository
 
 SOURCE = "libvirt"
-_DOCUMENT_TYPES = {"domain.xml": "libvirt-domain-xml"}
+# By the name of a document; a copy keeps what a later version stores, under the last.
+_DOCUMENT_TYPES = {
+    "domain.xml": "libvirt-domain-xml",
+    "nvram.fd": "uefi-variables",
+    "tpm2-00.permall": "swtpm-state",
+    "tpm-00.permall": "swtpm-state",
+}
+_OTHER = "other"
 
 
 def anchor_of(parent: Point | None) -> Anchor | None:
@@ -57,6 +64,13 @@ def committed_in(repository: Repository, points: Sequence[Point], forgotten: Ite
     return committed
 
 
-def typed_documents(documents: Mapping[str, bytes]) -> list[dict[str, str]]:
-    """A guest's documents as they stand in a restore point's private part."""
-    return [{"name": name, "type": _DOCUMENT_TYPES[name], "data": data.hex()} for name, data in documents.items()]
+def typed_documents(documents: Mapping[str, bytes]) -> list[Mapping[str, str | int]]:
+    """A guest's documents as they stand in a restore point's private part: without the zeros they end with."""
+    made: list[Mapping[str, str | int]] = []
+    for name, data in documents.items():
+        kept = data.rstrip(b"\0")
+        document: dict[str, str | int] = {"name": name, "type": _DOCUMENT_TYPES.get(name, _OTHER), "data": kept.hex()}
+        if len(kept) < len(data):
+            document["length"] = len(data)
+        made.append(document)
+    return made

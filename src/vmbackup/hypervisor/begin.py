@@ -11,6 +11,7 @@ from vmbackup.errors import HypervisorError, JobConflictError, VmbackupError
 from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor import checkpoints, cleanup, scratch
 from vmbackup.hypervisor.connection import Connection
+from vmbackup.hypervisor.documents import read_documents
 from vmbackup.hypervisor.domains import describe, handle, require_running
 from vmbackup.hypervisor.failures import broken_disk, translate
 from vmbackup.hypervisor.intents import Intent, IntentStore
@@ -26,7 +27,6 @@ from vmbackup.hypervisor.source import Anchor, DomainInfo, QuiescePolicy
 from vmbackup.hypervisor.watch import JobWatch
 
 DOMAIN_FOLDERS = "/var/lib/libvirt/qemu"
-_XML_SECURE, _XML_INACTIVE = 1, 2
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ class Beginner:
         allowance = scratch.budget(self._places.scratch_dir, need, others)
         freezer = Freezer(self._connection, info, self._policy)
         intent = self._intent(info, plan, need, frozen=freezer.eligible())
-        documents = self._connection.call("read the domain's XML", lambda raw: _documents(handle(raw, info)))
+        documents = self._connection.call(
+            "read the domain's XML", lambda raw: read_documents(handle(raw, info), self._places.domain_folders)
+        )
         self._store.write(intent)
         job: LiveJob | None = None
         connections = Connections(intent.socket, lambda: job.prove() if job else None)
@@ -124,8 +126,8 @@ class Beginner:
                 JobParts(
                     connection=self._connection, store=self._store, lock=lock, watch=watch, intent=intent,
                     domain=info, time=time, quiesced=freezer.outcome, connections=connections,
-                    disks=_sources(connections, plan), anchor=anchor, documents=documents,
-                    notes=list(plan.notes), recovered=recovered,
+                    disks=_sources(connections, plan), anchor=anchor, documents=documents.files,
+                    notes=[*plan.notes, *documents.notes], recovered=recovered,
                 )
             )  # fmt: skip
             for disk in job.disks:
@@ -233,12 +235,6 @@ def _begun(domain: Any, intent: Intent, plan: Plan) -> tuple[str, Anchor | None]
     made = domain.checkpointLookupByName(intent.checkpoint)
     sizes = {disk.target: disk.info.virtual_size for disk in plan.included if disk.tracked}
     return xml, Anchor("libvirt", intent.checkpoint, checkpoints.minimal_xml(made), sizes)
-
-
-def _documents(domain: Any) -> dict[str, bytes]:
-    """domain.xml: as it would start the next time, with its secrets; a transient domain has only its live one."""
-    flags = _XML_SECURE | (_XML_INACTIVE if domain.isPersistent() else 0)
-    return {"domain.xml": domain.XMLDesc(flags).encode()}
 
 
 def _sources(connections: Connections, plan: Plan) -> list[LiveDisk]:

@@ -155,7 +155,7 @@ class GuestJob(Protocol):
 
     @property
     def documents(self) -> Mapping[str, bytes]:
-        """Typed documents of the guest: "domain.xml"."""
+        """Documents of the guest by name (documents.py): "domain.xml", and where it has them "nvram.fd", TPM state."""
 
     @property
     def notes(self) -> Sequence[str]:

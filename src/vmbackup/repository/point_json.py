@@ -40,4 +40,4 @@ POINT = {
     "seal_seconds?": float,
     "copied_from?": Maybe({"realm": Hex(), "repository": Hex(), "session": Hex(), "lacking?": [Hex()]}),
 }
-PRIVATE = {"documents": [{"name": str, "data": Hex()}]}
+PRIVATE = {"documents": [{"name": str, "data": Hex(), "length?": Up(64 << 20)}]}

@@ -1,7 +1,7 @@
 """Restore points: the commit of a session (docs/repository-format.md, section 9)."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -18,9 +18,13 @@ from vmbackup.repository.layout import ORIGIN_BYTES, SESSION_BYTES, Lineage, Ses
 from vmbackup.repository.nodes import Ref
 from vmbackup.repository.writers import Enrolment, WriterKey
 
+# Each with name, type, data in hex, and length where zeros follow.
+Documents = Sequence[Mapping[str, str | int]]
 POINT, PARTIAL, MOVES, COPY = 1, 2, 3, 4
 HEAD = frames.PREAMBLE.size + 1  # bytes that tell the kind
 MAX_PART = 64 << 20
+# Bytes that documents may claim to have beyond what is stored of them: two of the largest there are.
+MAX_ZEROS = 128 << 20
 Verify = Callable[[Ed25519PublicKey, bytes, bytes], None]
 """Checks a signature of a message; raises InvalidSignature."""
 KNOWN_FEATURES: frozenset[str] = frozenset()
@@ -218,7 +222,7 @@ def encode(
     secret: bytes,
     public: dict[str, Any],
     table: bytes,
-    documents: list[dict[str, str]],
+    documents: Documents,
     original: bytes = b"",
 ) -> bytes:
     """The whole object, signed; of a copy with its original's."""
@@ -377,4 +381,7 @@ def open_documents(point: Point, secret: bytes, realm: bytes) -> dict[str, bytes
         raise DamageError(f"{point.key} is malformed", object_key=point.key) from error
     private = frames.parse(text, point.key)
     shapes.check(private, point_json.PRIVATE, point.key)
-    return {d["name"]: bytes.fromhex(d["data"]) for d in private["documents"]}
+    documents = private["documents"]
+    if sum(d.get("length", 0) for d in documents) > MAX_ZEROS:
+        raise DamageError(f"{point.key} is malformed", object_key=point.key)
+    return {d["name"]: bytes.fromhex(d["data"]).ljust(d.get("length", 0), b"\0") for d in documents}

@@ -24,7 +24,7 @@ from vmbackup.repository.nodes import Node, Ref
 from vmbackup.repository.others import Others
 from vmbackup.repository.packs import PackBuilder
 from vmbackup.repository.placing import Placing
-from vmbackup.repository.points import COPY, POINT, Point, encode_table
+from vmbackup.repository.points import COPY, POINT, Documents, Point, encode_table
 from vmbackup.repository.processes import is_alive
 from vmbackup.repository.repository import PointList, Repository, newest
 from vmbackup.repository.salvage import salvage
@@ -295,7 +295,7 @@ class Run:
             self._closing.remove(session)
             session.commit_partial()
 
-    def commit(self, public: dict[str, Any], documents: list[dict[str, str]], original: bytes = b"") -> Point:
+    def commit(self, public: dict[str, Any], documents: Documents, original: bytes = b"") -> Point:
         """The restore point, with seq, parent and table put in. All packs are stored. Raises RepositoryError.
 
         A `seq` and a `parent` that `public` has hold. `original`: the object that the point is a replica's copy of.

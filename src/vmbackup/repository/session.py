@@ -144,7 +144,7 @@ class Session:
         self,
         public: dict[str, Any],
         table: bytes,
-        documents: list[dict[str, str]],
+        documents: points.Documents,
         kind: int = POINT,
         original: bytes = b"",
     ) -> Point:

@@ -1,0 +1,102 @@
+"""What of a guest lies beside its disks is read for the restore point; what cannot be is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmbackup.hypervisor import documents
+from vmbackup.hypervisor.documents import read_documents
+
+UUID = "5a6d1c1e-0c4f-4b6e-8d2e-0d6c1f4f7a01"
+TPM = "<devices><tpm model='tpm-crb'><backend type='emulator' version='{version}'>{source}</backend></tpm></devices>"
+
+
+class Domain:
+    """As much of a virDomain as is asked."""
+
+    def __init__(self, inside: str) -> None:
+        self.inside = inside
+
+    def isPersistent(self) -> int:  # noqa: N802 (libvirt's)
+        return 1
+
+    def XMLDesc(self, flags: int) -> str:  # noqa: N802
+        return f"<domain id='{flags}'><name>g</name><uuid>{UUID}</uuid>{self.inside}</domain>"
+
+
+def folder_of(root: Path) -> str:
+    (root / "qemu").mkdir()
+    return str(root / "qemu")
+
+
+def test_a_guest_without_any(tmp_path: Path) -> None:
+    """Only its XML, inactive and with secrets."""
+    found = read_documents(Domain(""), folder_of(tmp_path))
+    assert list(found.files) == ["domain.xml"]
+    assert b"id='3'" in found.files["domain.xml"]
+    assert found.notes == []
+
+
+@pytest.mark.parametrize("form", ["<nvram>{path}</nvram>", "<nvram type='file'><source file='{path}'/></nvram>"])
+def test_uefi_variables(tmp_path: Path, form: str) -> None:
+    """In both of libvirt's ways to tell where they are."""
+    path = tmp_path / "g_VARS.fd"
+    path.write_bytes(b"variables" + bytes(100))
+    found = read_documents(Domain(f"<os>{form.format(path=path)}</os>"), folder_of(tmp_path))
+    assert found.files["nvram.fd"] == b"variables" + bytes(100)
+
+
+@pytest.mark.parametrize(("version", "place"), [("2.0", "tpm2/tpm2-00.permall"), ("1.2", "tpm1.2/tpm-00.permall")])
+def test_the_state_of_a_tpm(tmp_path: Path, version: str, place: str) -> None:
+    """Out of the folder that libvirt keeps for the guest."""
+    path = tmp_path / "swtpm" / UUID / place
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"keys")
+    found = read_documents(Domain(TPM.format(version=version, source="")), folder_of(tmp_path))
+    assert found.files[path.name] == b"keys"
+    assert found.notes == []
+
+
+@pytest.mark.parametrize("kind", ["file", "dir"])
+def test_the_state_of_a_tpm_elsewhere(tmp_path: Path, kind: str) -> None:
+    """Where the XML names a file or folder of its own."""
+    path = tmp_path / "own" / "tpm2-00.permall"
+    path.parent.mkdir()
+    path.write_bytes(b"keys")
+    source = f"<source type='{kind}' path='{path if kind == 'file' else path.parent}'/>"
+    found = read_documents(Domain(TPM.format(version="2.0", source=source)), folder_of(tmp_path))
+    assert found.files["tpm2-00.permall"] == b"keys"
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    """The restore point is made all the same."""
+    inside = f"<os><nvram>{tmp_path}/gone.fd</nvram></os>{TPM.format(version='2.0', source='')}"
+    found = read_documents(Domain(inside), folder_of(tmp_path))
+    assert list(found.files) == ["domain.xml"]
+    assert [note.partition(": ")[2] for note in found.notes] == [
+        "a restored guest starts with its firmware's default variables",
+        "a restored guest starts with an empty TPM",
+    ]
+    assert "gone.fd could not be read (No such file or directory)" in found.notes[0]
+
+
+def test_variables_on_the_network_are_said(tmp_path: Path) -> None:
+    """They lie in no file of this host."""
+    inside = "<os><nvram type='network'><source protocol='iscsi' name='x'/></nvram></os>"
+    found = read_documents(Domain(inside), folder_of(tmp_path))
+    assert "the UEFI variables on the network could not be read" in found.notes[0]
+
+
+def test_a_file_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file is read without a limit; zeros beyond what is stored cost nothing."""
+    monkeypatch.setattr(documents, "_MOST_STORED", 10)
+    monkeypatch.setattr(documents, "_MOST", 1 << 20)
+    path, inside = tmp_path / "vars.fd", f"<os><nvram>{tmp_path}/vars.fd</nvram></os>"
+    folder = folder_of(tmp_path)
+    for content, taken in ((b"x" * 11, False), (b"x" + bytes((1 << 20) - 1), True), (bytes((1 << 20) + 1), False)):
+        path.write_bytes(content)
+        found = read_documents(Domain(inside), folder)
+        assert ("nvram.fd" in found.files) == taken
+        assert bool(found.notes) != taken
