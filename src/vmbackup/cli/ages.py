@@ -1,7 +1,7 @@
 """Times and ages as they are read at a glance, and how an age stands to its promise."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
 
@@ -17,6 +17,7 @@ class Standing(Enum):
     BROKEN = ("BROKEN", "bold red")
     NEVER = ("NEVER", "bold red")
     CLOSE = ("close", "bold yellow")
+    NEW = ("not yet", "")
     KEPT = ("kept", "green")
     NONE = ("-", "")
 
@@ -40,12 +41,21 @@ class Standing(Enum):
 class Age:
     """How old something is, and how old it was promised to be at most; seconds, None: never, and nothing promised.
 
-    `soon`: it breaks before anything is done about it.
+    `soon`: it breaks before anything is done about it. `new`: it was never done, and was not promised until now.
     """
 
     seconds: float | None
     promise: float | None
     soon: bool = False
+    new: bool = False
+
+    @classmethod
+    def first(cls, time: str | None, promise: float | None, now: datetime, since: str | None) -> "Age":
+        """The age of what is asked for since a time: it may be missing for as long as it may be old. ISO 8601."""
+        found = cls.of(time, promise, now)
+        if time is not None or since is None or promise is None:
+            return found
+        return replace(found, new=(now - datetime.fromisoformat(since)).total_seconds() <= promise)
 
     @classmethod
     def of(cls, time: str | None, promise: float | None, now: datetime, following: str | None = None) -> "Age":
@@ -63,7 +73,7 @@ class Age:
         if self.promise is None:
             return Standing.NONE
         if self.seconds is None:
-            return Standing.NEVER
+            return Standing.NEW if self.new else Standing.NEVER
         if self.seconds > self.promise:
             return Standing.BROKEN
         return Standing.CLOSE if self.soon or self.seconds > _CLOSE * self.promise else Standing.KEPT

@@ -45,13 +45,14 @@ class Guest:
     @cached_property
     def copies(self) -> list[tuple[Json, Age]]:
         """Its copies elsewhere, and how old their newest points are."""
-        return [(copy, Age.of(copy["last"], copy["max_age"], self.now)) for copy in self.state["copies"]]
+        since = self.state["known_since"]
+        return [(copy, Age.first(copy["last"], copy["max_age"], self.now, since)) for copy in self.state["copies"]]
 
     @cached_property
     def drill(self) -> Age | None:
         """How long ago a drill succeeded; None where there are none."""
-        drill = self.state["drill"]
-        return Age.of(drill["last_success"], drill["max_age"], self.now) if drill else None
+        drill, since = self.state["drill"], self.state["known_since"]
+        return Age.first(drill["last_success"], drill["max_age"], self.now, since) if drill else None
 
     @property
     def failed(self) -> bool:
@@ -68,7 +69,7 @@ class Guest:
     @property
     def rank(self) -> tuple[float, ...]:
         """To sort by, worst first."""
-        order = (Standing.BROKEN, Standing.NEVER, Standing.CLOSE, Standing.KEPT, Standing.NONE)
+        order = (Standing.BROKEN, Standing.NEVER, Standing.CLOSE, Standing.KEPT, Standing.NEW, Standing.NONE)
         place = float(order.index(self.age.standing))
         return (min(place, 1.5) if self.troubled else place, -self.age.share)
 
@@ -203,8 +204,9 @@ def down(repository: Json) -> bool:
 
 def upkeep(repository: Json, now: datetime) -> Iterator[tuple[str, Age]]:
     """`prune` and `verify`, and how long ago each was done."""
-    yield "prune", Age.of(repository["last_prune"], repository["prune_max_age"], now)
-    yield "verify", Age.of(repository["last_verified"], repository["verify_max_age"], now)
+    since = repository["known_since"]
+    yield "prune", Age.first(repository["last_prune"], repository["prune_max_age"], now, since)
+    yield "verify", Age.first(repository["last_verified"], repository["verify_max_age"], now, since)
 
 
 def names(guests: Iterable[Guest]) -> str:

@@ -3,16 +3,19 @@
 import shlex
 from collections.abc import Iterator
 from datetime import datetime
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmbackup.cli.checks import private_check
 from vmbackup.cli.systemd_unit import DROP_IN, Unit, read_unit
+from vmbackup.config.schedule import pauses
+from vmbackup.config.units import format_duration
 from vmbackup.errors import VmbackupError
 from vmbackup.hypervisor import Check
 
 if TYPE_CHECKING:
-    from vmbackup.config.models import Config
+    from vmbackup.config.models import Config, Drill, Job, Prune, Verify
 
 _LEAST_TOKEN = 16  # characters
 _SLACK_SECONDS = 1.0  # times in the answer are whole seconds
@@ -34,6 +37,33 @@ def service_checks(path: Path | None, config: "Config") -> Iterator[Check]:
     else:
         yield Check("service-running", "host", "ok", "no job has a schedule, so no service is needed")
     yield from _token_checks(config)
+    yield from _promise_checks(config)
+
+
+def _promise_checks(config: "Config") -> Iterator[Check]:
+    """Promises that break by their own schedule."""
+    for name, job in config.jobs.items():
+        yield from _promise_check(f"jobs.{name}", job)
+        if job.drill:
+            yield from _promise_check(f"jobs.{name}.drill", job.drill)
+    for name, repository in config.repositories.items():
+        for what, work in (("prune", repository.prune), ("verify", repository.verify)):
+            if work:
+                yield from _promise_check(f"repositories.{name}.{what}", work)
+
+
+def _promise_check(subject: str, work: "Job | Drill | Prune | Verify") -> Iterator[Check]:
+    if work.schedule is None or work.max_age is None:
+        return
+    pause = pauses(work.schedule)[1]
+    promised = format_duration(work.max_age.total_seconds())
+    if pause < work.max_age.total_seconds():
+        yield Check("promise", subject, "ok", f"its schedule can keep max_age, {promised}")
+        return
+    up_to = "a schedule that comes once" if pause == inf else f"up to {format_duration(pause)} between two"
+    message = f"max_age is {promised}, with {up_to}: it breaks although all goes well"
+    fix = f"raise max_age of [{subject}] above that, or let it run more often"
+    yield Check("promise", subject, "warn", message, fix)
 
 
 def _unit_check(unit: Unit, *, scheduled: bool) -> Check:

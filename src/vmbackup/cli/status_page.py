@@ -194,7 +194,7 @@ def _drill(guest: Guest) -> Forms:
     if failed(drill["last_run"]):
         return forms(f"FAILED {ago(drill['last_run']['started'], guest.now)}", "FAILED", style=BAD)
     if age.seconds is None:
-        return forms("never", style=BAD if age.standing.bad else "")
+        return forms("never", style=BAD) if age.standing.bad else forms("not yet")
     if age.standing is Standing.BROKEN:
         return forms(f"LATE, {span(age.seconds)} ago", "LATE", style=BAD)
     return forms(f"ok {span(age.seconds)} ago", f"ok {span(age.seconds)}", style="green")

@@ -9,6 +9,8 @@ from typing import Any
 
 from vmbackup.config.mistakes import Mistake, did_you_mean
 from vmbackup.config.models import DEFAULT_REPOSITORY
+from vmbackup.config.schedule import pauses
+from vmbackup.config.units import InvalidValue, format_duration, parse_duration
 from vmbackup.storage_backends.s3_settings import BadProvider, find_server
 
 _KEY_SOURCES = (
@@ -89,6 +91,18 @@ def _job(path: tuple[str, ...], table: Mapping[str, Any], repositories: tuple[st
         yield Mistake((*path, "copy_max_age"), "copy_max_age without copy_to", "add copy_to, or remove it")
     if "window" in table and "schedule" not in table:
         yield Mistake((*path, "window"), "window without schedule", "add schedule, or remove it")
+    yield from _window(path, table)
+
+
+def _window(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Whether a guest has started before its next time comes: else a restart of the service would put it off."""
+    try:
+        window, pause = parse_duration(table["window"]), pauses(table["schedule"])[0]
+    except (KeyError, TypeError, AttributeError, InvalidValue):
+        return  # told elsewhere, where it is wrong
+    if window.total_seconds() > pause:
+        told = f'window = "{table["window"]}" is longer than the {format_duration(pause)} between two of the schedule'
+        yield Mistake((*path, "window"), told, "make it shorter, or the schedule rarer")
 
 
 def _daemon(table: Mapping[str, Any]) -> Iterator[Mistake]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
+from itertools import pairwise
+from math import inf
 from typing import NamedTuple
 
 from vmbackup.config.units import InvalidValue, parse_duration
@@ -20,6 +22,9 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _LONGEST_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _HOURS = 24
+_DAY = 1440  # minutes
+# Days that are looked through for pauses: every 29 February and each weekday that it may be.
+_FIRST_DAY, _LAST_DAY = date(2000, 1, 1).toordinal(), date(2041, 1, 1).toordinal()
 
 
 class _Field(NamedTuple):
@@ -103,6 +108,22 @@ def parse_schedule(text: str) -> Calendar | Every:
     if not calendar.possible:
         raise InvalidValue(f"{text!r} never comes due: no such day in that month", _HINT)
     return calendar
+
+
+@lru_cache(maxsize=1024)
+def pauses(text: str) -> tuple[float, float]:
+    """The shortest and the longest time between two that the schedule comes due, in seconds; infinite for a single one.
+
+    By the calendar: where the clock is changed they vary by that.
+    """
+    schedule = parse_schedule(text)
+    if isinstance(schedule, Every):
+        return schedule.seconds, schedule.seconds
+    days = [day for day in range(_FIRST_DAY, _LAST_DAY) if schedule.means(date.fromordinal(day))]
+    minutes = schedule.minutes
+    found = {later - earlier for earlier, later in pairwise(minutes)} if days else set()
+    found |= {minutes[0] + _DAY * (later - earlier) - minutes[-1] for earlier, later in pairwise(days)}
+    return (60.0 * min(found), 60.0 * max(found)) if found else (inf, inf)
 
 
 def _calendar(words: list[str]) -> Calendar:

@@ -212,6 +212,19 @@ def test_the_times_of_a_day_are_shown_where_the_focus_is(browser: Browser, serve
     assert browser.evaluate("getComputedStyle(document.querySelector('.day .tip')).display") == "block"
 
 
+def test_what_could_not_be_done_yet_is_no_trouble(browser: Browser, serve: Serve) -> None:
+    """A drill or a verify whose first promised time is to come is "not yet"; afterwards it is late."""
+    new = guest("new", HOUR, drill=DrillState(0.0, 7 * DAY, NOW + DAY), known_since=NOW - DAY)
+    late = replace(new, domain="late", known_since=NOW - 8 * DAY)
+    local = store(last_verified=0.0, verify_max_age=7 * DAY, known_since=NOW - DAY)
+    visit(browser, serve(Shown(snapshot(new, late, repositories=(local,)))), "/#/guest/new/nightly", OPEN)
+    assert "Not yet" in browser.evaluate("document.querySelector('[data-key=drill]').innerText")
+    problems = browser.evaluate("document.querySelector('#verdict').textContent")
+    assert "Drills are late or failed: \u2068late\u2069" in problems
+    assert "\u2068new\u2069" not in problems
+    assert "not yet" in browser.evaluate("document.querySelector('#repositories').innerText")
+
+
 def test_an_address_of_a_guest_that_is_gone(browser: Browser, serve: Serve) -> None:
     visit(browser, serve(snapshot(guest())), "/#/guest/no-such/nightly", OPEN)
     assert "does not know this guest" in browser.texts("dialog")[0]

@@ -202,3 +202,18 @@ def test_the_token_of_the_page(tmp_path: Path, unit: Any) -> None:
     assert told()[0] == "warn"
     token.chmod(0o600)
     assert told()[0] == "ok"
+
+
+def test_promises_that_break_by_their_own_schedule(tmp_path: Path, unit: Any) -> None:
+    unit()
+    more = '[repositories.local.verify]\nschedule = "@weekly"\nmax_age = "8d"\n'
+    drill = 'max_age = "26h"\n[jobs.nightly.drill]\nschedule = "0 6 * * sun"\nmax_age = "5d"'
+    found = _found(tmp_path, more=more, schedule=f'schedule = "0 2 * * 1-5"\n{drill}')
+    told = {subject: check for (name, subject), check in found.items() if name == "promise"}
+    assert {subject: check.status for subject, check in told.items()} == {
+        "jobs.nightly": "warn", "jobs.nightly.drill": "warn", "repositories.local.verify": "ok"
+    }  # fmt: skip
+    assert told["jobs.nightly"].message == (
+        "max_age is 1 d 02 h, with up to 3 d 00 h between two: it breaks although all goes well"
+    )
+    assert told["jobs.nightly"].fix == "raise max_age of [jobs.nightly] above that, or let it run more often"

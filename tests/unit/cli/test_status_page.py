@@ -136,6 +136,12 @@ def test_exit_codes() -> None:
     assert code(snapshot(guest(ago=0, max_age=None))) == 0
     assert code(snapshot(guest(copies=(CopyState("offsite", 0.0, HOUR),)))) == 3
     assert code(snapshot(guest(drill=DrillState(0.0, HOUR)))) == 3
+    assert code(snapshot(guest(drill=DrillState(0.0, HOUR), known_since=NOW - 2 * HOUR))) == 3
+    assert code(snapshot(guest(drill=DrillState(0.0, HOUR), known_since=NOW - HOUR / 2))) == 0  # it is not late yet
+    assert code(snapshot(guest(copies=(CopyState("offsite", 0.0, HOUR),), known_since=NOW - HOUR / 2))) == 0
+    assert code(snapshot(guest(ago=0, known_since=NOW))) == 3  # a backup is missing from the first moment on
+    assert code(replace(fine, repositories=(store(last_prune=0.0, known_since=NOW - DAY / 2),))) == 0
+    assert code(replace(fine, repositories=(store(last_prune=0.0, known_since=NOW - 3 * DAY),))) == 3
     assert code(three(), "app01") == 0
     assert code(three(), "web01") == 3
 

@@ -253,3 +253,13 @@ def test_a_wrong_ping_is_not_repeated(url: str) -> None:
         parse(f'[jobs.a]\ndomains = ["*"]\nping_url = "{url}"\n', "c.toml")
     assert "not a web address" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("schedule", "longest"), [("@every 15m", 15), ("30 22 * * *", 24 * 60), ("0 1,2 * * 1", 60)])
+def test_a_window_ends_before_the_next_time(schedule: str, longest: int) -> None:
+    job = '[jobs.nightly]\ndomains = ["*"]\nschedule = "{}"\nwindow = "{}m"\n'
+    parse(job.format(schedule, longest), "config.toml")
+    ((line, told, hint),) = _mistakes(job.format(schedule, longest + 1))
+    assert line == 4
+    assert told.startswith(f'window = "{longest + 1}m" is longer than the ')
+    assert hint == "make it shorter, or the schedule rarer"

@@ -9,6 +9,7 @@ export const STANDINGS = {
   broken: { word: "Broken", sign: "✕", tone: "bad" },
   never: { word: "Never", sign: "✕", tone: "bad" },
   close: { word: "Close", sign: "!", tone: "doubt" },
+  new: { word: "Not yet", sign: "–", tone: "plain" },
   kept: { word: "Kept", sign: "✓", tone: "good" },
   none: { word: "No promise", sign: "–", tone: "plain" },
 };
@@ -16,6 +17,13 @@ const ORDER = Object.keys(STANDINGS);
 
 export const failed = (run) => run !== null && run !== undefined && run.status === "failed";
 const isBad = (age) => age.standing === "broken" || age.standing === "never";
+
+/** The same of what is asked for `since` a time: it may be missing for as long as it may be old. */
+export function agedSince(time, promise, now, since) {
+  const age = aged(time, promise, now);
+  const fresh = since && promise !== null && (now - new Date(since)) / 1000 <= promise;
+  return age.standing === "never" && fresh ? { ...age, standing: "new" } : age;
+}
 
 /** The age of what was done at `time` and is done again at `following`, against its promise in seconds (or null). */
 export function aged(time, promise, now, following = null) {
@@ -38,8 +46,9 @@ class Guest {
     this.key = JSON.stringify([state.domain, state.job, state.repository]);
     this.name = several ? `${state.domain} (${state.job})` : state.domain;
     this.age = aged(state.last_success, state.max_age, now, state.running ? null : state.next_run);
-    this.copyAges = state.copies.map((copy) => aged(copy.last, copy.max_age, now));
-    this.drillAge = state.drill ? aged(state.drill.last_success, state.drill.max_age, now) : null;
+    this.copyAges = state.copies.map((copy) => agedSince(copy.last, copy.max_age, now, state.known_since));
+    const drill = state.drill;
+    this.drillAge = drill ? agedSince(drill.last_success, drill.max_age, now, state.known_since) : null;
     this.failed = failed(state.last_run);
     this.copiesBad = state.copies.some((copy, index) => isBad(this.copyAges[index]) || failed(copy.last_run));
     this.drillBad = state.drill !== null && (isBad(this.drillAge) || failed(state.drill.last_run));
@@ -156,9 +165,10 @@ export const isDown = (repository) => !repository.up && Boolean(repository.error
 
 /** Of prune and verify: the noun, the word for done, its age, its last run. */
 export function upkeep(repository, now) {
+  const age = (time, promise) => agedSince(time, promise, now, repository.known_since);
   return [
-    ["prune", "pruned", aged(repository.last_prune, repository.prune_max_age, now), repository.last_prune_run],
-    ["verify", "verified", aged(repository.last_verified, repository.verify_max_age, now), repository.last_verify_run],
+    ["prune", "pruned", age(repository.last_prune, repository.prune_max_age), repository.last_prune_run],
+    ["verify", "verified", age(repository.last_verified, repository.verify_max_age), repository.last_verify_run],
   ];
 }
 

@@ -85,10 +85,11 @@ function cells(repository, now) {
 
 function kept(age, run, next, now) {
   const { tone, word } = STANDINGS[age.standing];
-  const text = age.seconds === null ? "never" : `${age.text}${age.promise === null ? " ago" : ""}`;
+  const quiet = ["kept", "new", "none"].includes(age.standing);
+  const text = age.standing === "new" ? "not yet" : age.seconds === null ? "never" : `${age.text}${age.promise === null ? " ago" : ""}`;
   return h("div", { class: "age" },
-    h("span", { class: age.standing === "kept" || age.standing === "none" ? null : tone }, age.standing === "kept" || age.standing === "none" ? text : `${word}: ${text}`),
-    age.promise === null ? null : bar(age.seconds === null ? 1 : age.share, tone),
+    h("span", { class: quiet ? null : tone }, quiet ? text : `${word}: ${text}`),
+    age.promise === null ? null : bar(age.standing === "never" ? 1 : age.share, tone),
     next ? h("span", { class: "dim" }, "next ", when(next, now)) : null,
     trouble(run));
 }
