@@ -23,7 +23,7 @@ NAMES = sorted(p.parent.name for p in GOLDEN.glob("*/expected.json"))
 
 
 def test_there_are_golden_repositories() -> None:
-    assert {"v1-4k", "v1-64k"} <= set(NAMES)
+    assert {"v1-4k", "v1-64k", "v1-moved", "v1-replica"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("secret", ["passphrase", "recovery_key"])
@@ -34,7 +34,8 @@ def test_golden_repository(tmp_path: Path, name: str, secret: str) -> None:
     store = open_store(str(GOLDEN / name / "repository"))
     repository = Repository.open(store, Secret.passphrase(expected[secret]), Trust(None))
     found = repository.read_points()
-    assert len(found.partials) == 1
+    assert len(found.partials) == expected.get("partials", 1)
+    assert len(found.moves) == expected.get("moves", 0)
     assert [p.id for p in found.points] == [p["id"] for p in expected["points"]]
     for point, wanted in zip(found.points, expected["points"], strict=True):
         assert point.seq == wanted["seq"]
