@@ -1,7 +1,8 @@
-"""NBD: the protocol, a client, and extents."""
+"""NBD: the protocol, a client, a server, and extents."""
 
 from vmbackup.nbd.client import NbdClient
 from vmbackup.nbd.errors import (
+    CannotListen,
     ConnectFailed,
     ConnectionLost,
     ExportMissing,
@@ -10,6 +11,7 @@ from vmbackup.nbd.errors import (
     MetaContextMissing,
     NbdError,
     ProtocolError,
+    ReadFailed,
     RequestFailed,
     TimedOut,
     Unsupported,
@@ -17,6 +19,7 @@ from vmbackup.nbd.errors import (
 from vmbackup.nbd.extents import Extent, Kind, align, extents
 
 __all__ = [
+    "CannotListen",
     "ConnectFailed",
     "ConnectionLost",
     "ExportMissing",
@@ -28,6 +31,7 @@ __all__ = [
     "NbdClient",
     "NbdError",
     "ProtocolError",
+    "ReadFailed",
     "RequestFailed",
     "TimedOut",
     "Unsupported",

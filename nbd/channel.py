@@ -92,7 +92,7 @@ class Channel:
             self._poll = select.poll()
             self._poll.register(self._sock, select.POLLIN | select.POLLOUT)
         views = [memoryview(piece).cast("B") for piece in pieces if len(piece)]
-        while _advance(views, sent):
+        while advance(views, sent):
             sent = 0
             self.check()
             ready = self._poll.poll(max(1, (self.deadline - monotonic()) * 1000))
@@ -160,7 +160,7 @@ def _send_first(sock: socket.socket, message: bytes) -> None:
         sock.sendall(message, socket.MSG_NOSIGNAL)
 
 
-def _advance(views: list[memoryview], sent: int) -> bool:
+def advance(views: list[memoryview], sent: int) -> bool:
     """Drops the first `sent` bytes of the views; whether anything is left."""
     done = 0
     while done < len(views) and sent >= len(views[done]):

@@ -10,6 +10,8 @@ NbdError
 │   └── ProtocolError     the server broke the protocol; nothing it sent may be used
 ├── RequestFailed         this request failed, the connection goes on: the request may be repeated
 ├── Unsupported           the export does not offer that command (read-only, no trim, ...)
+├── CannotListen          a server cannot have the address that it is to listen at
+├── ReadFailed            an export of ours cannot give these bytes: its client gets EIO
 └── ExtentsError          runs that are no map of a disk: a gap, an overlap, a wrong total
 """
 
@@ -102,6 +104,18 @@ class Unsupported(NbdError):
     """The export does not offer that command; nothing was sent."""
 
     kind = "nbd_unsupported"
+
+
+class CannotListen(NbdError):
+    """A server cannot have the address that it is to listen at: taken, forbidden, or none of this host."""
+
+    kind = "nbd_listen"
+
+
+class ReadFailed(NbdError):
+    """An export of ours cannot give these bytes. Its client is told EIO, and may ask for others."""
+
+    kind = "nbd_read"
 
 
 class ExtentsError(NbdError):

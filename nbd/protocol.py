@@ -22,13 +22,21 @@ U16: Final = Struct(">H")
 U32: Final = Struct(">I")
 
 # Options
+OPT_EXPORT_NAME: Final = 1
 OPT_ABORT: Final = 2
+OPT_LIST: Final = 3
+OPT_STARTTLS: Final = 5
+OPT_INFO: Final = 6
 OPT_GO: Final = 7
 OPT_STRUCTURED_REPLY: Final = 8
+OPT_LIST_META_CONTEXT: Final = 9
 OPT_SET_META_CONTEXT: Final = 10
+EXPORT_NAME_REPLY: Final = Struct(">QH")  # size, transmission flags; the only answer to OPT_EXPORT_NAME
+EXPORT_NAME_ZEROES: Final = 124  # bytes behind it, unless FLAG_NO_ZEROES
 
 # Option replies
 REP_ACK: Final = 1
+REP_SERVER: Final = 2
 REP_INFO: Final = 3
 REP_META_CONTEXT: Final = 4
 REP_ERROR_BIT: Final = 1 << 31
@@ -39,8 +47,11 @@ REP_ERR_TLS_REQD: Final = REP_ERROR_BIT + 5
 REP_ERR_UNKNOWN: Final = REP_ERROR_BIT + 6
 REP_ERR_SHUTDOWN: Final = REP_ERROR_BIT + 7
 
+REP_ERR_TOO_BIG: Final = REP_ERROR_BIT + 9
+
 # Kinds of REP_INFO
 INFO_EXPORT: Final = 0
+INFO_NAME: Final = 1
 INFO_BLOCK_SIZE: Final = 3
 EXPORT_INFO: Final = Struct(">HQH")  # INFO_EXPORT, size, transmission flags
 BLOCK_SIZE_INFO: Final = Struct(">HIII")  # INFO_BLOCK_SIZE, minimum, preferred, maximum
@@ -57,6 +68,7 @@ class Transmission(IntFlag):
     SEND_WRITE_ZEROES = 1 << 6
     SEND_DF = 1 << 7
     CAN_MULTI_CONN = 1 << 8
+    SEND_CACHE = 1 << 10
 
 
 # Requests
@@ -67,9 +79,11 @@ CMD_WRITE: Final = 1
 CMD_DISC: Final = 2
 CMD_FLUSH: Final = 3
 CMD_TRIM: Final = 4
+CMD_CACHE: Final = 5
 CMD_WRITE_ZEROES: Final = 6
 CMD_BLOCK_STATUS: Final = 7
 CMD_FLAG_NO_HOLE: Final = 1 << 1
+CMD_FLAG_DF: Final = 1 << 2
 CMD_FLAG_REQ_ONE: Final = 1 << 3
 COMMAND_NAMES: Final = {
     CMD_READ: "read",
@@ -91,14 +105,21 @@ CHUNK_OFFSET_DATA: Final = 1
 CHUNK_OFFSET_HOLE: Final = 2
 CHUNK_BLOCK_STATUS: Final = 5
 CHUNK_ERROR_BIT: Final = 1 << 15
+CHUNK_ERROR: Final = CHUNK_ERROR_BIT + 1
 DATA: Final = Struct(">IQ")  # the chunk's length of payload; offset; then the data
 HOLE: Final = Struct(">IQI")  # the chunk's length of payload; offset, length
 ERROR: Final = Struct(">IH")  # errno, length of message
 EXTENT_SIZE: Final = 8  # bytes of an extent of a block status: u32 length, u32 status flags
+EPERM: Final = 1  # error numbers on the wire are Linux', wherever the server runs
+EIO: Final = 5
+EINVAL: Final = 22
+EOVERFLOW: Final = 75
 ESHUTDOWN: Final = 108
 
 # Meta contexts
 BASE_ALLOCATION: Final = "base:allocation"
+BASE_NAMESPACE: Final = "base:"
+STATE_HOLE: Final = 1
 STATE_ZERO: Final = 2  # base:allocation: reads as zeros (bit 0, HOLE, alone says nothing about content)
 STATE_DIRTY: Final = 1  # qemu:dirty-bitmap:NAME
 
