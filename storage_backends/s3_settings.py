@@ -46,32 +46,60 @@ class BadProvider(ValueError):
 
 
 @dataclass(frozen=True)
+class EgressPrice:
+    """What reading costs at most: for 10^9 bytes that leave the provider, and for 1,000 requests."""
+
+    per_gb: float
+    currency: str
+    per_thousand_requests: float = 0.0
+
+    def of(self, n_bytes: int, requests: int) -> float:
+        """The cost of reading so much, in the price's currency."""
+        return n_bytes / 1e9 * self.per_gb + requests / 1000 * self.per_thousand_requests
+
+
+@dataclass(frozen=True)
 class _Preset:
-    """`endpoint` holds {place}, "" where the operator runs the server; `regions`: place -> region where they differ."""
+    """`endpoint` holds {place}, "" where the operator runs the server; `regions`: place -> region where they differ.
+
+    `egress`: the price of what goes beyond any free quota, as listed in 2025; None where it depends on the contract.
+    """
 
     endpoint: str = ""
     places: Sequence[str] = ()
     regions: tuple[tuple[str, str], ...] = ()
+    egress: EgressPrice | None = None
 
 
 # Endpoints as the providers document them. Path style everywhere: it works with any certificate and any bucket.
 _PRESETS = {
-    "hetzner": _Preset("https://{place}.your-objectstorage.com", ("fsn1", "nbg1", "hel1")),
+    "hetzner": _Preset(
+        "https://{place}.your-objectstorage.com", ("fsn1", "nbg1", "hel1"), egress=EgressPrice(0.001, "EUR")
+    ),
     "ovh": _Preset(
         "https://s3.{place}.io.cloud.ovh.net",
         ("gra", "rbx", "sbg", "de", "uk", "waw", "eu-west-par", "eu-south-mil"),
+        egress=EgressPrice(0.01, "EUR"),
     ),
-    "scaleway": _Preset("https://s3.{place}.scw.cloud", ("fr-par", "nl-ams", "pl-waw")),
+    "scaleway": _Preset(
+        "https://s3.{place}.scw.cloud", ("fr-par", "nl-ams", "pl-waw"), egress=EgressPrice(0.01, "EUR")
+    ),
     "ionos": _Preset(
         "https://s3.{place}.ionoscloud.com",
         ("eu-central-1", "eu-central-2", "eu-central-3", "eu-central-4", "eu-south-2"),
         (("eu-central-1", "de"),),
     ),
-    "aws": _Preset("https://s3.{place}.amazonaws.com"),
+    "aws": _Preset("https://s3.{place}.amazonaws.com", egress=EgressPrice(0.09, "USD", 0.0004)),
     "minio": _Preset(),
     "ceph": _Preset(),
 }
 PROVIDERS = tuple(_PRESETS)
+
+
+def egress_price(provider: str) -> EgressPrice | None:
+    """What reading from a provider ("NAME:PLACE") costs; None where that is not known, or nobody's price."""
+    preset = _PRESETS.get(provider.lower().partition(":")[0])
+    return preset.egress if preset else None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,16 @@
-"""`vmbackup restore`: the disks of a restore point, as images."""
+"""`vmbackup restore`: the disks of a restore point, as new images or onto what is there."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from vmbackup.cli.options import Command, State
 from vmbackup.errors import UsageError
+
+if TYPE_CHECKING:
+    from vmbackup.config.models import Config
+    from vmbackup.engine.restore import RestoreOptions
 
 
 @click.command("restore", cls=Command, short_help="Write the disks of a restore point as images.")
@@ -15,78 +19,135 @@ from vmbackup.errors import UsageError
 @click.option(
     "--output",
     metavar="DIR",
-    required=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Where TARGET.qcow2 of each disk and domain.xml are written.",
 )
+@click.option(
+    "--to",
+    "existing",
+    metavar="TARGET=PATH",
+    multiple=True,
+    help="Write this disk onto an image or block device that is there; again for more.",
+)
 @click.option("--disk", "disks", metavar="TARGET", multiple=True, help="Only this disk; again for more.")
-@click.option("--format", "image_format", type=click.Choice(("qcow2", "raw")), default="qcow2", show_default=True)
+@click.option(
+    "--format",
+    "image_format",
+    type=click.Choice(("qcow2", "raw")),
+    help="Of new images: qcow2 unless told. Of what --to names: a device is raw, a file what it is.",
+)
+@click.option(
+    "--preallocation",
+    type=click.Choice(("off", "metadata", "falloc", "full")),
+    help="Space that new images take at once; as the original unless told, and raw ones are sparse.",
+)
+@click.option(
+    "--luks-passphrase-file",
+    "passphrase_files",
+    metavar="[TARGET=]FILE",
+    multiple=True,
+    help="The passphrase for images that were encrypted, or for this disk's.",
+)
+@click.option("--plain", is_flag=True, help="Write what was encrypted so that anybody can read it.")
 @click.option("--chain", is_flag=True, help="A backing chain: a base and an overlay for each later restore point.")
 @click.option("--chain-from", metavar="POINT", help="The base of the chain; else the guest's oldest restore point.")
+@click.option("--dry-run", is_flag=True, help="Tell what would be read, what it costs and how long; write nothing.")
 @click.pass_obj
 def command(
     state: State,
     point: str,
     at: str | None,
-    output: Path,
+    output: Path | None,
+    existing: tuple[str, ...],
     disks: tuple[str, ...],
-    image_format: Literal["qcow2", "raw"],
+    image_format: Literal["qcow2", "raw"] | None,
+    preallocation: Literal["off", "metadata", "falloc", "full"] | None,
+    passphrase_files: tuple[str, ...],
+    plain: bool,
     chain: bool,
     chain_from: str | None,
+    dry_run: bool,
 ) -> int:
     """Write the disks of a restore point to DIR: the newest of DOMAIN, or POINT.
 
-    POINT is an id, a prefix of it, DOMAIN@latest or DOMAIN@TIME. No file is ever overwritten.
+    POINT is an id, a prefix of it, DOMAIN@latest or DOMAIN@TIME. No file is ever overwritten but what --to names.
+    A restore that was interrupted is gone on with by the same command.
     """
-    from vmbackup.cli import access, restore_chain
-    from vmbackup.cli.output import clean, say, say_json, table, warn
-    from vmbackup.config.units import format_duration, format_size
-    from vmbackup.engine.restore import RestoreOptions, restore
-    from vmbackup.engine.restore_chain import ChainOptions
-    from vmbackup.repository.resolve import resolve
+    from vmbackup.cli import access
+    from vmbackup.cli.disk_users import users_of
+    from vmbackup.cli.restore_values import passphrases, targets
+    from vmbackup.engine.restore import RestoreOptions
 
     if at is not None and "@" in point:
         raise UsageError(
             "--at goes with the name of a domain", f"leave --at out, or write {point.split('@', maxsplit=1)[0]}"
         )
-    if not output.name and not output.is_absolute():
+    _check_chain(
+        output, image_format, chain=chain, begin=chain_from, other=bool(existing or preallocation or plain or dry_run)
+    )
+    if output is None and not existing:
+        raise UsageError("nothing says where to restore to", "add --output DIR, or --to TARGET=PATH")
+    if output is not None and not output.name and not output.is_absolute():
         raise UsageError("--output names no folder", "write the path of one, as in --output /var/tmp/restored")
-    if chain_from is not None and not chain:
-        raise UsageError("--chain-from goes with --chain", "add --chain")
-    if chain and image_format != "qcow2":
-        raise UsageError("a raw image has no backing file", "leave --format out, or --chain")
-    options = RestoreOptions(output.absolute(), image_format, disks or None)
     config = access.load_config(state)
+    options = RestoreOptions(
+        output.absolute() if output else None,
+        image_format,
+        disks or None,
+        preallocation=preallocation,
+        passphrases=passphrases(passphrase_files),
+        plain=plain,
+    )
+    if existing:
+        options = options.onto(targets(existing), users_of(config, state), config.daemon.state_dir)
+    name = f"{point}@{at}" if at is not None else point
+    if chain:
+        return _chain(state, config, name, chain_from, options)
+    return _run(state, config, name, options, dry_run=dry_run)
+
+
+def _check_chain(output: Path | None, image_format: str | None, *, chain: bool, begin: str | None, other: bool) -> None:
+    """Whether the options go with --chain. UsageError."""
+    if begin is not None and not chain:
+        raise UsageError("--chain-from goes with --chain", "add --chain")
+    if chain and image_format == "raw":
+        raise UsageError("a raw image has no backing file", "leave --format out, or --chain")
+    if chain and output is None:
+        raise UsageError("--chain makes new images", "add --output DIR")
+    if chain and other:
+        raise UsageError("--chain goes with --output, --disk and --chain-from only", "leave the other options out")
+
+
+def _chain(state: State, config: "Config", name: str, begin: str | None, options: "RestoreOptions") -> int:
+    from vmbackup.cli import access, restore_chain
+    from vmbackup.engine.restore_chain import ChainOptions
+    from vmbackup.repository.resolve import resolve
+
     with access.opened_repository(config, state.repository) as repository:
-        name = f"{point}@{at}" if at is not None else point
         points = repository.survey()
         found = resolve(points, name, domains=True)
+        wanted = ChainOptions(options.output or Path(), options.disks)
         with access.progress(state) as progress:
-            if chain:
-                wanted = ChainOptions(options.output, options.disks)
-                made = restore_chain.restore(repository, points, found, chain_from, wanted, progress)
-                return restore_chain.show(made, found.domain, json=state.json)
+            made = restore_chain.restore(repository, points, found, begin, wanted, progress)
+    return restore_chain.show(made, found.domain, json=state.json)
+
+
+def _run(state: State, config: "Config", name: str, options: "RestoreOptions", *, dry_run: bool) -> int:
+    from vmbackup.cli import access
+    from vmbackup.cli.restore_cost import tell_cost
+    from vmbackup.cli.restore_result import tell
+    from vmbackup.engine.restore import restore
+    from vmbackup.engine.restore_speed import SpeedMemory
+    from vmbackup.repository.resolve import resolve
+
+    with access.opened_repository(config, state.repository) as repository:
+        found = resolve(repository.survey(), name, domains=True)
+        memory = SpeedMemory(config.daemon.state_dir)
+        if dry_run:
+            _, settings = access.named_repository(config, state.repository)
+            return tell_cost(state, repository, found, options, settings, memory)
+        with access.progress(state) as progress:
             done = restore(repository, found, options, progress)
-    if state.json:
-        files = [
-            {
-                "target": file.target,
-                "path": str(file.path),
-                "format": file.format,
-                "virtual_size": file.virtual_size,
-                "written_bytes": file.written_bytes,
-            }
-            for file in done.files
-        ]
-        duration = round(done.duration_seconds, 3)
-        warnings = list(done.warnings)
-        say_json({"point": done.point, "files": files, "duration_seconds": duration, "warnings": warnings})
-        return 3 if warnings else 0
-    rows = [
-        (f.target, str(f.path), f.format, format_size(f.virtual_size), format_size(f.written_bytes)) for f in done.files
-    ]
-    say(f"{clean(found.domain)} as of {done.point}, in {format_duration(done.duration_seconds)}:")
-    say(table(("DISK", "FILE", "FORMAT", "SIZE", "WRITTEN"), rows, right=("SIZE", "WRITTEN")))
-    for warning in done.warnings:
-        warn(warning)
-    return 3 if done.warnings else 0
+        fetched = sum(file.fetched_bytes for file in done.files)
+        memory.remember(repository.config.repository, fetched, done.duration_seconds)
+    return tell(state, found, done)

@@ -20,6 +20,7 @@ _ACCESS_KEY_SOURCES = ("access_key_file", "access_key_credential")
 _SECRET_KEY_SOURCES = ("secret_key_file", "secret_key_credential")
 _S3_ONLY = (
     "provider", "endpoint_url", "region", "addressing_style", *_ACCESS_KEY_SOURCES, *_SECRET_KEY_SOURCES, "ca_file",
+    "egress_price",
 )  # fmt: skip
 
 

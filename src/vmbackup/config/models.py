@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from vmbackup.config.schedule import check_schedule
-from vmbackup.config.units import InvalidValue, parse_duration, parse_rate
+from vmbackup.config.units import InvalidValue, parse_duration, parse_price, parse_rate
 from vmbackup.storage_backends.base import BadStoreUrl
 from vmbackup.storage_backends.s3_settings import bucket_and_prefix
 
@@ -103,6 +103,7 @@ def _names(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 Duration = Annotated[timedelta, _from_text(parse_duration, '"26h"')]
 Rate = Annotated[int, _from_text(parse_rate, '"200MiB/s"')]
+Price = Annotated[tuple[float, str], _from_text(parse_price, '"0.01 EUR"')]
 AbsolutePath = Annotated[Path, _from_text(_absolute, '"/an/absolute/path"')]
 Schedule = Annotated[str, AfterValidator(check_schedule)]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
@@ -162,6 +163,7 @@ class Repository(_Table):
     secret_key_file: AbsolutePath | None = None
     secret_key_credential: Credential | None = None
     ca_file: AbsolutePath | None = None
+    egress_price: Price | None = None  # of a GB that is read
     max_parallel_domains: Annotated[int, Field(ge=1, le=64)] | None = None
     prune: Prune | None = None
     verify: Verify | None = None

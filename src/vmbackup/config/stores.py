@@ -5,7 +5,7 @@ from pathlib import Path
 from vmbackup.config.models import Repository
 from vmbackup.config.secrets import credential, read_key_file
 from vmbackup.errors import ConfigError
-from vmbackup.storage_backends.s3_settings import BadProvider, S3Settings, find_server
+from vmbackup.storage_backends.s3_settings import BadProvider, EgressPrice, S3Settings, egress_price, find_server
 
 
 def s3_settings(repository: Repository) -> S3Settings | None:
@@ -29,6 +29,14 @@ def s3_settings(repository: Repository) -> S3Settings | None:
         _key(repository.secret_key_file, repository.secret_key_credential, "secret key"),
         str(repository.ca_file) if repository.ca_file else None,
     )
+
+
+def egress_price_of(repository: Repository) -> EgressPrice | None:
+    """What reading it costs, as the configuration or else its provider's list says; None where neither tells."""
+    if repository.egress_price is not None:
+        amount, currency = repository.egress_price
+        return EgressPrice(amount, currency)
+    return egress_price(repository.provider) if repository.provider else None
 
 
 def _key(file: Path | None, name: str | None, what: str) -> str | None:

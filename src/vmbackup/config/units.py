@@ -15,6 +15,7 @@ _SIZES = {
 _DURATIONS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 _DURATION = re.compile(r"(\d+)\s*([smhdw])")
+_PRICE = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)\s*([A-Z]{3})")
 _LONGEST_DAYS = 36500  # a century: longer is a slip of the finger, and years later would overflow dates
 
 
@@ -55,6 +56,14 @@ def parse_duration(text: str) -> timedelta:
     if seconds > _LONGEST_DAYS * 86400:
         raise InvalidValue(f"{text!r} is more than a century", "write a number and s, m, h, d or w, like 26h")
     return timedelta(seconds=seconds)
+
+
+def parse_price(text: str) -> tuple[float, str]:
+    """Amount and currency of "0.01 EUR", for 10^9 bytes; InvalidValue."""
+    found = _PRICE.fullmatch(text.strip())
+    if found is None:
+        raise InvalidValue(f"{text!r} is not a price", 'write the price of a GB and its currency, like "0.01 EUR"')
+    return float(found[1]), found[2]
 
 
 def format_size(n_bytes: int) -> str:

@@ -1,10 +1,13 @@
 """A disk of a restore point, read pack by pack and written in several threads."""
 
+import functools
 import queue
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
+from vmbackup.engine.present_chunks import PresentChunks
+from vmbackup.engine.savepoints import Savepoints
 from vmbackup.engine.targets import WRITE_BYTES, Target, Writer
 from vmbackup.errors import DamageError
 from vmbackup.progress import Progress
@@ -21,7 +24,7 @@ _WINDOW_BYTES = 16 << 30
 
 
 @dataclass
-class _Task:
+class Task:
     """What is wanted of one pack; of session ZERO, which has none, parts of the disk to be zeroed."""
 
     session: int
@@ -30,6 +33,7 @@ class _Task:
 
     @property
     def chunks(self) -> int:
+        """How many are wanted."""
         return sum(w.chunks for w in self.wanted)
 
 
@@ -41,16 +45,41 @@ class DiskCopy:
         self._catalog = repository.catalog(point.lineage.group)
         self._secrets = Secrets(repository, point.lineage.group)
         self._chunk_size = disk.chunk_size
+        self._present: PresentChunks | None = None
+        self._end = disk.virtual_size
+        self._fetched: list[int] = []  # bytes, an entry a task: appended by the workers
 
     def load(self, ref: Ref, first: int) -> Node:
         """A map node. Raises DamageError."""
         return self._catalog.node(ref, first, session_of(self._point, ref.session), self._chunk_size)
 
-    def write(self, target: Target, progress: Progress, runs: Iterable[Extent] | None = None) -> None:
+    @property
+    def fetched_bytes(self) -> int:
+        """Plain bytes of the chunks that were fetched so far."""
+        return sum(self._fetched)
+
+    def runs(self) -> Iterator[Extent]:
+        """All of the disk's map. Raises DamageError."""
+        return extents(self._disk.root, self.load)
+
+    def write(
+        self,
+        target: Target,
+        progress: Progress,
+        runs: Iterable[Extent] | None = None,
+        *,
+        resume: bool = False,
+        savepoints: Savepoints | None = None,
+        end: int | None = None,
+    ) -> None:
         """Writes all that is not zero into a target that is new and reads as zeros. Raises DamageError, TargetError.
 
         With `runs`, some of the disk's map, just these are written, zeros among them; KEEP ones are passed over.
+        `resume`: a part may be there already; it is read and compared, and only what differs is fetched.
+        `end`: the target's, in bytes, where that is not the disk's: the last chunk's zeros are written up to there.
         """
+        self._end = self._disk.virtual_size if end is None else end
+        self._present = PresentChunks(self._catalog, self._chunk_size, self._end) if resume else None
         task = f"{self._point.domain} {self._disk.target}"
         progress.start(task, self._disk.virtual_size)
         free: queue.SimpleQueue[tuple[ChunkReader, Writer]] = queue.SimpleQueue()
@@ -59,7 +88,8 @@ class DiskCopy:
             for _ in range(self._workers):
                 pairs.append((ChunkReader(self._catalog, self._secrets), target.open_writer()))
                 free.put(pairs[-1])
-            self._run(free, lambda n: progress.advance(task, n), runs)
+            look = functools.partial((savepoints or Savepoints()).look, target)
+            self._run(free, lambda n: progress.advance(task, n), runs, look)
             for _, writer in pairs:
                 writer.close()
         finally:
@@ -72,59 +102,64 @@ class DiskCopy:
         free: "queue.SimpleQueue[tuple[ChunkReader, Writer]]",
         advance: Callable[[int], None],
         runs: Iterable[Extent] | None,
+        look: Callable[[], None],
     ) -> None:
         pending: set[Future[int]] = set()
         with ThreadPoolExecutor(self._workers, thread_name_prefix="restore") as pool:
             try:
-                for task in self._tasks(advance, runs):
+                for task in self.tasks(advance, runs):
                     pending.add(pool.submit(self._copy, task, free))
                     if len(pending) > 2 * self._workers:
                         pending = _reap(pending, advance)
+                    look()
                 while pending:
                     pending = _reap(pending, advance)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _tasks(self, advance: Callable[[int], None], runs: Iterable[Extent] | None) -> Iterator[_Task]:
+    def tasks(self, advance: Callable[[int], None], runs: Iterable[Extent] | None) -> Iterator[Task]:
         """Work by packs, for one window of the disk after the other."""
-        window: dict[tuple[int, int], _Task] = {}
+        window: dict[tuple[int, int], Task] = {}
         held = chunks = 0
         skipped = KEEP if runs is not None else ZERO
-        for extent in extents(self._disk.root, self.load) if runs is None else runs:
+        for extent in self.runs() if runs is None else runs:
             if extent.session == skipped:
                 advance(extent.chunks * self._chunk_size)
                 continue
             key = (extent.session, extent.pack)
-            window.setdefault(key, _Task(*key)).wanted.append(_wanted(extent))
+            window.setdefault(key, Task(*key)).wanted.append(_wanted(extent))
             held, chunks = held + 1, chunks + extent.chunks
             if held >= _WINDOW_EXTENTS or chunks * self._chunk_size >= _WINDOW_BYTES:
                 yield from window.values()
                 window, held, chunks = {}, 0, 0
         yield from window.values()
 
-    def _copy(self, task: _Task, free: "queue.SimpleQueue[tuple[ChunkReader, Writer]]") -> int:
+    def _copy(self, task: Task, free: "queue.SimpleQueue[tuple[ChunkReader, Writer]]") -> int:
         pair = free.get()
         try:
             reader, writer = pair
             if task.session == ZERO:
                 self._zero(task, writer)
                 return task.chunks * self._chunk_size
-            chunks = reader.read(session_of(self._point, task.session), task.pack, task.wanted)
-            for offset, pieces in self._batches(chunks):
+            ref, wanted = session_of(self._point, task.session), task.wanted
+            if self._present:
+                wanted = self._present.lacking(ref, task.pack, wanted, writer.read_into)
+            self._fetched.append(sum(part.chunks for part in wanted) * self._chunk_size)
+            for offset, pieces in self._batches(reader.read(ref, task.pack, wanted)):
                 writer.write(offset, pieces)
             return task.chunks * self._chunk_size
         finally:
             free.put(pair)
 
-    def _zero(self, task: _Task, writer: Writer) -> None:
-        size, end = self._chunk_size, self._disk.virtual_size
+    def _zero(self, task: Task, writer: Writer) -> None:
+        size, end = self._chunk_size, self._end
         for part in task.wanted:
             start = part.first * size
             writer.zero(start, min(start + part.chunks * size, end) - start)
 
     def _batches(self, chunks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, list[bytes]]]:
         """Neighbouring chunks in writes of at most WRITE_BYTES, cut at the disk's end."""
-        size, end = self._chunk_size, self._disk.virtual_size
+        size, end = self._chunk_size, self._end
         most = max(1, WRITE_BYTES // size)
         pieces: list[bytes] = []
         start = following = 0

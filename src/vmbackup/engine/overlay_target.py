@@ -4,15 +4,15 @@ import json
 import os
 from pathlib import Path
 
-from vmbackup.engine.qcow2_target import Qcow2Target
+from vmbackup.engine.image_file import caching
+from vmbackup.engine.nbd_target import NbdTarget
 from vmbackup.engine.qemu_img import run_tool
-from vmbackup.engine.qemu_nbd import QemuNbd
 from vmbackup.engine.target_errors import told
 
 _CLUSTER = 65536  # bytes, QEMU's own choice
 
 
-class OverlayTarget(Qcow2Target):
+class OverlayTarget(NbdTarget):
     """A new overlay on `backing`, the name of a qcow2 image in the same folder, which need not be there yet.
 
     It is written without being read through: each write must cover whole clusters, which are no larger than a chunk.
@@ -22,7 +22,6 @@ class OverlayTarget(Qcow2Target):
     def __init__(
         self, path: Path, size: int, attributes: dict[str, str], connections: int, *, backing: str, chunk_size: int
     ) -> None:
-        self._path = path
         cluster = min(int(attributes.get("cluster_size", _CLUSTER)), chunk_size)
         # compat 1.1, whatever the original is: only there are clusters of zeros.
         options = f"compat=1.1,cluster_size={cluster}"
@@ -31,5 +30,4 @@ class OverlayTarget(Qcow2Target):
         with told(path):
             os.chmod(path, 0o600)
         image = {"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": str(path)}}
-        options_of_nbd = ["--cache=none", "--aio=native", "--discard=unmap", f"json:{json.dumps(image)}"]
-        self._nbd = QemuNbd(path, options_of_nbd, connections + 1)
+        super().__init__(path, [*caching(path), "--discard=unmap", f"json:{json.dumps(image)}"], connections)

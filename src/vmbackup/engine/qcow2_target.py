@@ -1,95 +1,49 @@
-"""A new qcow2 image as the target of a restore, written through qemu-nbd by several connections."""
+"""A new image as the target of a restore, written through qemu-nbd by several connections: qcow2, or LUKS."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vmbackup.engine.image_check import mend
+from vmbackup.engine.image_file import create_options, served_image
+from vmbackup.engine.image_options import ImageOptions
+from vmbackup.engine.nbd_target import NbdTarget
 from vmbackup.engine.qemu_img import run_tool
-from vmbackup.engine.qemu_nbd import QemuNbd
-from vmbackup.engine.target_errors import nbd_error, told
-from vmbackup.engine.targets import Writer
-from vmbackup.nbd.client import NbdClient
-from vmbackup.nbd.errors import NbdError
-
-_DEPTH = 4  # writes outstanding a connection
-# Options of qemu-img create that are taken over from the original image, where it had them.
-_OPTIONS = ("cluster_size", "compat", "lazy_refcounts", "compression_type", "extended_l2")
-# cache=none: the page cache would cost more CPU than the write, and make the final sync long.
-_IMAGE = ["--format=qcow2", "--cache=none", "--aio=native", "--discard=unmap"]
+from vmbackup.engine.qemu_secret import QemuSecret
+from vmbackup.engine.target_errors import told
+from vmbackup.errors import TargetError
 
 
-class Qcow2Target:
-    """A new qcow2 image with the options of the original."""
+class Qcow2Target(NbdTarget):
+    """A new image with the options of the original."""
 
-    def __init__(self, path: Path, size: int, attributes: dict[str, str], connections: int) -> None:
-        self._path = path
-        options = ",".join(f"{name}={attributes[name]}" for name in _OPTIONS if name in attributes)
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", *(["-o", options] if options else [])]
-        run_tool([*command, str(path), str(size)], path)
-        with told(path):
-            os.chmod(path, 0o600)
-        self._nbd = QemuNbd(path, [*_IMAGE, str(path)], connections + 1)
-
-    def open_writer(self) -> Writer:
-        """A connection of its own."""
-        return NbdWriter(self._nbd.connect(), self._path)
-
-    def finish(self) -> int:
-        """Flushes and syncs the image and ends qemu-nbd."""
-        client = self._nbd.connect()
-        try:
-            client.flush()
-        except NbdError as error:
-            raise nbd_error(self._path, error) from error
-        finally:
-            client.close()
-        self._nbd.end()
-        with told(self._path):
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-                taken = os.fstat(fd).st_blocks * 512
-            finally:
-                os.close(fd)
-        self.abandon()
-        return taken
-
-    def abandon(self) -> None:
-        """Ends qemu-nbd."""
-        self._nbd.abandon()
+    def __init__(self, path: Path, size: int, options: ImageOptions, connections: int, *, resume: bool = False) -> None:
+        """`resume`: the image is there, and stays as it is; where it cannot be mended, it is made anew."""
+        with contextlib.ExitStack() as stack:
+            secret = None if options.passphrase is None else stack.enter_context(QemuSecret(options.passphrase))
+            if not (resume and _mended(path, options, secret)):
+                _make(path, size, options, secret)
+            image = served_image(path, options.driver, encrypted=secret is not None)
+            super().__init__(path, image, connections, secret=secret)
 
 
-class NbdWriter:
-    """A connection that writes."""
+def _make(path: Path, size: int, options: ImageOptions, secret: QemuSecret | None) -> None:
+    with told(path):
+        path.unlink(missing_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    _run(["create", "-q"], [*create_options(options), str(path), str(size)], path, secret)
 
-    def __init__(self, client: NbdClient, path: Path) -> None:
-        self._client, self._path = client, path
 
-    def write(self, offset: int, pieces: Sequence[bytes]) -> None:
-        """See Writer."""
-        try:
-            while self._client.outstanding >= _DEPTH:
-                self._client.wait()
-            self._client.submit_write(offset, pieces)
-        except NbdError as error:
-            raise nbd_error(self._path, error) from error
+def _mended(path: Path, options: ImageOptions, secret: QemuSecret | None) -> bool:
+    """Whether the image that a killed restore left is sound now."""
+    try:
+        mend(path, options.driver, secret)
+    except TargetError:
+        return False
+    return True
 
-    def zero(self, offset: int, length: int) -> None:
-        """See Writer."""
-        try:
-            self._client.zero(offset, length)
-        except NbdError as error:
-            raise nbd_error(self._path, error) from error
 
-    def close(self) -> None:
-        """See Writer."""
-        try:
-            while self._client.outstanding:
-                self._client.wait()
-            self._client.flush()
-        except NbdError as error:
-            raise nbd_error(self._path, error) from error
-
-    def abandon(self) -> None:
-        """See Writer."""
-        self._client.close()
+def _run(command: Sequence[str], rest: Sequence[str], path: Path, secret: QemuSecret | None) -> None:
+    arguments = secret.arguments if secret else []
+    run_tool(["qemu-img", *command, *arguments, *rest], path, fds=(secret.fd,) if secret else ())

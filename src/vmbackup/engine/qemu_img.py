@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from vmbackup.errors import TargetError
@@ -18,10 +19,12 @@ def image_info(path: Path) -> dict[str, object]:
     return found
 
 
-def run_tool(command: list[str], path: Path) -> None:
-    """Runs a tool that makes `path`. Raises TargetError."""
+def run_tool(command: Sequence[str], path: Path, fds: Sequence[int] = ()) -> None:
+    """Runs a tool that makes `path`; it inherits `fds`. Raises TargetError."""
     try:
-        done = subprocess.run(command, capture_output=True, check=False, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, check=False, text=True, stdin=subprocess.DEVNULL, pass_fds=fds
+        )
     except FileNotFoundError:
         raise TargetError(f"{command[0]} is not installed", "apt install qemu-utils") from None
     if done.returncode:

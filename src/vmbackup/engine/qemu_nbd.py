@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from vmbackup.engine.qemu_secret import QemuSecret
+from vmbackup.engine.target_errors import in_use
 from vmbackup.errors import TargetError
 from vmbackup.nbd.client import NbdClient
 from vmbackup.nbd.errors import NbdError
@@ -21,9 +23,9 @@ _FOLDERS = "vmbackup-restore-"
 class QemuNbd:
     """A writing qemu-nbd on one image, with its socket in a folder of its own."""
 
-    def __init__(self, path: Path, image: list[str], connections: int) -> None:
+    def __init__(self, path: Path, image: list[str], connections: int, *, secret: QemuSecret | None = None) -> None:
         """`image`: the options and the name that tell qemu-nbd what to open. Raises TargetError."""
-        self._path = path
+        self._path, self._secret = path, secret
         _sweep()
         self._folder = tempfile.mkdtemp(prefix=f"{_FOLDERS}{os.getpid()}-")
         self._socket = os.path.join(self._folder, "nbd.sock")
@@ -39,20 +41,27 @@ class QemuNbd:
         # It ends with the thread that starts it, however that ends, and lets the image go. KILL, for after a
         # TERM it may wait for ever.
         command = ["setpriv", "--pdeathsig", "KILL", "--", "qemu-nbd", "--persistent", f"--shared={connections}"]
-        command += [f"--socket={self._socket}", f"--pid-file={pid_file}", *image]
+        command += [f"--socket={self._socket}", f"--pid-file={pid_file}"]
+        command += [*(self._secret.arguments if self._secret else ()), *image]
         with open(os.path.join(self._folder, "log"), "wb") as log:
             try:
-                self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=self._fds
+                )
             except FileNotFoundError:
                 raise TargetError(f"{command[0]} is not installed", "apt install util-linux") from None
         self._await(pid_file, self._process)
+
+    @property
+    def _fds(self) -> tuple[int, ...]:
+        return (self._secret.fd,) if self._secret else ()
 
     def _await(self, pid_file: str, process: subprocess.Popen[bytes]) -> None:
         """qemu-nbd writes its pid file once it listens."""
         deadline = time.monotonic() + _START_SECONDS
         while not os.path.exists(pid_file):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise TargetError(f"qemu-nbd did not start: {self.log()}", "apt install qemu-utils")
+                raise _not_started(self._path, self.log())
             time.sleep(0.005)
 
     def log(self) -> str:
@@ -87,6 +96,15 @@ class QemuNbd:
         """Ends it, whatever is written. Never raises."""
         self._stop()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _not_started(path: Path, log: str) -> TargetError:
+    """Why qemu-nbd does not have the image open."""
+    if "lock" in log:
+        return in_use(path, "QEMU has it open: a guest's, a backup's or another restore's")
+    if "Invalid password" in log:
+        return TargetError(f"the passphrase of {path} is wrong", "name the right one with --luks-passphrase-file")
+    return TargetError(f"qemu-nbd did not start: {log}", "apt install qemu-utils")
 
 
 def _sweep() -> None:

@@ -10,10 +10,12 @@ from vmbackup.engine.changed_runs import changed_runs
 from vmbackup.engine.chosen_disks import choose_disks
 from vmbackup.engine.disk_copy import DiskCopy
 from vmbackup.engine.documents import new_documents, write_documents
+from vmbackup.engine.image_options import ImageWishes, image_options
 from vmbackup.engine.new_files import NewFiles, there_already
 from vmbackup.engine.overlay_target import OverlayTarget
 from vmbackup.engine.pipeline import default_workers
 from vmbackup.engine.qcow2_target import Qcow2Target
+from vmbackup.engine.targets import Target
 from vmbackup.errors import DamageError, TargetError, UsageError
 from vmbackup.progress import Progress
 from vmbackup.repository.chunks import Secrets
@@ -164,16 +166,16 @@ class _Maker:
         size = level.disk.virtual_size
         return ChainFile(level.disk.target, level.point.id, self._output / level.name, backing, size, written)
 
-    def _new_image(self, level: _Level, path: Path) -> Qcow2Target:
+    def _new_image(self, level: _Level, path: Path) -> Target:
         disk = level.disk
         if level.below is None:
-            return Qcow2Target(path, disk.virtual_size, disk.attributes, self._workers)
+            return Qcow2Target(path, disk.virtual_size, image_options(disk, ImageWishes()), self._workers)
         return OverlayTarget(
             path, disk.virtual_size, disk.attributes, self._workers,
             backing=level.below.name, chunk_size=disk.chunk_size,
         )  # fmt: skip
 
-    def _fill(self, level: _Level, target: Qcow2Target) -> None:
+    def _fill(self, level: _Level, target: Target) -> None:
         copy = DiskCopy(self._repository, level.point, level.disk, self._workers)
         if level.below is None:
             copy.write(target, self._progress)

@@ -17,6 +17,11 @@ def nbd_error(path: Path, error: NbdError) -> TargetError:
     return TargetError(f"cannot write {path}: {error}")
 
 
+def in_use(path: Path, why: str) -> TargetError:
+    """Somebody else works with the target; `why` says who."""
+    return TargetError(f"{path} is in use: {why}", "stop that first; nothing was written")
+
+
 @contextlib.contextmanager
 def told(path: Path) -> Iterator[None]:
     """Errors of the system in this block become TargetError."""

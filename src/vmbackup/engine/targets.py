@@ -13,6 +13,9 @@ class Writer(Protocol):
     def write(self, offset: int, pieces: Sequence[bytes]) -> None:
         """Writes the pieces one after the other from `offset` on. May return before they are written."""
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fills the buffer with what the image holds; only of parts that this writer has not written to."""
+
     def zero(self, offset: int, length: int) -> None:
         """Makes a part read as zeros, whatever it held and whatever lies below it."""
 
@@ -24,10 +27,13 @@ class Writer(Protocol):
 
 
 class Target(Protocol):
-    """A new image in the making, under its temporary name."""
+    """An image that is written: a new one under its temporary name, or one that is there."""
 
     def open_writer(self) -> Writer:
         """For one thread."""
+
+    def sync(self) -> None:
+        """Makes durable what was written so far. Raises TargetError."""
 
     def finish(self) -> int:
         """Whole and synced; gives the bytes that it takes on its file system."""

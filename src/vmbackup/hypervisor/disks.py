@@ -71,6 +71,8 @@ def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
     attributes = dict(image.attributes) if image else {}
     if entry.find("./source/encryption") is not None or entry.find("./encryption") is not None:
         attributes.setdefault("encryption", "yes")
+    if driver == "qcow2" and (space := _preallocation(path, size)):
+        attributes["preallocation"] = space
     info = DiskInfo(
         target=target,
         format=driver,
@@ -83,6 +85,17 @@ def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
     )
     untracked, cure = _untracked(info, image)
     return DomainDisk(info, left_out=left_out, untracked=untracked, cure=cure, note=trouble)
+
+
+def _preallocation(path: str, size: int) -> str | None:
+    """How the image has its space reserved: all of it, or only a place for each cluster; None where it grows."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode) or not 0 < size <= found.st_size:
+        return None
+    return "falloc" if found.st_blocks * 512 >= size else "metadata"
 
 
 def _inode(path: str) -> int | None:
@@ -130,13 +143,14 @@ def _path(raw: Any, entry: Element) -> str:
     if source is None:
         return ""
     if entry.get("type") == "volume" and not source.get("file"):
-        return _volume_path(raw, source.get("pool", ""), source.get("volume", ""))
+        return volume_path(raw, source.get("pool", ""), source.get("volume", ""))
     if entry.get("type") == "network":
         return f"{source.get('protocol', 'network')}:{source.get('name', '')}"
     return source.get("file") or source.get("dev") or source.get("dir") or ""
 
 
-def _volume_path(raw: Any, pool: str, volume: str) -> str:
+def volume_path(raw: Any, pool: str, volume: str) -> str:
+    """The path of a volume of a storage pool. Raises HypervisorError."""
     try:
         return str(raw.storagePoolLookupByName(pool).storageVolLookupByName(volume).path())
     except lv.binding().libvirtError as error:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -10,6 +11,7 @@ from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor.begin import DOMAIN_FOLDERS, Beginner, Places
 from vmbackup.hypervisor.checks import Check, check_domain, check_host
 from vmbackup.hypervisor.connection import Connection
+from vmbackup.hypervisor.disk_users import DiskUser, disk_users
 from vmbackup.hypervisor.domains import describe, find_domain, handle, list_domains, require_running
 from vmbackup.hypervisor.intents import Intent, IntentStore
 from vmbackup.hypervisor.job import LiveJob
@@ -170,6 +172,10 @@ class Host:
             return purge_domain(self.connection, self._store, domain, repository_id)
         finally:
             lock.release()
+
+    def disk_users(self, path: Path) -> list[DiskUser]:
+        """The guests with that file or device as a disk, running or not. Raises HypervisorError."""
+        return disk_users(self.connection, path)
 
     def checks(self, domains: list[DomainInfo]) -> list[Check]:
         """What doctor shows: the host, then each of the domains."""

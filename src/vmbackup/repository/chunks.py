@@ -19,7 +19,7 @@ from vmbackup.repository.repository import Repository
 from vmbackup.storage_backends import ObjectMissing, ObjectTruncated
 
 # Parts of a pack that lie closer together are read as one: a seek, or a request, costs more than these bytes.
-_GAP = 256 << 10
+GAP_BYTES = 256 << 10
 _CIPHERS = 64
 
 T = TypeVar("T")
@@ -200,7 +200,7 @@ def spans(header: Header, wanted: list[Wanted]) -> Iterator[list[tuple[int, Slot
     for first_slot, count, first in wanted:
         for step in range(count):
             slot = header.slot(first_slot + step)
-            if group and not 0 <= slot.offset - end <= _GAP:
+            if group and not 0 <= slot.offset - end <= GAP_BYTES:
                 yield group
                 group = []
             group.append((first + step, slot))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,8 @@ def found(monkeypatch: pytest.MonkeyPatch) -> PointList:
     points = PointList([OTHER, SECOND, FIRST], [], [], set())
 
     class _Repository:
+        config = SimpleNamespace(repository=bytes(16))
+
         def survey(self) -> PointList:
             return points
 
@@ -101,8 +104,9 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Point, RestoreOption
 
     def restore(_repository: object, chosen: Point, options: RestoreOptions, progress: object) -> RestoreSummary:
         calls.append((chosen, options))
-        path = options.output / f"vda.{options.format}"
-        return RestoreSummary(chosen.id, (RestoredFile("vda", path, options.format, 1 << 30, 5 << 20),), 1.23456)
+        image_format = options.format or "qcow2"
+        path = (options.output or Path("/")) / f"vda.{image_format}"
+        return RestoreSummary(chosen.id, (RestoredFile("vda", path, image_format, 1 << 30, 5 << 20, 7),), 1.23456)
 
     monkeypatch.setattr(vmbackup.engine.restore, "restore", restore)
     return calls
@@ -128,6 +132,7 @@ def test_restore(run: Run, found: PointList, restored: list[tuple[Point, Restore
                 "format": "raw",
                 "virtual_size": 1 << 30,
                 "written_bytes": 5 << 20,
+                "fetched_bytes": 7,
             }
         ],
         "duration_seconds": 1.235,

@@ -1,0 +1,111 @@
+"""`restore --dry-run`: what would be read, what that costs, and how long it will take."""
+
+from typing import TYPE_CHECKING, Any
+
+from vmbackup.cli.options import State
+from vmbackup.cli.output import clean, counted, say, say_json, table
+
+if TYPE_CHECKING:
+    from vmbackup.config.models import Repository as Settings
+    from vmbackup.engine.restore import RestoreOptions
+    from vmbackup.engine.restore_cost import Cost
+    from vmbackup.engine.restore_speed import SpeedMemory
+    from vmbackup.repository.points import DiskRecord, Point
+    from vmbackup.repository.repository import Repository
+
+
+def tell_cost(
+    state: State,
+    repository: "Repository",
+    point: "Point",
+    options: "RestoreOptions",
+    settings: "Settings",
+    memory: "SpeedMemory",
+) -> int:
+    """Prints it; gives the exit code. Raises what the restore itself would raise before it writes."""
+    from vmbackup.engine.restore import choose_targets
+    from vmbackup.engine.restore_cost import Cost, disk_cost
+
+    repository.check_may_read()
+    targets = choose_targets(point, options)
+    places = {disk.target: options.new_path(disk) for disk in targets.new}
+    places |= {one.disk.target: one.image.path for one in targets.onto}
+    disks = [*targets.new, *(one.disk for one in targets.onto)]
+    costs = [(disk, disk_cost(repository, point, disk)) for disk in disks]
+    total = sum((cost for _, cost in costs), Cost())
+    speed = memory.of(repository.config.repository)
+    document = {
+        "point": point.id,
+        "dry_run": True,
+        "disks": [{**_disk(disk, cost), "path": str(places[disk.target])} for disk, cost in costs],
+        "read_bytes": total.read_bytes,
+        "requests": total.requests,
+        "egress": _egress(settings, total),
+        "bytes_per_second": speed.bytes_per_second if speed else None,
+        "measured": speed.time if speed else None,
+        "seconds": round(speed.seconds(total.data_bytes), 1) if speed else None,
+    }
+    if state.json:
+        say_json(document)
+    else:
+        _say(point, document, costs)
+    return 0
+
+
+def _disk(disk: "DiskRecord", cost: "Cost") -> dict[str, Any]:
+    return {
+        "target": disk.target,
+        "virtual_size": disk.virtual_size,
+        "data_bytes": cost.data_bytes,
+        "read_bytes": cost.read_bytes,
+        "requests": cost.requests,
+    }
+
+
+def _egress(settings: "Settings", total: "Cost") -> dict[str, Any] | None:
+    """What leaving the provider costs; null where nobody told a price, and for a folder."""
+    from vmbackup.config.stores import egress_price_of
+
+    price = egress_price_of(settings)
+    if price is None:
+        return None
+    return {
+        "provider": settings.provider,
+        "price_per_gb": price.per_gb,
+        "currency": price.currency,
+        "cost": round(price.of(total.read_bytes, total.requests), 4),
+    }
+
+
+def _say(point: "Point", document: dict[str, Any], costs: "list[tuple[DiskRecord, Cost]]") -> None:
+    from vmbackup.config.units import format_size
+
+    paths = {disk["target"]: disk["path"] for disk in document["disks"]}
+    rows = [
+        (disk.target, paths[disk.target], format_size(disk.virtual_size), format_size(cost.data_bytes),
+         format_size(cost.read_bytes), str(cost.requests))
+        for disk, cost in costs
+    ]  # fmt: skip
+    say(f"{clean(point.domain)} as of {point.id} would be restored; nothing was written:")
+    titles = ("DISK", "FILE", "SIZE", "DATA", "READ", "REQUESTS")
+    say(table(titles, rows, right=("SIZE", "DATA", "READ", "REQUESTS")))
+    say(f"reads about {format_size(document['read_bytes'])} by {counted(document['requests'], 'request')}")
+    say(_price(document["egress"]))
+    say(_time(document))
+
+
+def _price(egress: dict[str, Any] | None) -> str:
+    if egress is None:
+        return "costs nothing that is known here: set egress_price where the provider charges for reading"
+    whose = f" at {egress['provider']}" if egress["provider"] else ""
+    rate = f"{egress['price_per_gb']:g} {egress['currency']} a GB"
+    return f"costs up to {egress['cost']:.2f} {egress['currency']}{whose}, at {rate} beyond any free traffic"
+
+
+def _time(document: dict[str, Any]) -> str:
+    from vmbackup.config.units import format_duration, format_size
+
+    if document["seconds"] is None:
+        return "how long: not known, no restore from this repository was measured on this host yet"
+    rate = f"{format_size(int(document['bytes_per_second']))}/s"
+    return f"takes about {format_duration(document['seconds'])}, at the {rate} measured until {document['measured']}"

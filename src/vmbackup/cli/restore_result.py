@@ -1,0 +1,43 @@
+"""What a restore made, told."""
+
+from typing import TYPE_CHECKING
+
+from vmbackup.cli.options import State
+from vmbackup.cli.output import clean, say, say_json, table, warn
+
+if TYPE_CHECKING:
+    from vmbackup.engine.restore import RestoreSummary
+    from vmbackup.repository.points import Point
+
+
+def tell(state: State, point: "Point", done: "RestoreSummary") -> int:
+    """Prints it; gives the exit code."""
+    if state.json:
+        _say_json(done)
+        return 3 if done.warnings else 0
+    from vmbackup.config.units import format_duration, format_size
+
+    rows = [
+        (f.target, str(f.path), f.format, format_size(f.virtual_size), format_size(f.written_bytes)) for f in done.files
+    ]
+    say(f"{clean(point.domain)} as of {done.point}, in {format_duration(done.duration_seconds)}:")
+    say(table(("DISK", "FILE", "FORMAT", "SIZE", "WRITTEN"), rows, right=("SIZE", "WRITTEN")))
+    for warning in done.warnings:
+        warn(warning)
+    return 3 if done.warnings else 0
+
+
+def _say_json(done: "RestoreSummary") -> None:
+    files = [
+        {
+            "target": file.target,
+            "path": str(file.path),
+            "format": file.format,
+            "virtual_size": file.virtual_size,
+            "written_bytes": file.written_bytes,
+            "fetched_bytes": file.fetched_bytes,
+        }
+        for file in done.files
+    ]
+    duration = round(done.duration_seconds, 3)
+    say_json({"point": done.point, "files": files, "duration_seconds": duration, "warnings": list(done.warnings)})

@@ -1,0 +1,35 @@
+"""An image whose writer was killed, put right before it is written again."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from vmbackup.engine.image_file import image_name
+from vmbackup.engine.qemu_img import run_tool
+from vmbackup.engine.qemu_secret import QemuSecret
+from vmbackup.errors import TargetError
+
+# The killed restore's qemu-nbd ends with it, but not at the same instant.
+_LOCKED_SECONDS = 10.0
+_POLL_SECONDS = 0.05
+
+
+def mend(path: Path, driver: str, secret: QemuSecret | None, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Frees clusters that nothing names, and what else qemu-img repairs. Raises TargetError."""
+    if driver == "qcow2":
+        _check(path, secret, sleep)
+
+
+def _check(path: Path, secret: QemuSecret | None, sleep: Callable[[float], None]) -> None:
+    command = ["qemu-img", "check", "-q", "-r", "all", *(secret.arguments if secret else ())]
+    command.append(image_name(path, "qcow2", encrypted=secret is not None))
+    deadline = time.monotonic() + _LOCKED_SECONDS
+    while True:
+        try:
+            run_tool(command, path, fds=(secret.fd,) if secret else ())
+        except TargetError as error:
+            if "lock" not in error.message or time.monotonic() > deadline:
+                raise
+        else:
+            return
+        sleep(_POLL_SECONDS)
