@@ -26,6 +26,7 @@ class Draft:
     host: Capabilities
     chance: Callable[[int], bytes]
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     lacking: list[Lack] = field(default_factory=list)
     name: str = ""
     original: str = ""
@@ -48,6 +49,11 @@ class Draft:
         """Says what was changed, once."""
         if sentence not in self.notes:
             self.notes.append(sentence)
+
+    def warn(self, sentence: str) -> None:
+        """Says what is lost or worse, once."""
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
 
     def lack(self, kind: Kind, message: str, hint: str = "") -> None:
         """Says what the host lacks, once."""

@@ -43,6 +43,7 @@ def rebuild(xml: str, wishes: Wishes, host: Capabilities, *, chance: Callable[[i
         uuid=draft.uuid,
         notes=tuple(draft.notes),
         lacking=tuple(draft.lacking),
+        warnings=tuple(draft.warnings),
         nvram=draft.nvram,
         tpm_version=draft.tpm_version,
     )

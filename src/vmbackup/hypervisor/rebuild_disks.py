@@ -44,7 +44,7 @@ def place(draft: Draft, disk: Element, new: NewDisk) -> None:
         source.append(encryption)
         _require_secret(draft, encryption)
     elif encryption is not None:
-        draft.note(f"disk {_target(disk)} was encrypted on its host, and is not any more")
+        draft.warn(f"disk {_target(disk)} was encrypted on its host, and is not any more")
     _driver(disk, new)
 
 
@@ -140,4 +140,4 @@ def _not_restored(draft: Draft, disk: Element, target: str) -> None:
             "connect it, or let the guest do without: --without disks",
         )
     else:
-        draft.note(f"disk {target} is not restored: the guest is defined without it")
+        draft.warn(f"disk {target} is not restored: the guest is defined without it")

@@ -137,7 +137,7 @@ def _nvram(draft: Draft, os: Element) -> None:
     nvram.text = None
     if not nvram.attrib:
         os.remove(nvram)
-    draft.note(
+    draft.warn(
         "the restore point holds no UEFI variables: the guest starts with those of the firmware's template (boot "
         "entries and enrolled keys are gone)"
     )
@@ -187,7 +187,7 @@ def _emulated(draft: Draft, tpm: Element, backend: Element) -> None:
     drop(backend, "source")  # where its state lies: libvirt's own place is taken
     draft.tpm_version = backend.get("version", "2.0")
     if not draft.wishes.tpm:
-        draft.note(
+        draft.warn(
             "the restore point holds no TPM state: the guest gets an empty TPM (have the recovery keys of BitLocker or "
             "LUKS at hand)"
         )

@@ -131,7 +131,7 @@ def _labels(draft: Draft) -> None:
             continue
         draft.root.remove(label)
         if not plain:
-            draft.note(
+            draft.warn(
                 f"the guest's own label of {model or 'a security model'} does not fit this host: it is confined as "
                 "every other guest"
             )

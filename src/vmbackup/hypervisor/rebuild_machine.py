@@ -29,7 +29,7 @@ def _domain_type(draft: Draft) -> None:
     if wanted != draft.host.domain_type:
         draft.root.set("type", draft.host.domain_type)
         if wanted == "kvm":
-            draft.note("this host has no KVM for the guest: it is emulated, and many times slower")
+            draft.warn("this host has no KVM for the guest: it is emulated, and many times slower")
 
 
 def _emulator(draft: Draft) -> None:

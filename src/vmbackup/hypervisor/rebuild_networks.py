@@ -69,7 +69,8 @@ def _here(draft: Draft, interface: Element, name: str) -> bool:
     if kind == "network":
         return name in draft.host.networks
     if kind == "bridge":
-        return name in draft.host.bridges
+        switched = interface.find("./virtualport[@type='openvswitch']") is not None
+        return name in (draft.host.switches if switched else draft.host.bridges)
     if kind == "direct":
         return name in draft.host.interfaces
     if kind in ("vhostuser", "vdpa"):
@@ -82,9 +83,13 @@ def _missing(draft: Draft, interface: Element, name: str) -> tuple[str, str]:
     kind = interface.get("type", "")
     what = {"network": "network", "bridge": "bridge", "direct": "network device"}.get(kind, f"{kind} socket")
     name = name or kind
-    choice = sorted(draft.host.networks | draft.host.bridges)
+    choice = _choice(draft)
     among = f"TO is one of {', '.join(choice)}, or none" if choice else "TO is none, for this host has no network"
     return f"the {what} {name} of the guest is not on this host", f"--network {name}=TO, where {among}"
+
+
+def _choice(draft: Draft) -> list[str]:
+    return sorted(draft.host.networks | draft.host.bridges | draft.host.switches)
 
 
 def _map(draft: Draft, interface: Element, wanted: str) -> None:
@@ -98,12 +103,14 @@ def _map(draft: Draft, interface: Element, wanted: str) -> None:
     if kind == "direct":
         source.set("mode", "bridge")
     interface.insert(position, source)
+    if kind == "bridge" and name in draft.host.switches:
+        interface.append(element("virtualport", {"type": "openvswitch"}))
 
 
 def _split(draft: Draft, wanted: str) -> tuple[str, str]:
     """Type and name of what is wished. Raises UsageError where it is not here."""
     host = draft.host
-    places = {"network": host.networks, "bridge": host.bridges, "direct": host.interfaces}
+    places = {"network": host.networks, "bridge": host.bridges | host.switches, "direct": host.interfaces}
     for prefix in _PREFIXES:
         kind, name = prefix[:-1], wanted.removeprefix(prefix)
         if wanted.startswith(prefix) and name in places[kind]:
@@ -111,7 +118,7 @@ def _split(draft: Draft, wanted: str) -> tuple[str, str]:
     for kind in ("network", "bridge"):
         if wanted in places[kind]:
             return kind, wanted
-    choice = ", ".join(sorted(host.networks | host.bridges)) or "no network at all"
+    choice = ", ".join(_choice(draft)) or "no network at all"
     raise UsageError(f"this host has no network or bridge '{wanted}'", f"it has {choice}")
 
 

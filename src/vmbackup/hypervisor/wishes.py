@@ -93,9 +93,10 @@ class Lack:
 class Rebuilt:
     """A guest for this host.
 
-    `notes`: what was changed, a sentence each; `lacking`: what the host lacks: it is not in `xml`, and the caller
-    decides whether the guest may go without. `nvram` is the file that the guest's firmware wants, None where it
-    wants none, or makes one itself; `tpm_version`: "2.0" or "1.2" where it has an emulated TPM.
+    `notes`: what was changed, a sentence each; `warnings`: what of the guest is lost or worse, though the host lacks
+    nothing; `lacking`: what the host lacks: it is not in `xml`, and the caller decides whether the guest may go
+    without. `nvram` is the file that the guest's firmware wants, None where it wants none, or makes one itself;
+    `tpm_version`: "2.0" or "1.2" where it has an emulated TPM.
     """
 
     xml: str
@@ -103,5 +104,6 @@ class Rebuilt:
     uuid: str
     notes: tuple[str, ...]
     lacking: tuple[Lack, ...]
+    warnings: tuple[str, ...] = ()
     nvram: Path | None = None
     tpm_version: str | None = None

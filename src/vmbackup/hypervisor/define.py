@@ -1,0 +1,219 @@
+"""Defines a restored guest on this host: everything is looked at before, and a define that fails leaves nothing."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from vmbackup.errors import HypervisorError, NotFoundError, UsageError
+from vmbackup.hypervisor import _libvirt as lv
+from vmbackup.hypervisor import checkpoints
+from vmbackup.hypervisor.checks import closed_to, qemu_user
+from vmbackup.hypervisor.connection import Connection
+from vmbackup.hypervisor.documents import DOMAIN_XML, TPM_STATES, UEFI_VARIABLES
+from vmbackup.hypervisor.failures import text_of
+from vmbackup.hypervisor.guest_state import GuestState
+from vmbackup.hypervisor.inventory import read_capabilities
+from vmbackup.hypervisor.rebuild import rebuild
+from vmbackup.hypervisor.wishes import Kind, Lack, NbdSource, NewDisk, Rebuilt, Wishes
+from vmbackup.hypervisor.xmltree import Element, parse
+
+_METADATA_ONLY = 2
+
+
+@dataclass(frozen=True)
+class DefineOptions:
+    """How a restored guest is defined.
+
+    Without `name` the guest keeps its own; with another it is a copy, and gets a UUID and MAC addresses of its own
+    unless `keep_uuid`, `keep_mac`. `networks` and `without`: as in `Wishes`.
+    """
+
+    name: str | None = None
+    keep_uuid: bool = False
+    keep_mac: bool = False
+    networks: Mapping[str, str] = field(default_factory=dict)
+    without: frozenset[Kind] = frozenset()
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A guest, ready to be defined: nothing of it is on the host yet."""
+
+    rebuilt: Rebuilt
+    documents: Mapping[str, bytes]
+    owner: tuple[int, int] | None
+    warnings: tuple[str, ...]
+
+
+def plan_definition(
+    connection: Connection,
+    domain_folders: str,
+    documents: Mapping[str, bytes],
+    disks: Mapping[str, NewDisk],
+    options: DefineOptions,
+) -> Definition:
+    """The guest of a restore point's documents as it will be defined on this host, with its disks at `disks`.
+
+    Changes nothing. Raises HypervisorError where the name or UUID is taken or the host lacks what the guest cannot do
+    without, TargetError where an earlier guest's state is in the way, UsageError, NotFoundError.
+    """
+    xml = documents.get(DOMAIN_XML, b"").decode(errors="replace")
+    try:
+        original = parse(xml)
+        host = read_capabilities(connection, xml)
+    except ValueError as error:
+        raise NotFoundError("the restore point holds no definition of the guest (domain.xml)") from error
+    others = connection.call("list the domains", _domains)
+    state = GuestState(domain_folders)
+    wishes = _wishes(original, others, documents, disks, options, state)
+    rebuilt = rebuild(xml, wishes, host)
+    _refuse_taken(rebuilt, others)
+    _refuse_lacking(rebuilt.lacking, options.without)
+    state.check(rebuilt)
+    owner = qemu_user(connection.call("ask for QEMU's user", lambda raw: raw.getCapabilities()))
+    _refuse_closed(disks, owner)
+    taken = [f"{mac} is also a MAC address of domain {name}" for name, mac in _shared_macs(rebuilt, others)]
+    return Definition(rebuilt, documents, owner, (*map(str, rebuilt.lacking), *rebuilt.warnings, *taken))
+
+
+def define(connection: Connection, domain_folders: str, definition: Definition) -> list[str]:
+    """Defines the guest; gives sentences on what else was found. Raises HypervisorError, TargetError: nothing is left.
+
+    Not repeated where the connection breaks: the call may have been done.
+    """
+    rebuilt, state = definition.rebuilt, GuestState(domain_folders)
+    _refuse_taken(rebuilt, connection.call("list the domains", _domains))
+    state.put(rebuilt, definition.documents, definition.owner)
+    try:
+        connection.call("define the guest", lambda raw: raw.defineXML(rebuilt.xml), rebuilt.name, again=False)
+    except BaseException:
+        state.undo()
+        raise
+    connection.call("look for old checkpoints", partial(_forget_checkpoints, name=rebuilt.name), rebuilt.name)
+    foreign = state.drop_stale_checkpoints(rebuilt.name)
+    return [f"checkpoints of other tools lie where libvirt keeps those of {rebuilt.name}: {', '.join(foreign)}"] * bool(
+        foreign
+    )
+
+
+def start(connection: Connection, name: str) -> None:
+    """Starts the guest. Raises HypervisorError, which says that it is defined."""
+    libvirt = lv.binding()
+
+    def create(raw: Any) -> None:
+        try:
+            raw.lookupByName(name).create()
+        except libvirt.libvirtError as error:
+            raise HypervisorError(
+                f"domain {name} is restored and defined, but it does not start: {text_of(error)}",
+                f"mend that, then 'virsh start {name}'; QEMU's own words are in /var/log/libvirt/qemu/{name}.log",
+            ) from error
+
+    connection.call("start the guest", create, name, again=False)
+
+
+@dataclass(frozen=True)
+class _Other:
+    name: str
+    uuid: str
+    macs: frozenset[str]
+
+
+def _domains(raw: Any) -> list[_Other]:
+    return [_other(domain) for domain in raw.listAllDomains(0)]
+
+
+def _other(domain: Any) -> _Other:
+    return _Other(domain.name(), domain.UUIDString(), _macs(parse(domain.XMLDesc(0))))
+
+
+def _macs(root: Element) -> frozenset[str]:
+    return frozenset(mac.get("address", "").lower() for mac in root.findall("./devices/interface/mac"))
+
+
+def _wishes(
+    original: Element,
+    others: list[_Other],
+    documents: Mapping[str, bytes],
+    disks: Mapping[str, NewDisk],
+    options: DefineOptions,
+    state: GuestState,
+) -> Wishes:
+    own_name, own_uuid = original.findtext("name") or "", original.findtext("uuid") or ""
+    name = options.name or own_name
+    if not name.strip() or "/" in name or name != name.strip():
+        raise UsageError(f"'{name}' cannot be the name of a domain", "choose another with --name")
+    # The original may run beside a guest of another name, here or on another host.
+    copy = name != own_name or any(other.uuid == own_uuid for other in others)
+    variables = documents.get(UEFI_VARIABLES)
+    version = _tpm_version(original)
+    return Wishes(
+        name=name,
+        keep_uuid=options.keep_uuid or not copy,
+        keep_mac=options.keep_mac or not copy,
+        networks=options.networks,
+        disks=disks,
+        nvram=state.nvram_path(name) if variables is not None else None,
+        nvram_bytes=len(variables or b""),
+        tpm=TPM_STATES.get(version, "") in documents,
+        without=options.without,
+    )
+
+
+def _tpm_version(original: Element) -> str:
+    backend = original.find("./devices/tpm/backend[@type='emulator']")
+    return backend.get("version", "2.0") if backend is not None else ""
+
+
+def _refuse_taken(rebuilt: Rebuilt, others: list[_Other]) -> None:
+    for other in others:
+        if other.name == rebuilt.name:
+            raise HypervisorError(
+                f"there is a domain {other.name} on this host already",
+                f"restore a copy beside it with --name NEW; to replace it, shut it off and 'virsh undefine {other.name} "
+                "--nvram --checkpoints-metadata' first",
+            )
+        if other.uuid == rebuilt.uuid:
+            raise HypervisorError(
+                f"domain {other.name} of this host has the UUID {other.uuid}",
+                "restore a copy beside it: without --keep-uuid it gets one of its own",
+            )
+
+
+def _refuse_lacking(lacking: tuple[Lack, ...], without: frozenset[Kind]) -> None:
+    grave = [lack for lack in lacking if lack.grave and lack.kind not in without]
+    if grave:
+        hints = list(dict.fromkeys(lack.hint for lack in grave if lack.hint))
+        raise HypervisorError("; ".join(map(str, grave)), "; ".join(hints))
+
+
+def _refuse_closed(disks: Mapping[str, NewDisk], owner: tuple[int, int] | None) -> None:
+    """QEMU's user must reach the images."""
+    for disk in disks.values() if owner else ():
+        if isinstance(disk.source, NbdSource):
+            continue
+        folder = disk.source.parent
+        while not folder.is_dir() and folder != folder.parent:
+            folder = folder.parent
+        blocked = closed_to(os.path.realpath(folder), *owner) if owner else None
+        if blocked:
+            raise HypervisorError(
+                f"QEMU's user may not pass {blocked}, so a guest cannot run from {disk.source.parent}",
+                f"restore to another folder, as below /var/lib/libvirt/images, or open it: chmod o+x {blocked}",
+            )
+
+
+def _shared_macs(rebuilt: Rebuilt, others: list[_Other]) -> list[tuple[str, str]]:
+    own = _macs(parse(rebuilt.xml))
+    return [(other.name, mac) for other in others for mac in sorted(own & other.macs)]
+
+
+def _forget_checkpoints(raw: Any, name: str) -> None:
+    """Those that libvirt still holds for the name: the restored disks have none of their bitmaps."""
+    domain = raw.lookupByName(name)
+    for each in reversed(checkpoints.own_checkpoints(domain, None)):
+        found = checkpoints.lookup(domain, str(each))
+        if found is not None:
+            found.delete(_METADATA_ONLY)
