@@ -1,10 +1,11 @@
 """`vmbackup restore`: the disks of a restore point, as new images or onto what is there."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from vmbackup.cli.define_options import DefineRequest, define_options, planned_guest
 from vmbackup.cli.options import Command, State
 from vmbackup.errors import UsageError
 
@@ -52,9 +53,11 @@ if TYPE_CHECKING:
 @click.option("--chain", is_flag=True, help="A backing chain: a base and an overlay for each later restore point.")
 @click.option("--chain-from", metavar="POINT", help="The base of the chain; else the guest's oldest restore point.")
 @click.option("--dry-run", is_flag=True, help="Tell what would be read, what it costs and how long; write nothing.")
+@define_options
 @click.pass_obj
 def command(
     state: State,
+    /,
     point: str,
     at: str | None,
     output: Path | None,
@@ -67,6 +70,7 @@ def command(
     chain: bool,
     chain_from: str | None,
     dry_run: bool,
+    **define: Any,
 ) -> int:
     """Write the disks of a restore point to DIR: the newest of DOMAIN, or POINT.
 
@@ -89,6 +93,7 @@ def command(
         raise UsageError("nothing says where to restore to", "add --output DIR, or --to TARGET=PATH")
     if output is not None and not output.name and not output.is_absolute():
         raise UsageError("--output names no folder", "write the path of one, as in --output /var/tmp/restored")
+    request = DefineRequest.of(define)
     config = access.load_config(state)
     options = RestoreOptions(
         output.absolute() if output else None,
@@ -102,8 +107,8 @@ def command(
         options = options.onto(targets(existing), users_of(config, state), config.daemon.state_dir)
     name = f"{point}@{at}" if at is not None else point
     if chain:
-        return _chain(state, config, name, chain_from, options)
-    return _run(state, config, name, options, dry_run=dry_run)
+        return _chain(state, config, name, chain_from, options, request)
+    return _run(state, config, name, options, request, dry_run=dry_run)
 
 
 def _check_chain(output: Path | None, image_format: str | None, *, chain: bool, begin: str | None, other: bool) -> None:
@@ -118,7 +123,14 @@ def _check_chain(output: Path | None, image_format: str | None, *, chain: bool, 
         raise UsageError("--chain goes with --output, --disk and --chain-from only", "leave the other options out")
 
 
-def _chain(state: State, config: "Config", name: str, begin: str | None, options: "RestoreOptions") -> int:
+def _chain(
+    state: State,
+    config: "Config",
+    name: str,
+    begin: str | None,
+    options: "RestoreOptions",
+    request: DefineRequest | None,
+) -> int:
     from vmbackup.cli import access, restore_chain
     from vmbackup.engine.restore_chain import ChainOptions
     from vmbackup.repository.resolve import resolve
@@ -127,12 +139,22 @@ def _chain(state: State, config: "Config", name: str, begin: str | None, options
         points = repository.survey()
         found = resolve(points, name, domains=True)
         wanted = ChainOptions(options.output or Path(), options.disks)
-        with access.progress(state) as progress:
-            made = restore_chain.restore(repository, points, found, begin, wanted, progress)
-    return restore_chain.show(made, found.domain, json=state.json)
+        with planned_guest(request, config, repository, found, options) as define_guest:
+            with access.progress(state) as progress:
+                made = restore_chain.restore(repository, points, found, begin, wanted, progress)
+            guest = define_guest()
+    return restore_chain.show(made, found.domain, guest, json=state.json)
 
 
-def _run(state: State, config: "Config", name: str, options: "RestoreOptions", *, dry_run: bool) -> int:
+def _run(
+    state: State,
+    config: "Config",
+    name: str,
+    options: "RestoreOptions",
+    request: DefineRequest | None,
+    *,
+    dry_run: bool,
+) -> int:
     from vmbackup.cli import access
     from vmbackup.cli.restore_cost import tell_cost
     from vmbackup.cli.restore_result import tell
@@ -143,11 +165,13 @@ def _run(state: State, config: "Config", name: str, options: "RestoreOptions", *
     with access.opened_repository(config, state.repository) as repository:
         found = resolve(repository.survey(), name, domains=True)
         memory = SpeedMemory(config.daemon.state_dir)
-        if dry_run:
-            _, settings = access.named_repository(config, state.repository)
-            return tell_cost(state, repository, found, options, settings, memory)
-        with access.progress(state) as progress:
-            done = restore(repository, found, options, progress)
+        with planned_guest(request, config, repository, found, options) as define_guest:
+            if dry_run:
+                _, settings = access.named_repository(config, state.repository)
+                return tell_cost(state, repository, found, options, settings, memory)
+            with access.progress(state) as progress:
+                done = restore(repository, found, options, progress)
+            guest = define_guest()
         fetched = sum(file.fetched_bytes for file in done.files)
         memory.remember(repository.config.repository, fetched, done.duration_seconds)
-    return tell(state, found, done)
+    return tell(state, found, done, guest)

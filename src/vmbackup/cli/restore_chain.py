@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from vmbackup.cli.output import clean, say, say_json, table, warn
 
 if TYPE_CHECKING:
+    from vmbackup.cli.define_options import DefinedGuest
     from vmbackup.engine.restore_chain import ChainOptions, ChainSummary
     from vmbackup.progress import Progress
     from vmbackup.repository.points import Point
@@ -27,21 +28,25 @@ def restore(
     return restore_chain(repository, chain_points(found.points, last, first), options, progress)
 
 
-def show(done: "ChainSummary", domain: str, *, json: bool) -> int:
+def show(done: "ChainSummary", domain: str, guest: "DefinedGuest | None", *, json: bool) -> int:
     """Prints what was made, returns the exit code."""
     from vmbackup.config.units import format_duration, format_size
 
+    warnings = [*done.warnings, *(guest.warnings if guest else ())]
     if json:
         files = [{**vars(file), "path": str(file.path)} for file in done.files]
         duration = round(done.duration_seconds, 3)
-        say_json({"point": done.point, "files": files, "duration_seconds": duration, "warnings": list(done.warnings)})
-        return 3 if done.warnings else 0
+        said = {"point": done.point, "files": files, "duration_seconds": duration, "warnings": warnings}
+        say_json(said | ({"domain": guest.document()} if guest else {}))
+        return 3 if warnings else 0
     rows = [
         (f.target, f.point, str(f.path), f.backing or "-", format_size(f.virtual_size), format_size(f.written_bytes))
         for f in done.files
     ]
     say(f"{clean(domain)} up to {done.point}, in {format_duration(done.duration_seconds)}:")
     say(table(("DISK", "POINT", "FILE", "BACKING FILE", "SIZE", "WRITTEN"), rows, right=("SIZE", "WRITTEN")))
-    for warning in done.warnings:
+    for line in guest.lines() if guest else ():
+        say(clean(line))
+    for warning in warnings:
         warn(warning)
-    return 3 if done.warnings else 0
+    return 3 if warnings else 0

@@ -6,15 +6,17 @@ from vmbackup.cli.options import State
 from vmbackup.cli.output import clean, say, say_json, table, warn
 
 if TYPE_CHECKING:
+    from vmbackup.cli.define_options import DefinedGuest
     from vmbackup.engine.restore import RestoreSummary
     from vmbackup.repository.points import Point
 
 
-def tell(state: State, point: "Point", done: "RestoreSummary") -> int:
+def tell(state: State, point: "Point", done: "RestoreSummary", guest: "DefinedGuest | None") -> int:
     """Prints it; gives the exit code."""
+    warnings = [*done.warnings, *(guest.warnings if guest else ())]
     if state.json:
-        _say_json(done)
-        return 3 if done.warnings else 0
+        _say_json(done, guest, warnings)
+        return 3 if warnings else 0
     from vmbackup.config.units import format_duration, format_size
 
     rows = [
@@ -22,12 +24,14 @@ def tell(state: State, point: "Point", done: "RestoreSummary") -> int:
     ]
     say(f"{clean(point.domain)} as of {done.point}, in {format_duration(done.duration_seconds)}:")
     say(table(("DISK", "FILE", "FORMAT", "SIZE", "WRITTEN"), rows, right=("SIZE", "WRITTEN")))
-    for warning in done.warnings:
+    for line in guest.lines() if guest else ():
+        say(clean(line))
+    for warning in warnings:
         warn(warning)
-    return 3 if done.warnings else 0
+    return 3 if warnings else 0
 
 
-def _say_json(done: "RestoreSummary") -> None:
+def _say_json(done: "RestoreSummary", guest: "DefinedGuest | None", warnings: list[str]) -> None:
     files = [
         {
             "target": file.target,
@@ -40,4 +44,5 @@ def _say_json(done: "RestoreSummary") -> None:
         for file in done.files
     ]
     duration = round(done.duration_seconds, 3)
-    say_json({"point": done.point, "files": files, "duration_seconds": duration, "warnings": list(done.warnings)})
+    said = {"point": done.point, "files": files, "duration_seconds": duration, "warnings": warnings}
+    say_json(said | ({"domain": guest.document()} if guest else {}))

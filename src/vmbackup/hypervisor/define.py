@@ -172,8 +172,8 @@ def _refuse_taken(rebuilt: Rebuilt, others: list[_Other]) -> None:
         if other.name == rebuilt.name:
             raise HypervisorError(
                 f"there is a domain {other.name} on this host already",
-                f"restore a copy beside it with --name NEW; to replace it, shut it off and 'virsh undefine {other.name} "
-                "--nvram --checkpoints-metadata' first",
+                "restore a copy beside it with --name NEW; to replace it, shut it off and take it away first: "
+                f"'virsh undefine {other.name} --nvram --checkpoints-metadata'",
             )
         if other.uuid == rebuilt.uuid:
             raise HypervisorError(

@@ -11,6 +11,7 @@ from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor.begin import DOMAIN_FOLDERS, Beginner, Places
 from vmbackup.hypervisor.checks import Check, check_domain, check_host
 from vmbackup.hypervisor.connection import Connection
+from vmbackup.hypervisor.define import DefineOptions, Definition, define, plan_definition, start
 from vmbackup.hypervisor.disk_users import DiskUser, disk_users
 from vmbackup.hypervisor.domains import describe, find_domain, handle, list_domains, require_running
 from vmbackup.hypervisor.intents import Intent, IntentStore
@@ -21,6 +22,7 @@ from vmbackup.hypervisor.plan import Committed, Plan, Request, make_plan
 from vmbackup.hypervisor.purge import PurgeReport, purge_domain
 from vmbackup.hypervisor.recovery import Leftover, recover_domain, thaw_domain
 from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, QuiescePolicy
+from vmbackup.hypervisor.wishes import NewDisk
 
 
 class Host:
@@ -176,6 +178,23 @@ class Host:
     def disk_users(self, path: Path) -> list[DiskUser]:
         """The guests with that file or device as a disk, running or not. Raises HypervisorError."""
         return disk_users(self.connection, path)
+
+    def plan_definition(
+        self, documents: Mapping[str, bytes], disks: Mapping[str, NewDisk], options: DefineOptions
+    ) -> Definition:
+        """A restore point's guest as it would be defined here, with its disks at `disks`; changes nothing.
+
+        Raises HypervisorError (name or UUID taken, something lacking), TargetError, UsageError, NotFoundError.
+        """
+        return plan_definition(self.connection, self.places.domain_folders, documents, disks, options)
+
+    def define(self, definition: Definition) -> list[str]:
+        """Defines it; gives warnings. Raises HypervisorError, TargetError: then nothing is left of it."""
+        return define(self.connection, self.places.domain_folders, definition)
+
+    def start(self, name: str) -> None:
+        """Starts a domain that was defined. Raises HypervisorError."""
+        start(self.connection, name)
 
     def checks(self, domains: list[DomainInfo]) -> list[Check]:
         """What doctor shows: the host, then each of the domains."""

@@ -43,6 +43,12 @@ def place(draft: Draft, disk: Element, new: NewDisk) -> None:
     if encryption is not None and new.encrypted:
         source.append(encryption)
         _require_secret(draft, encryption)
+    elif new.encrypted:
+        draft.lack(
+            "secrets",
+            f"the image of disk {_target(disk)} is encrypted, and the guest's definition names no secret for it",
+            "restore it with --plain, or define the guest by hand",
+        )
     elif encryption is not None:
         draft.warn(f"disk {_target(disk)} was encrypted on its host, and is not any more")
     _driver(disk, new)
