@@ -18,6 +18,7 @@ import zstandard
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.fuzz.mutate import NUMBERS, lied, mutated
+from tests.fuzz.nbd import converse
 from tests.unit.collection.steps import MemoryStore
 from tests.unit.engine.damaged import Specimen, contents, specimen
 from vmbackup.cli.points import document, points_table, summaries
@@ -337,6 +338,10 @@ class Targets:
         created = checkpoints.created(data.decode("utf-8", "replace"))
         assert created.isascii()
         assert created.isdecimal()
+
+    def fuzz_nbd_server(self, chance: random.Random) -> None:
+        """A client of `serve`, as anybody who reaches its socket."""
+        converse(chance)
 
     # The repository as a whole
 
