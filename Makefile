@@ -11,6 +11,8 @@ PACKAGES := python3-venv python3-dev gcc libc6-dev pkg-config libvirt-dev
 # What the tests and the demo drive.
 PACKAGES += libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-clients
 PACKAGES += qemu-system-x86 qemu-utils libnbd-bin
+# Guests with UEFI and a TPM: 11 MB to fetch.
+PACKAGES += ovmf swtpm swtpm-tools
 # To make the demo's guest.
 PACKAGES += debootstrap e2fsprogs
 # To look at the page with: 64 MB to fetch, 225 MB on disk.

@@ -119,12 +119,13 @@ def _driver(disk: Element, new: NewDisk) -> None:
 def _medium(draft: Draft, disk: Element, target: str) -> None:
     source = disk.find("source")
     path = _path(source)
-    if source is None or (path and draft.host.present(path)):
-        return
+    in_pool = disk.get("type") == "volume" and source is not None
+    if not in_pool and (not path or draft.host.present(path)):
+        return  # no medium, one that is here, or one that is fetched over the network
     drop(disk, *_OF_THE_IMAGE)
     disk.set("type", "file")
-    what = f"the medium {path}" if path else "the medium"
-    draft.note(f"{what} in drive {target} is not here: the drive is empty")
+    what = f"volume {source.get('volume')}" if source is not None and in_pool else path
+    draft.note(f"the medium {what} in drive {target} is not here: the drive is empty")
 
 
 def _path(source: Element | None) -> str:

@@ -117,6 +117,7 @@ def _set_loader(os: Element, chosen: Firmware) -> None:
     if nvram is None:
         nvram = element("nvram")
         os.insert(list(os).index(loader) + 1, nvram)
+    nvram.attrib.clear()
     nvram.set("template", chosen.template)
 
 
@@ -127,6 +128,7 @@ def _nvram(draft: Draft, os: Element) -> None:
         os.append(nvram)
     if not draft.host.present(nvram.get("template", "")):
         nvram.attrib.pop("template", None)
+        nvram.attrib.pop("templateFormat", None)
     nvram.attrib.pop("type", None)
     drop(nvram, "source")
     draft.nvram = draft.wishes.nvram
