@@ -12,6 +12,7 @@ from vmbackup.hypervisor.images import ImageInfo, image_info
 from vmbackup.hypervisor.source import DiskInfo
 from vmbackup.hypervisor.xmltree import Element, parse
 
+_XML_INACTIVE = 2
 _NOTHING_OF_THE_GUEST = ("it is a cdrom", "it is a floppy", "it is read-only", "it has no medium")
 
 
@@ -47,6 +48,32 @@ def read_disks(raw: Any, domain: Any) -> list[DomainDisk]:
     """
     root = parse(domain.XMLDesc(0))
     return [_read(raw, domain, entry) for entry in root.findall("./devices/disk")]
+
+
+@dataclass(frozen=True)
+class StoppedDisk:
+    """A disk of a guest that is off. `path` is "" where this host has no file or device of it."""
+
+    target: str
+    path: str
+    format: str
+    read_only: bool
+
+
+def read_stopped(raw: Any, domain: Any) -> list[StoppedDisk]:
+    """All disks as the guest would start with, in the order of its XML."""
+    root = parse(domain.XMLDesc(_XML_INACTIVE))
+    return [_read_stopped(raw, entry) for entry in root.findall("./devices/disk")]
+
+
+def _read_stopped(raw: Any, entry: Element) -> StoppedDisk:
+    local = entry.get("type") in ("file", "block", "volume")
+    return StoppedDisk(
+        target=_attribute(entry, "target", "dev"),
+        path=_path(raw, entry) if local else "",
+        format=_attribute(entry, "driver", "type") or "raw",
+        read_only=entry.find("readonly") is not None,
+    )
 
 
 def disk_paths(domain: Any) -> dict[str, str]:

@@ -14,6 +14,7 @@ from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.define import DefineOptions, Definition, define, plan_definition, start
 from vmbackup.hypervisor.disk_users import DiskUser, disk_users
 from vmbackup.hypervisor.domains import describe, find_domain, handle, list_domains, require_running
+from vmbackup.hypervisor.half_done import HalfDoneStore
 from vmbackup.hypervisor.intents import Intent, IntentStore
 from vmbackup.hypervisor.job import LiveJob
 from vmbackup.hypervisor.locks import DomainLock
@@ -31,6 +32,7 @@ class Host:
     def __init__(self, connection: Connection, places: Places) -> None:
         self.connection, self.places = connection, places
         self._store = IntentStore(places.state_dir)
+        self.half_done = HalfDoneStore(places.state_dir)
 
     @classmethod
     def open(
@@ -85,7 +87,8 @@ class Host:
 
         Raises JobConflictError while a run works on the domain: its checkpoints must not be looked at meanwhile.
         """
-        request = Request(repository_id, parent, full, earlier or {}, reread or {}, committed)
+        half_done = self.half_done.of(domain.uuid)
+        request = Request(repository_id, parent, full, earlier or {}, reread or {}, committed, half_done)
         info = self.connection.call("look at the domain", lambda raw: describe(handle(raw, domain)), domain.name)
         require_running(info)
         lock = self.reserve(info)
@@ -136,9 +139,10 @@ class Host:
         foreign job), ScratchFullError, QuiesceError, HypervisorError; then nothing is left behind.
         """
         session_tag(session)
-        request = Request(repository_id, parent, full, earlier or {}, reread or {}, committed)
         lock = lock or self.reserve(domain)
         try:
+            half_done = self.half_done.of(domain.uuid)
+            request = Request(repository_id, parent, full, earlier or {}, reread or {}, committed, half_done)
             recovered = self._recover_locked(domain.uuid, committed or _only(parent, repository_id))
             beginner = Beginner(self.connection, self._store, self.places, request, session, quiesce, readers)
             return beginner.begin(domain, lock, recovered)
@@ -163,17 +167,25 @@ class Host:
         """The intents of this host's runs, running or dead; `recover` takes one."""
         return [intent for intent in self._store.all() if intent.uri == self.connection.uri]
 
-    def purge(self, domain: DomainInfo, repository_id: str | None = None) -> PurgeReport:
+    def purge(
+        self, domain: DomainInfo, repository_id: str | None = None, *, lock: DomainLock | None = None
+    ) -> PurgeReport:
         """Takes our checkpoints, bitmaps, stale jobs and files off a domain; restore points stay.
 
-        Of one repository, or (None) of all. Raises JobConflictError while a run works on it.
+        Of one repository, or (None) of all: then also the mark of a restore in place that was not finished, for
+        nothing is left that it warns of, unless `lock`, the domain's, is held by who made the mark.
+        Raises JobConflictError while a run works on it.
         """
-        lock = self.reserve(domain)
+        held = lock or self.reserve(domain)
         try:
             self._recover_locked(domain.uuid, lambda _name: None)
-            return purge_domain(self.connection, self._store, domain, repository_id)
+            report = purge_domain(self.connection, self._store, domain, repository_id)
+            if lock is None and repository_id is None and not report.trouble:
+                self.half_done.clear(domain.uuid)
+            return report
         finally:
-            lock.release()
+            if lock is None:
+                held.release()
 
     def disk_users(self, path: Path) -> list[DiskUser]:
         """The guests with that file or device as a disk, running or not. Raises HypervisorError."""

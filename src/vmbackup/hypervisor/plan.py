@@ -10,6 +10,7 @@ from typing import Any
 
 from vmbackup.hypervisor import checkpoints
 from vmbackup.hypervisor.disks import DomainDisk, read_disks
+from vmbackup.hypervisor.half_done import HalfDone
 from vmbackup.hypervisor.names import CheckpointName
 from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, Mode
 
@@ -28,7 +29,8 @@ class Request:
     """What the caller knows.
 
     `earlier`: target -> the disks as the newest restore point has them, also those without a bitmap;
-    `reread`: target -> a reason to read the disk whole although it could be incremental ("scheduled").
+    `reread`: target -> a reason to read the disk whole although it could be incremental ("scheduled");
+    `half_done`: disks that a restore in place has left half changed.
     """
 
     repository_id: str
@@ -37,6 +39,7 @@ class Request:
     earlier: Mapping[str, DiskInfo] = field(default_factory=dict)
     reread: Mapping[str, str] = field(default_factory=dict)
     committed: Committed | None = None
+    half_done: HalfDone = field(default_factory=lambda: HalfDone(""))
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,11 @@ def make_plan(raw: Any, domain: Any, info: DomainInfo, request: Request, *, appl
         parent=request.parent.checkpoint if incremental and request.parent else None,
         superseded=tuple(str(name) for name in superseded),
         evidence=tuple(str(name) for name in evidence),
-        notes=(*_notes(disks, evidence, newer), *([_NOT_SURE] if incremental and chain.to_redefine else [])),
+        notes=(
+            *_notes(disks, evidence, newer),
+            *_half_done(info, disks, request.half_done),
+            *([_NOT_SURE] if incremental and chain.to_redefine else []),
+        ),
     )
 
 
@@ -187,6 +194,8 @@ def _plan_disk(disk: DomainDisk, request: Request, chain: _Chain) -> DiskPlan:
 def _why_reread(disk: DomainDisk, request: Request, chain: _Chain) -> str | None:
     """Why a disk that an earlier point has is read whole; None where its bitmap is good."""
     earlier = request.earlier[disk.target]
+    if point := request.half_done.point_of(disk.target):
+        return f"a restore in place to {point} was not finished"
     if disk.untracked:
         return f"{disk.untracked}; with the domain off: {disk.cure}" if disk.cure else disk.untracked
     if chain.why_not:
@@ -208,6 +217,16 @@ def broken_reason(checkpoint: str) -> str:
     """Why a disk is read whole whose bitmap libvirt refuses (error 109)."""
     why = "QEMU ended without saving it, or this is another image"
     return f"the bitmap of checkpoint {checkpoint} is missing or broken ({why})"
+
+
+def _half_done(info: DomainInfo, disks: list[DomainDisk], mark: HalfDone) -> list[str]:
+    found = ((disk.target, mark.point_of(disk.target)) for disk in disks if not disk.left_out)
+    return [
+        f"disk {target} may be half restored: a restore in place to {point} was not finished. Stop the guest and run"
+        f" it again; or, if the disk is right as it is, 'vmbackup purge {info.name}' ends this warning"
+        for target, point in found
+        if point
+    ]
 
 
 def _notes(disks: list[DomainDisk], evidence: list[CheckpointName], newer: list[CheckpointName]) -> list[str]:

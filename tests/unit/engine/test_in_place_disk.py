@@ -1,0 +1,228 @@
+"""A disk brought to a restore point where it lies: compared by ids, and only what differs is written."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.engine.kit import RamKit
+from vmbackup.engine.in_place_disk import InPlaceDisk
+from vmbackup.errors import DamageError, TargetError
+from vmbackup.progress import Silent
+from vmbackup.repository.points import Point
+
+MIB = 1 << 20
+CHUNK = 64 << 10
+
+
+def tool(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def image(path: Path, data: bytes, fmt: str, *options: str) -> Path:
+    """An image that holds these bytes, holes where they are zeros."""
+    raw = path.with_suffix(".data")
+    raw.write_bytes(data)
+    tool("qemu-img", "convert", "-f", "raw", "-O", fmt, *options, str(raw), str(path))
+    raw.unlink()
+    return path
+
+
+def content(path: Path, fmt: str) -> bytes:
+    raw = path.with_suffix(".out")
+    tool("qemu-img", "convert", "-f", fmt, "-O", "raw", str(path), str(raw))
+    try:
+        return raw.read_bytes()
+    finally:
+        raw.unlink()
+
+
+def bring(kit: RamKit, point: Point, path: Path, fmt: str, **options: Any) -> InPlaceDisk:
+    """What a restore in place does with one disk, without a guest around it."""
+    disk = InPlaceDisk(kit.repository, point, point.disks[0], path, fmt, 2, **{"half_done": False, **options})
+    try:
+        disk.hold()
+        if disk.resize_needed():
+            disk.let_go()
+            disk.resize()
+            disk.hold()
+        disk.compare([], quick=False, progress=Silent())
+        if disk.differs:
+            disk.check_ready()
+            disk.write(Silent())
+        disk.finish()
+    finally:
+        disk.abandon()
+    return disk
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> RamKit:
+    """Two points; the second has data changed, zeroed and added."""
+    made = RamKit(tmp_path, {"vda": 8 * MIB}, chunk_size=CHUNK)
+    made.disk().write(0, random.Random(1).randbytes(4 * MIB))
+    made.backup()
+    made.disk().write(3 * CHUNK + 100, b"new")
+    made.disk().write(10 * CHUNK, bytes(2 * CHUNK))
+    made.disk().write(100 * CHUNK, b"where zeros were")
+    made.backup()
+    return made
+
+
+def ends(kit: RamKit) -> tuple[Point, Point, bytes, bytes]:
+    newer, older = kit.points()
+    return newer, older, kit.kept[newer.id]["vda"], kit.kept[older.id]["vda"]
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+def test_just_what_differs_is_written(kit: RamKit, tmp_path: Path, fmt: str) -> None:
+    """There and back again; a disk that is right is not written at all."""
+    newer, older, new, old = ends(kit)
+    path = image(tmp_path / "disk", new, fmt)
+    disk = bring(kit, older, path, fmt)
+    assert content(path, fmt) == old
+    assert disk.written_bytes == 4 * CHUNK
+    disk = bring(kit, newer, path, fmt)
+    assert content(path, fmt) == new
+    assert disk.written_bytes == 4 * CHUNK
+    assert bring(kit, newer, path, fmt).written_bytes == 0
+
+
+def test_holes_are_not_read(kit: RamKit, tmp_path: Path) -> None:
+    """What is nowhere allocated differs from data, and equals zeros, unseen."""
+    _, older, _, old = ends(kit)
+    path = tmp_path / "disk"
+    tool("qemu-img", "create", "-q", "-f", "qcow2", str(path), str(8 * MIB))
+    disk = bring(kit, older, path, "qcow2")
+    assert content(path, "qcow2") == old
+    assert (disk.compared_bytes, disk.written_bytes) == (0, 4 * MIB)
+
+
+@pytest.mark.parametrize("options", [("-c",), ("-o", "cluster_size=4096"), ("-o", "cluster_size=2M"),
+                                     ("-o", "preallocation=full"), ("-o", "compat=0.10"),
+                                     ("-o", "extended_l2=on,cluster_size=128k")])  # fmt: skip
+def test_images_of_all_kinds(kit: RamKit, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Compressed clusters, small and large ones, subclusters, preallocated ones, old versions."""
+    newer, older, new, old = ends(kit)
+    path = image(tmp_path / "disk", new, "qcow2", *options)
+    bring(kit, older, path, "qcow2")
+    assert content(path, "qcow2") == old
+    assert "No errors" in tool("qemu-img", "check", str(path))
+    bring(kit, newer, path, "qcow2")
+    assert content(path, "qcow2") == new
+
+
+def test_an_overlay_is_read_through(kit: RamKit, tmp_path: Path) -> None:
+    """What lies in the backing file counts, and is not touched; zeros hide it."""
+    newer, older, new, old = ends(kit)
+    below = image(tmp_path / "below", old, "qcow2")
+    before = below.read_bytes()
+    path = tmp_path / "disk"
+    tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(below), "-F", "qcow2", str(path))
+    disk = bring(kit, newer, path, "qcow2")
+    assert disk.written_bytes == 4 * CHUNK
+    assert content(path, "qcow2") == new
+    bring(kit, older, path, "qcow2")
+    assert content(path, "qcow2") == old
+    assert below.read_bytes() == before
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+@pytest.mark.parametrize("size", [5 * MIB, 8 * MIB + 512, 11 * MIB])
+def test_another_size_is_put_right(kit: RamKit, tmp_path: Path, fmt: str, size: int) -> None:
+    """Grown with zeros, or cut."""
+    _, older, _, old = ends(kit)
+    path = image(tmp_path / "disk", random.Random(2).randbytes(size), fmt)
+    bring(kit, older, path, fmt)
+    assert content(path, fmt) == old
+
+
+def test_a_small_difference_anywhere_is_found(tmp_path: Path) -> None:
+    """A byte, wherever it is, in data or in zeros, the odd end of the disk among them."""
+    kit = RamKit(tmp_path, {"vda": 3 * MIB + 1536}, chunk_size=CHUNK)
+    chance = random.Random(3)
+    kit.disk().write(MIB, chance.randbytes(MIB))
+    kit.disk().write(3 * MIB, chance.randbytes(1536))
+    kit.backup()
+    (point,) = kit.points()
+    wanted = kit.kept[point.id]["vda"]
+    path = image(tmp_path / "disk", wanted, "raw")
+    places = [0, CHUNK - 1, MIB, 2 * MIB - 1, 2 * MIB, 3 * MIB - 1, 3 * MIB + 1535]
+    for place in [*places, *(chance.randrange(len(wanted)) for _ in range(5))]:
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(bytes([wanted[place] ^ 1]))
+        disk = bring(kit, point, path, "raw")
+        assert path.read_bytes() == wanted, place
+        assert disk.written_bytes == CHUNK, place
+
+
+def test_an_image_in_use_is_refused(kit: RamKit, tmp_path: Path) -> None:
+    """By QEMU's lock; nothing is changed."""
+    _, older, new, _ = ends(kit)
+    path = image(tmp_path / "disk", new, "qcow2")
+    holder = InPlaceDisk(kit.repository, older, older.disks[0], path, "qcow2", 1, half_done=False)
+    holder.hold()
+    try:
+        with pytest.raises(TargetError, match="is in use"):
+            bring(kit, older, path, "qcow2")
+    finally:
+        holder.abandon()
+    assert content(path, "qcow2") == new
+
+
+def test_a_pack_that_is_gone_is_found_before_the_first_change(kit: RamKit, tmp_path: Path) -> None:
+    """The disk stays as it is."""
+    _, older, new, _ = ends(kit)
+    path = image(tmp_path / "disk", new, "raw")
+    for pack in (tmp_path / "repository" / "data").rglob(f"{older.session.hex()}-*"):
+        pack.unlink()
+    with pytest.raises(DamageError, match="is missing"):
+        bring(kit, older, path, "raw")
+    assert path.read_bytes() == new
+
+
+def test_no_space_is_found_before_the_first_change(
+    kit: RamKit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the image may grow by is compared with what is free."""
+    import os
+
+    _, older, _, _ = ends(kit)
+    path = tmp_path / "disk"
+    tool("qemu-img", "create", "-q", "-f", "qcow2", str(path), str(8 * MIB))
+    real = os.statvfs(path)
+    small = os.statvfs_result((*real[:4], 3, *real[5:]))
+    monkeypatch.setattr("os.statvfs", lambda _path: small)
+    with pytest.raises(TargetError, match=rf"up to {4 * MIB} bytes more, and {3 * real.f_frsize} are free"):
+        bring(kit, older, path, "qcow2")
+    monkeypatch.undo()
+    assert content(path, "qcow2") == bytes(8 * MIB)
+
+
+def test_what_a_killed_writer_left_is_put_right(kit: RamKit, tmp_path: Path) -> None:
+    """A half-done image is repaired of leaks first; a damaged one is refused."""
+    _, older, new, old = ends(kit)
+    path = image(tmp_path / "disk", new, "qcow2")
+    bring(kit, older, path, "qcow2", half_done=True)
+    assert content(path, "qcow2") == old
+    with path.open("r+b") as file:
+        file.seek(2 * CHUNK)  # the refcount block
+        file.write(bytes(CHUNK))
+    with pytest.raises(TargetError, match="is damaged"):
+        bring(kit, older, path, "qcow2", half_done=True)
+
+
+def test_an_encrypted_disk_is_refused(kit: RamKit, tmp_path: Path) -> None:
+    """Its key is not ours."""
+    from dataclasses import replace
+
+    _, older, new, _ = ends(kit)
+    path = image(tmp_path / "disk", new, "raw")
+    record = replace(older.disks[0], attributes={"encryption": "luks"})
+    with pytest.raises(TargetError, match="encrypted"):
+        InPlaceDisk(kit.repository, older, record, path, "raw", 1, half_done=False)
