@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 @click.option("--plain", is_flag=True, help="Write what was encrypted so that anybody can read it.")
 @click.option("--chain", is_flag=True, help="A backing chain: a base and an overlay for each later restore point.")
 @click.option("--chain-from", metavar="POINT", help="The base of the chain; else the guest's oldest restore point.")
+@click.option("--in-place", is_flag=True, help="Bring a stopped guest's own disks back, writing only what differs.")
+@click.option("--keep-state", is_flag=True, help="With --in-place: first make a restore point of what is there.")
+@click.option("--quick", is_flag=True, help="With --in-place: compare only what the image's bitmap calls changed.")
 @click.option("--dry-run", is_flag=True, help="Tell what would be read, what it costs and how long; write nothing.")
 @define_options
 @click.pass_obj
@@ -69,6 +72,9 @@ def command(
     plain: bool,
     chain: bool,
     chain_from: str | None,
+    in_place: bool,
+    keep_state: bool,
+    quick: bool,
     dry_run: bool,
     **define: Any,
 ) -> int:
@@ -89,8 +95,16 @@ def command(
     _check_chain(
         output, image_format, chain=chain, begin=chain_from, other=bool(existing or preallocation or plain or dry_run)
     )
+    name = f"{point}@{at}" if at is not None else point
+    if in_place:
+        if chain or any((output, existing, image_format, preallocation, plain)):
+            raise UsageError("--in-place writes the guest's own disks as they are", "leave the other options out")
+        wishes = {"keep_state": keep_state, "quick": quick, "dry_run": dry_run}
+        return _in_place(state, name, disks, passphrase_files, wishes)
+    if keep_state or quick:
+        raise UsageError("--keep-state and --quick go with --in-place", "add --in-place")
     if output is None and not existing:
-        raise UsageError("nothing says where to restore to", "add --output DIR, or --to TARGET=PATH")
+        raise UsageError("nothing says where to restore to", "add --output DIR, --to TARGET=PATH, or --in-place")
     if output is not None and not output.name and not output.is_absolute():
         raise UsageError("--output names no folder", "write the path of one, as in --output /var/tmp/restored")
     request = DefineRequest.of(define)
@@ -105,10 +119,20 @@ def command(
     )
     if existing:
         options = options.onto(targets(existing), users_of(config, state), config.daemon.state_dir)
-    name = f"{point}@{at}" if at is not None else point
     if chain:
         return _chain(state, config, name, chain_from, options, request)
     return _run(state, config, name, options, request, dry_run=dry_run)
+
+
+def _in_place(
+    state: State, name: str, disks: tuple[str, ...], passphrase_files: tuple[str, ...], wishes: dict[str, bool]
+) -> int:
+    from vmbackup.cli import access, restore_in_place
+    from vmbackup.cli.restore_values import passphrases
+    from vmbackup.engine.in_place import InPlaceOptions
+
+    options = InPlaceOptions(disks or None, **wishes, passphrases=passphrases(passphrase_files))
+    return restore_in_place.run(state, access.load_config(state), name, options)
 
 
 def _check_chain(output: Path | None, image_format: str | None, *, chain: bool, begin: str | None, other: bool) -> None:

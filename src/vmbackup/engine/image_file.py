@@ -11,6 +11,8 @@ from vmbackup.engine.image_options import ImageOptions
 from vmbackup.engine.qemu_secret import KEY_ID
 from vmbackup.engine.target_errors import told
 
+_DIRECT = 4096  # bytes: the largest block that O_DIRECT asks for
+
 
 def image_name(path: Path, driver: str, *, encrypted: bool = False) -> str:
     """The image as a file name that QEMU's programs take: nothing is guessed from its content."""
@@ -25,7 +27,14 @@ def image_name(path: Path, driver: str, *, encrypted: bool = False) -> str:
 
 def served_image(path: Path, driver: str, *, encrypted: bool = False) -> list[str]:
     """What tells qemu-nbd of an image that it writes."""
-    return [*caching(path), "--discard=unmap", image_name(path, driver, encrypted=encrypted)]
+    cache = ["--cache=writeback"] if _is_odd(path, driver) else caching(path)
+    return [*cache, "--discard=unmap", image_name(path, driver, encrypted=encrypted)]
+
+
+def _is_odd(path: Path, driver: str) -> bool:
+    """A raw file whose size is no multiple of what O_DIRECT writes: QEMU refuses to write it so."""
+    found = path.stat()
+    return driver != "qcow2" and stat.S_ISREG(found.st_mode) and found.st_size % _DIRECT != 0
 
 
 def caching(path: Path) -> list[str]:

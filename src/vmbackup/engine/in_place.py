@@ -5,16 +5,16 @@ change to the last the disks are marked as half done: the same command, run agai
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmbackup.engine.backup import BackupOptions, backup
 from vmbackup.engine.chosen_disks import choose_disks
 from vmbackup.engine.in_place_disk import InPlaceDisk
 from vmbackup.engine.pipeline import default_workers
-from vmbackup.errors import HypervisorError, NotFoundError
+from vmbackup.errors import HypervisorError, NotFoundError, TargetError
 from vmbackup.hypervisor import Host
 from vmbackup.hypervisor.domains import DomainNotFound
 from vmbackup.hypervisor.half_done import HalfDone
@@ -30,7 +30,8 @@ class InPlaceOptions:
     """`disks`: targets, None for all of the point.
 
     `keep_state`: a restore point of the disks as they are is made first. `quick`: where an image's bitmap is sound only
-    what it calls changed is compared. `dry_run`: compare, and change nothing.
+    what it calls changed is compared. `dry_run`: compare, and change nothing. `passphrases`: of encrypted images, by
+    target; "" that of all others.
     """
 
     disks: tuple[str, ...] | None = None
@@ -38,6 +39,7 @@ class InPlaceOptions:
     quick: bool = False
     dry_run: bool = False
     workers: int | None = None
+    passphrases: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ def restore_in_place(
     disks = choose_disks(point, options.disks)
     domain = _domain_of(host, point)
     mark = host.half_done.of(domain.uuid)
+    if mark.unreadable:
+        raise HypervisorError(
+            f"an earlier restore in place of {domain.name} was interrupted, and its record cannot be read",
+            f"'vmbackup purge {domain.name}' takes it away, and makes the next backup read all disks whole",
+        )
     notes = [_other_half(mark, disks, domain)] if mark.disks else []
     kept = mark.kept
     if options.keep_state and not options.dry_run:
@@ -151,6 +158,7 @@ class _Work:
             work = [self._open(disk) for disk in disks]
             for one in work:
                 stack.callback(one.abandon)
+                one.claim()
                 one.hold(read_only=self._options.dry_run)
             if not self._options.dry_run:
                 self._resize(work)
@@ -173,9 +181,16 @@ class _Work:
                 f"disk {disk.target} of {self._guest.domain.name} is no file or device of this host",
                 "restore it to a folder with --output",
             )
+        if others := self._guest.others_with(found.path):
+            raise TargetError(
+                f"{found.path} is a disk of another guest too: {', '.join(others)}",
+                "take it from that guest first (virsh detach-disk --config), or restore to a folder with --output",
+            )
         half_done = self._guest.half_done.point_of(disk.target) is not None
+        words = self._options.passphrases
+        passphrase = words.get(disk.target, words.get("")) if found.encrypted else None
         return InPlaceDisk(
-            self._repository, self._point, disk, Path(found.path), found.format, self._workers, half_done=half_done
+            self._repository, self._point, disk, found, self._workers, half_done=half_done, passphrase=passphrase
         )
 
     def _resize(self, work: Sequence[InPlaceDisk]) -> None:

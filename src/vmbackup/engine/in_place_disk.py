@@ -1,18 +1,24 @@
 """One disk of a restore in place: held, compared, written."""
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from vmbackup.engine.comparison import Comparison, Differences
 from vmbackup.engine.disk_copy import DiskCopy
-from vmbackup.engine.image_server import ImageServer, is_device, resize
+from vmbackup.engine.image_check import mend, refuse_damaged
+from vmbackup.engine.image_options import was_encrypted
+from vmbackup.engine.image_server import ImageServer, resize
+from vmbackup.engine.in_use import DeviceClaim, refuse_file_in_use
 from vmbackup.engine.local_image import reading
 from vmbackup.engine.point_disk import MapReader
 from vmbackup.engine.present_packs import check_present
-from vmbackup.engine.qemu_img import check_qcow2
+from vmbackup.engine.qemu_secret import QemuSecret
 from vmbackup.engine.trusted_bitmap import Base, find_base, samples, suspects
-from vmbackup.errors import DamageError, TargetError
+from vmbackup.errors import DamageError, TargetError, UsageError
+from vmbackup.hypervisor.disks import StoppedDisk
 from vmbackup.hypervisor.images import image_info
 from vmbackup.nbd import protocol
 from vmbackup.progress import Progress, told
@@ -20,6 +26,16 @@ from vmbackup.repository.differences import DiskMap
 from vmbackup.repository.maps import Extent
 from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.repository import Repository
+
+_FORMATS = ("qcow2", "raw")
+
+
+def is_device(path: Path) -> bool:
+    """Whether it is a block device, whose size nobody changes. Raises TargetError where there is nothing."""
+    try:
+        return stat.S_ISBLK(path.stat().st_mode)
+    except OSError as error:
+        raise TargetError(f"cannot open {path}: {error.strerror}") from error
 
 
 class InPlaceDisk:
@@ -30,39 +46,62 @@ class InPlaceDisk:
         repository: Repository,
         point: Point,
         record: DiskRecord,
-        path: Path,
-        image_format: str,
+        place: StoppedDisk,
         workers: int,
         *,
         half_done: bool,
+        passphrase: bytes | None = None,
     ) -> None:
         self._repository, self._point, self.record = repository, point, record
-        self.target, self.path, self.format = record.target, path, image_format
+        self.target, self.path, self.format = record.target, Path(place.path), place.format
         self._workers, self._half_done = workers, half_done
+        self._stack = ExitStack()
+        self._secret: QemuSecret | None = None
+        self._passphrase = passphrase
+        self._driver = "luks" if place.encrypted and place.format == "raw" else place.format
         self._map = DiskMap(repository.catalog(point.lineage.group), point, record)
         self._server: ImageServer | None = None
         self._found = Differences()
-        self._device = is_device(path)
+        self._device = is_device(self.path)
         self._size = 0
         self._checked = False
         self.unfit = half_done
         self.compared_bytes = self.written_bytes = 0
         self.why_not_quick: str | None = None
         self.notes: list[str] = []
-        if "encryption" in record.attributes:
+        if place.format not in _FORMATS:
             raise TargetError(
-                f"disk {record.target} is encrypted, and cannot be written in place",
-                "restore it to a folder with --output, or name the other disks with --disk",
+                f"{self.path} is a {place.format} image: only qcow2 and raw ones are written in place",
+                "restore it to a folder with --output",
             )
+        if was_encrypted(record) and not place.encrypted:
+            raise TargetError(
+                f"disk {self.target} was encrypted, and {self.path} is not: it would be readable there",
+                "restore it to a folder with --output",
+            )
+        if place.encrypted and passphrase is None:
+            hint = f"name its passphrase with --luks-passphrase-file {self.target}=FILE"
+            raise UsageError(f"disk {self.target} is encrypted", hint)
 
     # Holding the image
 
+    def claim(self) -> None:
+        """Keeps the kernel's own users off, and makes sure that the image is sound. Raises TargetError."""
+        if self._device:
+            self._stack.callback(DeviceClaim(self.path).release)
+        else:
+            refuse_file_in_use(self.path)
+        if self._passphrase is not None:
+            self._secret = self._stack.enter_context(QemuSecret(self._passphrase))
+
     def hold(self, *, bitmap: str | None = None, read_only: bool = False) -> None:
-        """Takes QEMU's lock of the image. Raises TargetError where somebody has it."""
-        if self.format == "qcow2" and not read_only and not self._checked:
-            check_qcow2(self.path, repair_leaks=self._half_done)
+        """Takes QEMU's lock of the image. Raises TargetError where somebody has it, or it is damaged."""
+        if not read_only and not self._checked:
+            (mend if self._half_done else refuse_damaged)(self.path, self._driver, self._secret)
             self._checked = True
-        self._server = ImageServer(self.path, self.format, self._workers, bitmap=bitmap, read_only=read_only)
+        self._server = ImageServer(
+            self.path, self._driver, self._workers, secret=self._secret, bitmap=bitmap, read_only=read_only
+        )
         self._size = self._server.image(mapped=False).size
         if self._device and self._size < self.record.virtual_size:
             raise TargetError(
@@ -87,6 +126,7 @@ class InPlaceDisk:
         if self._server is not None:
             self._server.abandon()
             self._server = None
+        self._stack.close()
 
     # Its size
 
@@ -100,7 +140,7 @@ class InPlaceDisk:
 
     def resize(self) -> None:
         """Gives the image, which is let go, the size of the restore point."""
-        resize(self.path, self.format, self.record.virtual_size)
+        resize(self.path, self._driver, self.record.virtual_size, self._secret)
 
     # Comparing
 
@@ -193,7 +233,7 @@ class InPlaceDisk:
         self.written_bytes = min(self._found.ranges.chunks * self.record.chunk_size, self.record.virtual_size)
         if self._tail:
             self._zero_tail()
-        self._held.flush()
+        self._held.sync()
         wrong = Comparison(self._map, self._held.image(mapped=False), self._workers)
         if left := next(iter(wrong.run(lambda _n: None, self._found.ranges).ranges), None):
             offset = left[0] * self.record.chunk_size

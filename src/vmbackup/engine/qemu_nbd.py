@@ -100,10 +100,10 @@ class QemuNbd:
 
 def _not_started(path: Path, log: str) -> TargetError:
     """Why qemu-nbd does not have the image open."""
+    if "Invalid password" in log:  # "cannot unlock any keyslot"
+        return TargetError(f"the passphrase of {path} is wrong", "name the right one with --luks-passphrase-file")
     if "lock" in log:
         return in_use(path, "QEMU has it open: a guest's, a backup's or another restore's")
-    if "Invalid password" in log:
-        return TargetError(f"the passphrase of {path} is wrong", "name the right one with --luks-passphrase-file")
     return TargetError(f"qemu-nbd did not start: {log}", "apt install qemu-utils")
 
 

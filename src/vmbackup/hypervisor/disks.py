@@ -57,7 +57,7 @@ class StoppedDisk:
     target: str
     path: str
     format: str
-    read_only: bool
+    encrypted: bool = False
 
 
 def read_stopped(raw: Any, domain: Any) -> list[StoppedDisk]:
@@ -72,7 +72,7 @@ def _read_stopped(raw: Any, entry: Element) -> StoppedDisk:
         target=_attribute(entry, "target", "dev"),
         path=_path(raw, entry) if local else "",
         format=_attribute(entry, "driver", "type") or "raw",
-        read_only=entry.find("readonly") is not None,
+        encrypted=_is_encrypted(entry),
     )
 
 
@@ -96,7 +96,7 @@ def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
     size = 0 if left_out else _virtual_size(domain, target)
     image, trouble = (None, None) if left_out else _image(entry, path)
     attributes = dict(image.attributes) if image else {}
-    if entry.find("./source/encryption") is not None or entry.find("./encryption") is not None:
+    if _is_encrypted(entry):
         attributes.setdefault("encryption", "yes")
     if driver == "qcow2" and (space := _preallocation(path, size)):
         attributes["preallocation"] = space
@@ -123,6 +123,10 @@ def _preallocation(path: str, size: int) -> str | None:
     if not stat.S_ISREG(found.st_mode) or not 0 < size <= found.st_size:
         return None
     return "falloc" if found.st_blocks * 512 >= size else "metadata"
+
+
+def _is_encrypted(entry: Element) -> bool:
+    return entry.find("./source/encryption") is not None or entry.find("./encryption") is not None
 
 
 def _inode(path: str) -> int | None:

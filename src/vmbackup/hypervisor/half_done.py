@@ -1,6 +1,6 @@
 """Disks that a restore in place has begun to change and has not finished: no backup may believe their bitmaps.
 
-One file a domain in state_dir/restores: written and synced before the first change, gone when the last disk is whole.
+One file a domain in state_dir/in-place: written and synced before the first change, gone when the last disk is whole.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class HalfDoneStore:
     """The marks of this host's domains."""
 
     def __init__(self, state_dir: str) -> None:
-        self._folder = os.path.join(state_dir, "restores")
+        self._folder = os.path.join(state_dir, "in-place")
 
     def of(self, uuid: str) -> HalfDone:
         """What is marked of a domain; a mark that cannot be read counts for all its disks."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vmbackup.errors import HypervisorError
@@ -28,6 +29,11 @@ class StoppedGuest:
     half_done: HalfDone
     _host: Host
     _lock: DomainLock
+
+    def others_with(self, path: str) -> list[str]:
+        """The names of other guests that have that file or device as a disk."""
+        users = self._host.disk_users(Path(path))
+        return sorted({user.domain for user in users if user.uuid != self.domain.uuid})
 
     def mark(self, targets: Iterable[str], point: str, kept: str | None) -> None:
         """These disks are about to change: until `whole`, no backup believes their bitmaps."""

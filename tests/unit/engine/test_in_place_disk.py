@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from tests.unit.engine.kit import RamKit
 from vmbackup.engine.in_place_disk import InPlaceDisk
-from vmbackup.errors import DamageError, TargetError
+from vmbackup.errors import DamageError, TargetError, UsageError
+from vmbackup.hypervisor.disks import StoppedDisk
 from vmbackup.progress import Silent
 from vmbackup.repository.points import Point
 
@@ -43,8 +45,10 @@ def content(path: Path, fmt: str) -> bytes:
 
 def bring(kit: RamKit, point: Point, path: Path, fmt: str, **options: Any) -> InPlaceDisk:
     """What a restore in place does with one disk, without a guest around it."""
-    disk = InPlaceDisk(kit.repository, point, point.disks[0], path, fmt, 2, **{"half_done": False, **options})
+    place = StoppedDisk("vda", str(path), fmt, encrypted="passphrase" in options)
+    disk = InPlaceDisk(kit.repository, point, point.disks[0], place, 2, **{"half_done": False, **options})
     try:
+        disk.claim()
         disk.hold()
         if disk.resize_needed():
             disk.let_go()
@@ -165,7 +169,8 @@ def test_an_image_in_use_is_refused(kit: RamKit, tmp_path: Path) -> None:
     """By QEMU's lock; nothing is changed."""
     _, older, new, _ = ends(kit)
     path = image(tmp_path / "disk", new, "qcow2")
-    holder = InPlaceDisk(kit.repository, older, older.disks[0], path, "qcow2", 1, half_done=False)
+    place = StoppedDisk("vda", str(path), "qcow2")
+    holder = InPlaceDisk(kit.repository, older, older.disks[0], place, 1, half_done=False)
     holder.hold()
     try:
         with pytest.raises(TargetError, match="is in use"):
@@ -205,24 +210,38 @@ def test_no_space_is_found_before_the_first_change(
 
 
 def test_what_a_killed_writer_left_is_put_right(kit: RamKit, tmp_path: Path) -> None:
-    """A half-done image is repaired of leaks first; a damaged one is refused."""
+    """A half-done image is repaired first; one that was damaged by others is refused."""
     _, older, new, old = ends(kit)
     path = image(tmp_path / "disk", new, "qcow2")
-    bring(kit, older, path, "qcow2", half_done=True)
-    assert content(path, "qcow2") == old
     with path.open("r+b") as file:
         file.seek(2 * CHUNK)  # the refcount block
         file.write(bytes(CHUNK))
     with pytest.raises(TargetError, match="is damaged"):
-        bring(kit, older, path, "qcow2", half_done=True)
+        bring(kit, older, path, "qcow2")
+    bring(kit, older, path, "qcow2", half_done=True)
+    assert content(path, "qcow2") == old
 
 
-def test_an_encrypted_disk_is_refused(kit: RamKit, tmp_path: Path) -> None:
-    """Its key is not ours."""
-    from dataclasses import replace
-
-    _, older, new, _ = ends(kit)
-    path = image(tmp_path / "disk", new, "raw")
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+def test_an_encrypted_image_stays_so(kit: RamKit, tmp_path: Path, fmt: str) -> None:
+    """With its passphrase; without, or into a readable image, it is refused."""
+    _, older, new, old = ends(kit)
+    source = image(tmp_path / "plain", new, "raw")
+    path = tmp_path / "disk"
+    options = "encrypt.format=luks,encrypt.key-secret=key" if fmt == "qcow2" else "key-secret=key"
+    secret = ("--object", "secret,id=key,data=word")
+    driver = "luks" if fmt == "raw" else fmt
+    sealed = "encrypt.format=luks,encrypt.key-secret=key" if fmt == "qcow2" else "key-secret=key"
+    opened = f"driver={driver},{sealed},file.driver=file,file.filename={path}"
+    tool("qemu-img", "create", "-q", *secret, "-f", driver, "-o", options, str(path), str(len(new)))
+    tool("qemu-img", "convert", "-n", *secret, "-f", "raw", "--target-image-opts", str(source), opened)
+    bring(kit, older, path, fmt, passphrase=b"word")
+    tool("qemu-img", "convert", *secret, "--image-opts", "-O", "raw", opened, str(source))
+    assert source.read_bytes() == old
+    with pytest.raises(TargetError, match=r"passphrase of .* is wrong"):
+        bring(kit, older, path, fmt, passphrase=b"another")
+    with pytest.raises(UsageError, match="is encrypted"):
+        bring(kit, older, path, fmt, passphrase=None)
     record = replace(older.disks[0], attributes={"encryption": "luks"})
-    with pytest.raises(TargetError, match="encrypted"):
-        InPlaceDisk(kit.repository, older, record, path, "raw", 1, half_done=False)
+    with pytest.raises(TargetError, match="was encrypted, and"):
+        InPlaceDisk(kit.repository, older, record, StoppedDisk("vda", str(path), fmt), 1, half_done=False)

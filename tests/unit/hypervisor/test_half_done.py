@@ -24,7 +24,7 @@ def test_disks_are_marked_until_they_are_whole(tmp_path: Path) -> None:
     assert store.of(UUID).disks == {"vdb": "point-2"}
     store.clear(UUID, ["vdb"])
     assert store.of(UUID).point_of("vdb") is None
-    assert list((tmp_path / "restores").iterdir()) == []
+    assert list((tmp_path / "in-place").iterdir()) == []
     store.clear(UUID)
 
 
@@ -32,8 +32,8 @@ def test_disks_are_marked_until_they_are_whole(tmp_path: Path) -> None:
 def test_a_mark_that_cannot_be_read_counts_for_every_disk(tmp_path: Path, text: str) -> None:
     """Of a newer version too; only a restore of all, or a purge, takes it away."""
     store = HalfDoneStore(str(tmp_path))
-    (tmp_path / "restores").mkdir()
-    (tmp_path / "restores" / f"{UUID}.json").write_text(text)
+    (tmp_path / "in-place").mkdir()
+    (tmp_path / "in-place" / f"{UUID}.json").write_text(text)
     assert store.of(UUID).point_of("vdz") == "an unknown restore point"
     store.clear(UUID)
     assert store.of(UUID).point_of("vdz") is None
@@ -41,6 +41,6 @@ def test_a_mark_that_cannot_be_read_counts_for_every_disk(tmp_path: Path, text: 
 
 def test_no_mark_no_change(tmp_path: Path) -> None:
     """Where it cannot be written the restore does not begin."""
-    (tmp_path / "restores").write_text("a file")
+    (tmp_path / "in-place").write_text("a file")
     with pytest.raises(HypervisorError, match="cannot be written down"):
         HalfDoneStore(str(tmp_path)).mark(UUID, "web", ["vda"], "point-1", None)
