@@ -19,7 +19,7 @@ from vmbackup.engine.qemu_secret import QemuSecret
 from vmbackup.engine.trusted_bitmap import Base, find_base, samples, suspects
 from vmbackup.errors import DamageError, TargetError, UsageError
 from vmbackup.hypervisor.disks import StoppedDisk
-from vmbackup.hypervisor.images import image_info
+from vmbackup.hypervisor.images import ImageInfo, image_info
 from vmbackup.nbd import protocol
 from vmbackup.progress import Progress, told
 from vmbackup.repository.differences import DiskMap
@@ -65,8 +65,9 @@ class InPlaceDisk:
         self._device = is_device(self.path)
         self._size = 0
         self._checked = False
+        self._info: ImageInfo | None = None
         self.unfit = half_done
-        self.compared_bytes = self.written_bytes = 0
+        self.compared_bytes = 0
         self.why_not_quick: str | None = None
         self.notes: list[str] = []
         if place.format not in _FORMATS:
@@ -96,6 +97,8 @@ class InPlaceDisk:
 
     def hold(self, *, bitmap: str | None = None, read_only: bool = False) -> None:
         """Takes QEMU's lock of the image. Raises TargetError where somebody has it, or it is damaged."""
+        if not self._half_done and self._info is None:
+            self._info = image_info(str(self.path))  # now: a bitmap counts as broken while QEMU has the image open
         if not read_only and not self._checked:
             (mend if self._half_done else refuse_damaged)(self.path, self._driver, self._secret)
             self._checked = True
@@ -184,11 +187,16 @@ class InPlaceDisk:
         return True
 
     def _base(self, points: Sequence[Point]) -> Base | str:
-        if self._half_done:
+        if self._info is None:
             return "a restore in place of it was not finished"
-        return find_base(points, self.record, image_info(str(self.path)), os.stat(self.path).st_ino)
+        return find_base(points, self.record, self._info, os.stat(self.path).st_ino)
 
     # Changing
+
+    @property
+    def written_bytes(self) -> int:
+        """What is, or is to be, written."""
+        return min(self._found.ranges.chunks * self.record.chunk_size, self.record.virtual_size)
 
     @property
     def differs(self) -> bool:
@@ -230,7 +238,6 @@ class InPlaceDisk:
                 " restore point in place",
                 object_key=error.object_key,
             ) from error
-        self.written_bytes = min(self._found.ranges.chunks * self.record.chunk_size, self.record.virtual_size)
         if self._tail:
             self._zero_tail()
         self._held.sync()

@@ -111,6 +111,10 @@ class Evolution:
         assert self.horse.checkpoints() == []
         self._broken = True
 
+    def expect(self, *, broken: bool) -> None:
+        """Whether the next backup is to find no bitmap."""
+        self._broken = broken
+
     def _backup(self) -> PointSummary:
         from vmbackup.engine.backup import BackupOptions, backup
 
