@@ -97,7 +97,7 @@ def command(
     )
     name = f"{point}@{at}" if at is not None else point
     if in_place:
-        if chain or any((output, existing, image_format, preallocation, plain)):
+        if chain or any((output, existing, image_format, preallocation, plain, *define.values())):
             raise UsageError("--in-place writes the guest's own disks as they are", "leave the other options out")
         wishes = {"keep_state": keep_state, "quick": quick, "dry_run": dry_run}
         return _in_place(state, name, disks, passphrase_files, wishes)

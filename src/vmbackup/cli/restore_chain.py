@@ -40,10 +40,11 @@ def show(done: "ChainSummary", domain: str, guest: "DefinedGuest | None", *, jso
         say_json(said | ({"domain": guest.document()} if guest else {}))
         return 3 if warnings else 0
     rows = [
-        (f.target, f.point, str(f.path), f.backing or "-", format_size(f.virtual_size), format_size(f.written_bytes))
+        (f.target, f.point, f.path.name, f.backing or "-", format_size(f.virtual_size), format_size(f.written_bytes))
         for f in done.files
     ]
-    say(f"{clean(domain)} up to {done.point}, in {format_duration(done.duration_seconds)}:")
+    folder, took = clean(str(done.files[0].path.parent)), format_duration(done.duration_seconds)
+    say(f"{clean(domain)} up to {done.point} in {folder}, in {took}:")
     say(table(("DISK", "POINT", "FILE", "BACKING FILE", "SIZE", "WRITTEN"), rows, right=("SIZE", "WRITTEN")))
     for line in guest.lines() if guest else ():
         say(clean(line))

@@ -71,17 +71,19 @@ class DiskCopy:
         resume: bool = False,
         savepoints: Savepoints | None = None,
         end: int | None = None,
+        total: int | None = None,
     ) -> None:
         """Writes all that is not zero into a target that is new and reads as zeros. Raises DamageError, TargetError.
 
         With `runs`, some of the disk's map, just these are written, zeros among them; KEEP ones are passed over.
         `resume`: a part may be there already; it is read and compared, and only what differs is fetched.
+        `total`: bytes of the runs, where they are not all of the disk.
         `end`: the target's, in bytes, where that is not the disk's: the last chunk's zeros are written up to there.
         """
         self._end = self._disk.virtual_size if end is None else end
         self._present = PresentChunks(self._catalog, self._chunk_size, self._end) if resume else None
         task = f"{self._point.domain} {self._disk.target}"
-        progress.start(task, self._disk.virtual_size)
+        progress.start(task, self._disk.virtual_size if total is None else total)
         free: queue.SimpleQueue[tuple[ChunkReader, Writer]] = queue.SimpleQueue()
         pairs = []
         try:

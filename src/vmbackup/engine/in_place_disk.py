@@ -230,7 +230,7 @@ class InPlaceDisk:
         """Writes what differs, durably, and compares that again. Raises DamageError, TargetError."""
         copy = DiskCopy(self._repository, self._point, self.record, self._workers)
         try:
-            copy.write(self._held, progress, self._runs())
+            copy.write(self._held, progress, self._runs(), total=self.written_bytes)
         except DamageError as error:
             raise DamageError(
                 f"disk {self.target} is half restored: {error.message}",

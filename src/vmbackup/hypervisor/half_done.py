@@ -60,7 +60,8 @@ class HalfDoneStore:
     def clear(self, uuid: str, targets: Iterable[str] | None = None) -> None:
         """These disks (None: all) are whole. Raises HypervisorError."""
         found = self.of(uuid)
-        left = {} if targets is None else {t: p for t, p in found.disks.items() if t not in set(targets)}
+        whole = set(found.disks if targets is None else targets)
+        left = {target: point for target, point in found.disks.items() if target not in whole}
         if left:
             self._write(uuid, HalfDone(found.domain_name, left, found.kept))
             return

@@ -93,6 +93,7 @@ def test_raw_disks(kit: Kit, make_domain: Callable[..., Workhorse]) -> None:
     done = bring(kit, first.id)
     assert (state(horse), state(horse, "vdb")) == before
     assert [file.written_bytes for file in done.files] == [5 * CHUNK, 0]
+    assert kit.host.half_done.of(horse.uuid).disks == {}
 
 
 def test_who_uses_the_disks_is_told(kit: Kit, horse: Workhorse, make_domain: Callable[..., Workhorse]) -> None:

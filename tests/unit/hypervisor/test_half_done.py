@@ -22,7 +22,8 @@ def test_disks_are_marked_until_they_are_whole(tmp_path: Path) -> None:
     assert (again.disks, again.kept) == ({"vda": "point-1", "vdb": "point-2"}, "kept-1")
     store.clear(UUID, ["vda"])
     assert store.of(UUID).disks == {"vdb": "point-2"}
-    store.clear(UUID, ["vdb"])
+    store.mark(UUID, "web", ["vda"], "point-1", "kept-1")
+    store.clear(UUID, iter(["vdb", "vda"]))
     assert store.of(UUID).point_of("vdb") is None
     assert list((tmp_path / "in-place").iterdir()) == []
     store.clear(UUID)
