@@ -109,7 +109,7 @@ class DefineRequest:
     def carry_out(self, host: "Host", definition: "Definition") -> DefinedGuest:
         """Defines and, if wished, starts it. Raises VmbackupError, which says what is restored all the same."""
         try:
-            found = host.define(definition)
+            host.define(definition)
         except VmbackupError as error:
             error.message = f"the disks are restored, but the guest could not be defined: {error.message}"
             error.args = (error.message,)
@@ -117,7 +117,7 @@ class DefineRequest:
         made = definition.rebuilt
         if self.start:
             host.start(made.name)
-        return DefinedGuest(made.name, made.uuid, self.start, made.notes, (*definition.warnings, *found))
+        return DefinedGuest(made.name, made.uuid, self.start, made.notes, definition.warnings)
 
 
 @contextlib.contextmanager

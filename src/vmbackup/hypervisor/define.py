@@ -78,8 +78,8 @@ def plan_definition(
     return Definition(rebuilt, documents, owner, (*map(str, rebuilt.lacking), *rebuilt.warnings, *taken))
 
 
-def define(connection: Connection, domain_folders: str, definition: Definition) -> list[str]:
-    """Defines the guest; gives sentences on what else was found. Raises HypervisorError, TargetError: nothing is left.
+def define(connection: Connection, domain_folders: str, definition: Definition) -> None:
+    """Defines the guest. Raises HypervisorError, TargetError: then nothing of it is left.
 
     Not repeated where the connection breaks: the call may have been done.
     """
@@ -92,10 +92,7 @@ def define(connection: Connection, domain_folders: str, definition: Definition) 
         state.undo()
         raise
     connection.call("look for old checkpoints", partial(_forget_checkpoints, name=rebuilt.name), rebuilt.name)
-    foreign = state.drop_stale_checkpoints(rebuilt.name)
-    return [f"checkpoints of other tools lie where libvirt keeps those of {rebuilt.name}: {', '.join(foreign)}"] * bool(
-        foreign
-    )
+    state.drop_stale_checkpoints(rebuilt.name)
 
 
 def start(connection: Connection, name: str) -> None:

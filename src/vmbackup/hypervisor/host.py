@@ -200,9 +200,9 @@ class Host:
         """
         return plan_definition(self.connection, self.places.domain_folders, documents, disks, options)
 
-    def define(self, definition: Definition) -> list[str]:
-        """Defines it; gives warnings. Raises HypervisorError, TargetError: then nothing is left of it."""
-        return define(self.connection, self.places.domain_folders, definition)
+    def define(self, definition: Definition) -> None:
+        """Defines it. Raises HypervisorError, TargetError: then nothing is left of it."""
+        define(self.connection, self.places.domain_folders, definition)
 
     def start(self, name: str) -> None:
         """Starts a domain that was defined. Raises HypervisorError."""
