@@ -12,7 +12,7 @@ from vmbackup.hypervisor import checkpoints
 from vmbackup.hypervisor.checks import closed_to, qemu_user
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.documents import DOMAIN_XML, TPM_STATES, UEFI_VARIABLES
-from vmbackup.hypervisor.failures import text_of
+from vmbackup.hypervisor.failures import code_of, text_of
 from vmbackup.hypervisor.guest_state import GuestState
 from vmbackup.hypervisor.inventory import read_capabilities
 from vmbackup.hypervisor.rebuild import rebuild
@@ -119,11 +119,17 @@ class _Other:
 
 
 def _domains(raw: Any) -> list[_Other]:
-    return [_other(domain) for domain in raw.listAllDomains(0)]
+    return [found for domain in raw.listAllDomains(0) if (found := _other(domain)) is not None]
 
 
-def _other(domain: Any) -> _Other:
-    return _Other(domain.name(), domain.UUIDString(), _macs(parse(domain.XMLDesc(0))))
+def _other(domain: Any) -> _Other | None:
+    """None for one that went away meanwhile."""
+    try:
+        return _Other(domain.name(), domain.UUIDString(), _macs(parse(domain.XMLDesc(0))))
+    except lv.binding().libvirtError as error:
+        if code_of(error) == lv.NO_DOMAIN:
+            return None
+        raise
 
 
 def _macs(root: Element) -> frozenset[str]:

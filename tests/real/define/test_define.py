@@ -167,8 +167,8 @@ def test_a_guest_that_does_not_start_is_said(
 ) -> None:
     """It stays defined, with its disks, and the sentence says both."""
     horse = make_domain(Disk("vda", size=4 * MiB))
-    add_devices(horse, "<hostdev mode='subsystem' type='pci' managed='yes'><source>"
-                       "<address domain='0x0000' bus='0x7f' slot='0x1f' function='0x7'/></source></hostdev>")  # fmt: skip
+    address = "<address domain='0x0000' bus='0x7f' slot='0x1f' function='0x7'/>"
+    add_devices(horse, f"<hostdev mode='subsystem' type='pci' managed='yes'><source>{address}</source></hostdev>")
     vmbackup("backup", horse.name)
     name, output = lab.new_name(), work_dir / "out"
     command = ("restore", horse.name, "--output", str(output), "--define", "--name", name, "--start")
