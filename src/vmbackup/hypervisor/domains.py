@@ -7,6 +7,7 @@ from typing import Any
 from vmbackup.errors import HypervisorError, NotFoundError
 from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor.connection import Connection
+from vmbackup.hypervisor.names import is_throwaway
 from vmbackup.hypervisor.source import DomainInfo
 
 # virDomainState, by value.
@@ -42,13 +43,15 @@ def describe(domain: Any) -> DomainInfo:
 
 
 def list_domains(connection: Connection) -> list[DomainInfo]:
-    """All domains of the host, by name. One that goes away meanwhile is left out."""
+    """All domains of the host, by name. One that goes away meanwhile is left out, and so are those of drills."""
 
     def every(raw: Any) -> list[DomainInfo]:
         found = []
         for domain in raw.listAllDomains(0):
             try:
-                found.append(describe(domain))
+                info = describe(domain)
+                if not is_throwaway(info.name, persistent=info.persistent):
+                    found.append(info)
             except lv.binding().libvirtError as error:
                 if error.get_error_code() != lv.NO_DOMAIN:
                     raise

@@ -1,5 +1,6 @@
 """Names that say whose they are: checkpoints, scratch files, sockets. No name is ever used twice."""
 
+import hashlib
 import re
 import secrets
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from datetime import UTC, datetime
 PREFIX = "vmbackup-"
 _CHECKPOINT = re.compile(r"vmbackup-([0-9a-f]{8})-(\d{8}T\d{6}Z)-([0-9a-f]{8})([0-9a-f]{4})")
 _SESSION = re.compile(r"[0-9a-f]{32}")
+_THROWAWAY = re.compile(r"vmbackup-drill-[0-9a-f]{12}")
 _REPOSITORY = re.compile(r"[0-9a-f]{8}")
 _TIME = "%Y%m%dT%H%M%SZ"
 # The unix socket path limit of Linux (sun_path, without the final zero).
@@ -50,6 +52,16 @@ class CheckpointName:
         except ValueError:
             return None
         return cls(match[1], time, match[3], match[4])
+
+
+def throwaway_name(stable: str) -> str:
+    """The name of the throw-away domain of a guest's drills: always the same, so that one that was left is found."""
+    return f"{PREFIX}drill-{hashlib.sha256(stable.encode()).hexdigest()[:12]}"
+
+
+def is_throwaway(name: str, *, persistent: bool) -> bool:
+    """Whether a domain is one of a drill: a domain of such a name that somebody defined is his own."""
+    return not persistent and _THROWAWAY.fullmatch(name) is not None
 
 
 def session_tag(session: str) -> str:
