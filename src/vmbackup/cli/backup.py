@@ -51,7 +51,7 @@ def command(
     from vmbackup.cli import access
 
     config = access.load_config(state)
-    settings = _job(config, job) if job else None
+    settings = job_of(config, job) if job else None
     options = _options(full, quiesce, settings, config.daemon.state_dir / "pace" / (job or ""))
     repository_name = state.repository or (settings.repository if settings else None)
     access.named_repository(config, repository_name)
@@ -83,7 +83,8 @@ def _options(full: bool, quiesce: str | None, job: "Job | None", pace: Path) -> 
     )
 
 
-def _job(config: "Config", name: str) -> "Job":
+def job_of(config: "Config", name: str) -> "Job":
+    """The job of that name. UsageError."""
     if name in config.jobs:
         return config.jobs[name]
     from vmbackup.config.mistakes import did_you_mean

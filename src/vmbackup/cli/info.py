@@ -9,6 +9,8 @@ from vmbackup.cli.options import Command, State
 
 if TYPE_CHECKING:
     from vmbackup.engine.verified import Verified
+    from vmbackup.repository.drills import Drill
+    from vmbackup.repository.layout import Lineage
     from vmbackup.repository.points import Point
     from vmbackup.repository.repository import PointList, Repository
     from vmbackup.storage_backends import Store
@@ -26,6 +28,7 @@ def command(state: State, sizes: bool) -> int:
     from vmbackup.cli.output import say_json
     from vmbackup.engine.forget import known_damaged
     from vmbackup.engine.verified import recall
+    from vmbackup.repository import drills
     from vmbackup.repository.quarantine import quarantined
 
     config = access.load_config(state)
@@ -34,7 +37,8 @@ def command(state: State, sizes: bool) -> int:
         found = repository.survey()
         verified = recall(config.daemon.state_dir, name, repository.config.repository.hex())
         suffer = {damaged for one in verified.damaged for damaged in one.points} if verified else set()
-        guests = _guests(found.points, known_damaged(repository, found.points, suffer))
+        known = known_damaged(repository, found.points, suffer)
+        guests = _guests(found.points, known, drills.every(repository))
         about = {
             "name": name,
             "id": repository.id,
@@ -53,7 +57,9 @@ def command(state: State, sizes: bool) -> int:
     return 4 if about["damaged_objects"] else 3 if about["quarantined"] else 0
 
 
-def _guests(points: "Sequence[Point]", damaged: "Container[bytes]") -> list[dict[str, Any]]:
+def _guests(
+    points: "Sequence[Point]", damaged: "Container[bytes]", drilled: "Sequence[Drill]"
+) -> list[dict[str, Any]]:
     """By their newest names; `points` are newest first, `damaged` the sessions of those that cannot be restored."""
     histories: dict[str, list[Point]] = {}
     for point in points:
@@ -63,11 +69,21 @@ def _guests(points: "Sequence[Point]", damaged: "Container[bytes]") -> list[dict
             "domain": history[0].domain,
             "domain_uuid": uuid,
             "host": history[0].public.get("host", ""),
+            "drill": _drills(drilled, {point.lineage for point in history}),
             "points": [{**_point(point), "damaged": point.session in damaged} for point in history],
         }
         for uuid, history in histories.items()
     ]
     return sorted(guests, key=lambda guest: (guest["domain"], guest["domain_uuid"]))
+
+
+def _drills(drilled: "Sequence[Drill]", histories: "Container[Lineage]") -> dict[str, Any]:
+    """The last one of a guest, and the last one that succeeded; `drilled` are newest first."""
+    from vmbackup.cli.drills import drill_document
+
+    own = [drill for drill in drilled if drill.lineage in histories]
+    good = next((drill for drill in own if drill.seen.success), None)
+    return {"last": drill_document(own[0]) if own else None, "last_success": drill_document(good) if good else None}
 
 
 def _point(point: "Point") -> dict[str, Any]:

@@ -22,7 +22,7 @@ def command(state: State, domains: tuple[str, ...]) -> int:
 
     Guests are thawed first. Then stale backup jobs are ended, scratch files and sockets removed, and checkpoints
     deleted that no restore point names. A domain that a backup works on is left alone. The next backup of a domain does
-    the same by itself.
+    the same by itself. Throw-away guests of drills that were killed are removed.
     """
     from vmbackup.cli import access
     from vmbackup.cli.output import say_json
@@ -31,6 +31,8 @@ def command(state: State, domains: tuple[str, ...]) -> int:
     config = access.load_config(state)
     with access.opened_host(config) as host:
         done = recover(host, _intents(host, domains), _candidates(config))
+        if not domains:
+            _end_drills(host, done)
     if state.json:
         failed = [{"domain": t.domain, "error": t.message, "hint": t.hint} for t in done.failed]
         recovered = [{"domain": domain, "what": what} for domain, what in done.done]
@@ -38,6 +40,17 @@ def command(state: State, domains: tuple[str, ...]) -> int:
     else:
         _say(done)
     return 3 if done.failed else 0
+
+
+def _end_drills(host: "Host", done: "Recovery") -> None:
+    from vmbackup.engine.drill_bench import left_over
+    from vmbackup.engine.recover import Trouble
+    from vmbackup.errors import HypervisorError, TargetError
+
+    try:
+        done.done.extend(left_over(host))
+    except (HypervisorError, TargetError) as error:
+        done.failed.append(Trouble("a drill", error.message, error.hint or "run 'vmbackup recover' again"))
 
 
 def _intents(host: "Host", domains: Sequence[str]) -> "list[Intent]":

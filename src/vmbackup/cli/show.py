@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 def command(state: State, point: str) -> None:
     """Show a restore point: POINT is its id, a prefix of it, DOMAIN@latest or DOMAIN@TIME."""
     from vmbackup.cli import access
+    from vmbackup.cli.drills import drill_document, drill_text
     from vmbackup.cli.output import say, say_json
     from vmbackup.cli.points import described, document
+    from vmbackup.repository import drills
     from vmbackup.repository.resolve import resolve
 
     config = access.load_config(state)
@@ -26,13 +28,14 @@ def command(state: State, point: str) -> None:
         points = repository.survey()
         chosen = resolve(points, point)
         freed = _freed(repository, chosen, points.points)
+        drill = next((d for d in drills.of_history(repository, chosen.lineage) if d.session == chosen.session), None)
     found = described(points, chosen)
     if state.json:
         shown = document([found])
-        shown["points"][0]["freed_bytes"] = freed
+        shown["points"][0] |= {"freed_bytes": freed, "drill": drill_document(drill) if drill else None}
         say_json(shown)
     else:
-        say(_text(found, freed))
+        say(_text(found, freed, drill_text(drill) if drill else "never: 'vmbackup drill POINT' boots it"))
 
 
 def _freed(repository: "Repository", point: "Point", others: list["Point"]) -> int | None:
@@ -46,7 +49,7 @@ def _freed(repository: "Repository", point: "Point", others: list["Point"]) -> i
         return None
 
 
-def _text(point: "PointSummary", freed: int | None) -> str:
+def _text(point: "PointSummary", freed: int | None, drilled: str) -> str:
     from vmbackup.cli.output import facts, local_time
     from vmbackup.cli.points import disks_table
     from vmbackup.config.units import format_duration, format_size
@@ -59,6 +62,7 @@ def _text(point: "PointSummary", freed: int | None) -> str:
         ("host", point.host),
         ("parent", point.parent or "none: the first of its domain"),
         ("took", format_duration(point.duration_seconds)),
+        ("drilled", drilled),
         ("would free", "unknown, for a map is damaged" if freed is None else format_size(freed)),
     ]
     if point.copied_from:

@@ -43,10 +43,19 @@ def _facts(guest: Guest) -> Iterator[tuple[str, str]]:
     yield "verified", long_time(state["last_verified"]) if state["last_verified"] else "never"
     for copy in state["copies"]:
         yield f"in {copy['repository']}", f"newest of {long_time(copy['last'])}" if copy["last"] else "no copy yet"
+    if drill := state["drill"]:
+        yield "last good drill", _drilled(drill)
     totals = state["totals"]
     if totals["read_bytes"]:
         read, stored = format_size(totals["read_bytes"]), format_size(totals["stored_bytes"])
         yield "so far", f"{sum(totals['runs'].values())} runs, {read} read, {stored} stored"
+
+
+def _drilled(drill: Json) -> str:
+    if not drill["last_success"]:
+        return "never"
+    booted = f", booted in {format_duration(drill['boot_seconds'])}" if drill["boot_seconds"] else ""
+    return f"{long_time(drill['last_success'])}{booted}"
 
 
 def _ended(run: Json) -> Row:

@@ -13,9 +13,8 @@ from vmbackup.config.schedule import pauses
 from vmbackup.config.units import InvalidValue, format_duration, parse_duration
 from vmbackup.storage_backends.s3_settings import BadProvider, find_server
 
-_KEY_SOURCES = (
-    "passphrase_file", "passphrase_credential", "passphrase_command", "writer_key_file", "writer_key_credential",
-)  # fmt: skip
+_WRITER_KEY_SOURCES = ("writer_key_file", "writer_key_credential")
+_KEY_SOURCES = ("passphrase_file", "passphrase_credential", "passphrase_command", *_WRITER_KEY_SOURCES)
 _ACCESS_KEY_SOURCES = ("access_key_file", "access_key_credential")
 _SECRET_KEY_SOURCES = ("secret_key_file", "secret_key_credential")
 _S3_ONLY = (
@@ -32,6 +31,7 @@ def cross_checks(tables: Mapping[str, Any]) -> Iterator[Mistake]:
         yield from _repository(("repositories", name), repository)
     for name, job in _tables(tables, "jobs").items():
         yield from _job(("jobs", name), job, names)
+        yield from _drill(("jobs", name, "drill"), job, repositories)
     daemon = tables.get("daemon")
     if isinstance(daemon, dict):
         yield from _daemon(daemon)
@@ -104,6 +104,17 @@ def _window(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[Mistake
     if window.total_seconds() > pause:
         told = f'window = "{table["window"]}" is longer than the {format_duration(pause)} between two of the schedule'
         yield Mistake((*path, "window"), told, "make it shorter, or the schedule rarer")
+
+
+def _drill(
+    path: tuple[str, ...], job: Mapping[str, Any], repositories: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Mistake]:
+    """Whether the key of the job's repository can boot what is stored there."""
+    name = job.get("repository", next(iter(repositories), None))
+    own = repositories.get(name, {}) if isinstance(name, str) else {}
+    if isinstance(job.get("drill"), dict) and any(key in own for key in _WRITER_KEY_SOURCES):
+        told = f'drill: repository "{name}" opens with a writer key, which may not read what is stored'
+        yield Mistake(path, told, "drill on a host with the passphrase, and remove it here")
 
 
 def _daemon(table: Mapping[str, Any]) -> Iterator[Mistake]:

@@ -15,12 +15,13 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from vmbackup.config.schedule import check_schedule
-from vmbackup.config.units import InvalidValue, parse_duration, parse_price, parse_rate
+from vmbackup.config.units import InvalidValue, parse_duration, parse_price, parse_rate, parse_size
 from vmbackup.storage_backends.base import BadStoreUrl
 from vmbackup.storage_backends.s3_settings import bucket_and_prefix
 
 DEFAULT_REPOSITORY = "local"  # the repository of a file that names none
 DEFAULT_STATE_DIR = Path("/var/lib/vmbackup")
+_LEAST_MEMORY = 64 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
@@ -86,6 +87,31 @@ def _program(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def check_pattern(value: str) -> str:
+    """A regular expression. InvalidValue."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise InvalidValue(f"is no regular expression: {error}", 'write a line\'s text, like "login:"') from None
+    return value
+
+
+def check_memory(value: str) -> int:
+    """Bytes that a guest may boot in. InvalidValue."""
+    size = parse_size(value)
+    if size < _LEAST_MEMORY:
+        raise InvalidValue(f"{value!r} is less than any guest boots in", "write 64MiB or more")
+    return size
+
+
+def _in_guest(value: tuple[str, ...]) -> tuple[str, ...]:
+    for path in value:
+        if not path.startswith("/") and not re.match(r"[A-Za-z]:[\\/]", path):
+            hint = "write it like /etc/hostname or C:/Windows/notepad.exe"
+            raise InvalidValue(f'names "{path}", which is no absolute path', hint)
+    return value
+
+
 def _web_url(value: str) -> str:
     parts = urlsplit(value)
     printable = value.isascii() and value.isprintable() and " " not in value
@@ -111,6 +137,10 @@ Count = Annotated[int, Field(ge=1)]
 Arguments = Annotated[Names, Field(min_length=1), AfterValidator(_program)]
 Credential = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]+$")]  # a name of systemd's LoadCredential=
 Url = Annotated[str, AfterValidator(_web_url)]
+Pattern = Annotated[str, Field(min_length=1), AfterValidator(check_pattern)]
+Memory = Annotated[int, _from_text(check_memory, '"1GiB"')]
+GuestPaths = Annotated[Names, AfterValidator(_in_guest)]
+GuestCommand = Annotated[Names, Field(min_length=1)]
 
 
 def _any(patterns: Iterable[str], name: str) -> bool:
@@ -193,11 +223,17 @@ class Keep(_Table):
 
 
 class Drill(_Table):
-    """[jobs.NAME.drill]: restore points are booted, to see that they do; by `command` instead of `vmbackup drill`."""
+    """[jobs.NAME.drill]: when restore points are booted to see that they do, what must hold then, what is promised."""
 
     schedule: Schedule
-    command: Arguments | None = None
     max_age: Duration | None = None
+    boot_within: Duration = timedelta(minutes=10)
+    checks_within: Duration = timedelta(minutes=5)
+    memory: Memory | None = None
+    console: Pattern | None = None
+    services: Names = ()
+    files: GuestPaths = ()
+    commands: Annotated[tuple[GuestCommand, ...], Field(strict=False)] = ()
 
 
 class Job(_Table):

@@ -14,8 +14,10 @@ from vmbackup.daemon.outlook import Outlook
 from vmbackup.daemon.plan import Guest
 from vmbackup.daemon.snapshot import CopyState, DrillState, GuestState, RepositoryState, RunState, Snapshot
 from vmbackup.daemon.work import Kind, Request, Run
+from vmbackup.engine.pictures import newest
 
 NextFiring = Callable[[str], float | None]  # by the id of a firing
+Pictures = Mapping[tuple[str, str], str]  # of drills: names, by the guest's UUID and the repository's name
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,14 @@ class Board:
         queued = {(request.work.kind, request.work.job, request.work.domain): request for request in waiting}
         found = plan.guests(config, sorted(domains))
         gone = [guest for guest in self.vanished(config, set(domains)) if guest not in found]
-        firings = plan.firings(config)
+        firings, pictures = plan.firings(config), newest(config.daemon.state_dir)
         states = []
         for guest in [*found, *gone]:
             place, present = (Kind.BACKUP, guest.job, guest.domain), guest.domain in domains
             firing = firings.get(f"{Kind.BACKUP}/{guest.job}") if present else None
             soon = plan.next_start(config, guest, firing, now) if firing else 0.0
-            states.append(self._guest(config, guest, present, running.get(place), queued.get(place), soon))
+            waits = queued.get(place)
+            states.append(self._guest(config, guest, present, running.get(place), waits, soon, pictures))
         return states
 
     def vanished(self, config: Config, present: set[str]) -> list[Guest]:
@@ -89,7 +92,14 @@ class Board:
         return bool(seen and seen.times)
 
     def _guest(
-        self, config: Config, guest: Guest, present: bool, running: str | None, queued: Request | None, soon: float
+        self,
+        config: Config,
+        guest: Guest,
+        present: bool,
+        running: str | None,
+        queued: Request | None,
+        soon: float,
+        pictures: Pictures,
     ) -> GuestState:
         job, store = config.jobs[guest.job], self.outlook.store(guest.repository)
         seen = self.outlook.seen(guest.repository, guest.domain)
@@ -111,7 +121,7 @@ class Board:
             seen.quiesce_ok if seen else False,
             self.history.totals(guest.job, guest.domain, guest.repository),
             tuple(self._copy(job, guest, target) for target in job.copy_to),
-            self._drill(job, guest),
+            self._drill(job, guest, pictures),
             self.history.known_since(guest.job, guest.domain, guest.repository),
         )
 
@@ -120,14 +130,18 @@ class Board:
         run = self.history.last(Kind.COPY, guest.job, guest.domain, guest.repository, target)
         return CopyState(target, seen.last if seen else 0.0, _seconds(job.copy_max_age), run)
 
-    def _drill(self, job: Job, guest: Guest) -> DrillState | None:
+    def _drill(self, job: Job, guest: Guest, pictures: Pictures) -> DrillState | None:
         if job.drill is None:
             return None
+        place = guest.job, guest.domain, guest.repository
+        seen = self.outlook.seen(guest.repository, guest.domain)
         return DrillState(
-            self.history.last_success(Kind.DRILL, guest.job, guest.domain, guest.repository),
+            max(seen.drilled if seen else 0.0, self.history.last_success(Kind.DRILL, *place)),
             _seconds(job.drill.max_age),
             self.next_firing(f"{Kind.DRILL}/{guest.job}") or 0.0,
-            self.history.last(Kind.DRILL, guest.job, guest.domain, guest.repository),
+            self.history.last(Kind.DRILL, *place),
+            pictures.get((seen.uuid, guest.repository)) if seen else None,
+            seen.boot_seconds if seen else None,
         )
 
     def _repository(self, config: Config, name: str) -> RepositoryState:

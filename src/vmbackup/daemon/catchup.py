@@ -54,8 +54,8 @@ def _of_guest(
     else:
         yield from _copies(config, guest, outlook, point, now)
     last = history.last(Kind.DRILL, *place)
-    due = _due(firings.get(f"{Kind.DRILL}/{guest.job}"), last, job.retries, alive, now)
-    if due is not None:
+    due = _due(firings.get(f"{Kind.DRILL}/{guest.job}"), last, job.retries, alive, now, seen.drilled if seen else 0.0)
+    if due is not None and point:
         yield plan.drill_request(config, guest, Trigger.CATCH_UP, due)
 
 

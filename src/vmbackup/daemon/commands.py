@@ -1,43 +1,34 @@
-"""What a request is in commands: of vmbackup itself, or a program of the operator's."""
-
-from dataclasses import dataclass
+"""What a request is in commands of vmbackup."""
 
 from vmbackup.config.models import Config, Job
 from vmbackup.daemon.work import Kind, Request, Work
 from vmbackup.errors import NotFoundError
 
-
-@dataclass(frozen=True)
-class Command:
-    """Arguments of `vmbackup`, after its global options; or a whole command line where it is `foreign`."""
-
-    arguments: tuple[str, ...]
-    foreign: bool = False
+Command = tuple[str, ...]
+"""Arguments of `vmbackup`, after its global options."""
 
 
 def commands(config: Config, request: Request) -> list[Command]:
     """The commands of a request, to be run one after the other. NotFoundError where the configuration lacks its job."""
     work = request.work
-    if work.kind is Kind.DRILL:
-        return [_drill(config, work)]
     if work.kind is Kind.PRUNE:
         return _prune(config, work.repository)
-    make = {Kind.BACKUP: _backup, Kind.COPY: _copy, Kind.VERIFY: _verify}[work.kind]
-    return [Command(make(config, request))]
+    make = {Kind.BACKUP: _backup, Kind.COPY: _copy, Kind.VERIFY: _verify, Kind.DRILL: _drill}[work.kind]
+    return [make(config, request)]
 
 
-def _backup(config: Config, request: Request) -> tuple[str, ...]:
+def _backup(config: Config, request: Request) -> Command:
     job = _job(config, request.work)[0]
     full = ("--full",) if request.full else ()
     return ("backup", "--job", job, "--no-copy", *full, "--", _domain(request.work))
 
 
-def _copy(_config: Config, request: Request) -> tuple[str, ...]:
+def _copy(_config: Config, request: Request) -> Command:
     work = request.work
     return ("copy", "--from", work.repository, "--to", work.target or "", "--", _domain(work))
 
 
-def _verify(config: Config, request: Request) -> tuple[str, ...]:
+def _verify(config: Config, request: Request) -> Command:
     name = request.work.repository
     settings = config.repositories[name].verify if name in config.repositories else None
     share = settings.read_data if settings else None
@@ -47,8 +38,8 @@ def _verify(config: Config, request: Request) -> tuple[str, ...]:
 def _prune(config: Config, name: str) -> list[Command]:
     """The `keep` of each job that writes to the repository, copies too; then what no restore point needs goes."""
     jobs = [job for job, settings in config.jobs.items() if settings.keep and _writes_to(config, settings, name)]
-    forgets = [Command(("--repository", name, "forget", "--job", job)) for job in jobs]
-    return [*forgets, Command(("--repository", name, "prune"))]
+    forgets = [("--repository", name, "forget", "--job", job) for job in jobs]
+    return [*forgets, ("--repository", name, "prune")]
 
 
 def _writes_to(config: Config, job: Job, name: str) -> bool:
@@ -56,11 +47,9 @@ def _writes_to(config: Config, job: Job, name: str) -> bool:
     return name == home or name in job.copy_to
 
 
-def _drill(config: Config, work: Work) -> Command:
-    drill = _job(config, work)[1].drill
-    if drill is not None and drill.command is not None:
-        return Command((*drill.command, _domain(work)), foreign=True)
-    return Command(("drill", "--", _domain(work)))
+def _drill(config: Config, request: Request) -> Command:
+    work = request.work
+    return ("--repository", work.repository, "drill", "--job", _job(config, work)[0], "--", _domain(work))
 
 
 def _job(config: Config, work: Work) -> tuple[str, Job]:

@@ -88,6 +88,8 @@ class Follower:
             self._copy(run)
         elif work.kind is Kind.COPY and work.target:
             self._look(work.target)
+        elif work.kind is Kind.DRILL:
+            self._look(work.repository)
         elif work.kind in (Kind.PRUNE, Kind.VERIFY):
             self._outlook.forget_sizes(work.repository)
             self._look(work.repository)

@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,13 +18,12 @@ _TEXT = 1000  # characters of an error: a page and a metric's label must hold it
 class Ended:
     """A process that has ended: exit code, or minus the signal that killed it; what it printed.
 
-    `output` is None where it was too much. `foreign`: an operator's program, whose exit codes mean nothing to us.
+    `output` is None where it was too much.
     """
 
     code: int
     output: bytes | None = b""
     last_lines: tuple[str, ...] = field(default_factory=tuple)
-    foreign: bool = False
     cancelled: bool = False
 
 
@@ -42,7 +41,7 @@ def judge(ended: Ended) -> Outcome:
     if status is Status.SUCCESS:
         return Outcome(status, ended.code, document=document)
     told = _warning(document) if status is Status.WARNING else _error(ended, document)
-    code = None if ended.code < 0 else 1 if ended.foreign else ended.code
+    code = None if ended.code < 0 else ended.code
     return Outcome(status, code, _short(told.error), _short(told.hint), told.kind, document)
 
 
@@ -62,7 +61,7 @@ def _document(output: bytes | None) -> Mapping[str, Any]:
 def _status(ended: Ended, document: Mapping[str, Any]) -> Status:
     if ended.code == 0:
         return Status.SUCCESS
-    if ended.code == WARNED and not ended.foreign and not (_first(document, "failed") and not document.get("points")):
+    if ended.code == WARNED and not (_first(document, "failed") and not document.get("points")):
         return Status.WARNING
     return Status.CANCELLED if ended.cancelled else Status.FAILED
 
@@ -78,9 +77,8 @@ def _error(ended: Ended, document: Mapping[str, Any]) -> _Told:
     if isinstance(damaged := document.get("damaged"), list) and damaged:
         number = "one object is" if len(damaged) == 1 else f"{len(damaged)} objects are"
         return _Told(f"{number} damaged", "'vmbackup verify --last' tells who suffers", "damaged")
-    whose = "the program" if ended.foreign else "the run's process"
-    said = next((line for line in reversed([*_printed(ended), *ended.last_lines]) if line.strip()), "")
-    return _Told(f"{whose} ended with exit code {ended.code}{': ' if said else ''}{said}", None, "failed")
+    said = next((line for line in reversed(ended.last_lines) if line.strip()), "")
+    return _Told(f"the run's process ended with exit code {ended.code}{': ' if said else ''}{said}", None, "failed")
 
 
 def _signalled(number: int) -> _Told:
@@ -100,12 +98,6 @@ def _warning(document: Mapping[str, Any]) -> _Told:
     if garbage := _listed(document.get("garbage")):
         warnings.append(f"{len(garbage)} objects are garbage, which costs nothing")
     return _Told("; ".join(warnings) or None)
-
-
-def _printed(ended: Ended) -> Iterable[str]:
-    """The last line of a program that has no document to print."""
-    lines = (ended.output or b"").rstrip().rsplit(b"\n", 1)
-    return [plain(lines[-1])] if ended.foreign and lines[-1] else []
 
 
 def _listed(value: object) -> list[Any]:

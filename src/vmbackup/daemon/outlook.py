@@ -28,6 +28,7 @@ class Seen:
     """A guest's restore points in one repository, times in seconds since the epoch.
 
     `times`: of all of them, newest first; `last`: of the newest that is not known to be damaged, 0 where there is none.
+    `drilled`: when one last booted in a drill, within `boot_seconds`.
     """
 
     domain: str
@@ -37,6 +38,8 @@ class Seen:
     last_point: str | None = None
     freeze_seconds: float = 0.0
     quiesce_ok: bool = False
+    drilled: float = 0.0
+    boot_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,11 @@ class Outlook:
             return store.guests.get(uuid)
         named = [seen for seen in store.guests.values() if seen.domain == domain]
         return max(named, key=lambda seen: seen.last, default=None)
+
+    def last_point(self, repository: str, domain: str) -> float:
+        """When its newest restore point is of that is not known to be damaged; 0 where there is none."""
+        seen = self.seen(repository, domain)
+        return seen.last if seen else 0.0
 
     def look_at_libvirt(self, within: float = 30.0) -> bool:
         """Asks libvirt for its domains; False where it does not answer, and what it said last stays.
@@ -266,7 +274,7 @@ def _arguments(name: str, sizes: bool) -> list[str]:
 def _store(name: str, document: Mapping[str, Any], now: float) -> Store:
     """Of what `info --json` says."""
     about, sizes, verified = document["repository"], document["sizes"] or {}, document["verified"] or {}
-    guests = {g["domain_uuid"]: _seen(g["domain"], g["domain_uuid"], g["points"]) for g in document["guests"]}
+    guests = {g["domain_uuid"]: _drilled(g) for g in document["guests"]}
     return Store(
         name,
         up=True,
@@ -286,8 +294,17 @@ def _with(store: Store, made: Seen) -> Store:
     old = store.guests.get(made.uuid)
     if old and made.last in old.times:
         return store
-    both = replace(made, times=(*made.times, *(old.times if old else ())))
+    both = made
+    if old:
+        both = replace(made, times=(*made.times, *old.times), drilled=old.drilled, boot_seconds=old.boot_seconds)
     return replace(store, guests={**store.guests, made.uuid: both}, points=store.points + 1)
+
+
+def _drilled(guest: Mapping[str, Any]) -> Seen:
+    """A guest of `info`, with its last good drill."""
+    good = guest["drill"]["last_success"] or {}
+    seen = _seen(guest["domain"], guest["domain_uuid"], guest["points"])
+    return replace(seen, drilled=_seconds(good.get("time")), boot_seconds=good.get("boot_seconds"))
 
 
 def _seen(domain: str, uuid: str, points: Sequence[Mapping[str, Any]]) -> Seen:

@@ -38,7 +38,7 @@ class Guest:
 
 
 def firings(config: Config) -> dict[str, Firing]:
-    """All schedules, by id. A drill without a command is none: nothing here boots guests by itself."""
+    """All schedules, by id."""
     return {firing.id: firing for firing in _firings(config)}
 
 
@@ -46,7 +46,7 @@ def _firings(config: Config) -> Iterator[Firing]:
     for name, job in config.jobs.items():
         if job.schedule:
             yield Firing(Kind.BACKUP, name, job.schedule, _zone(job.timezone))
-        if job.drill and job.drill.command:
+        if job.drill:
             yield Firing(Kind.DRILL, name, job.drill.schedule, _zone(job.timezone))
     for name, repository in config.repositories.items():
         for kind, own in ((Kind.PRUNE, repository.prune), (Kind.VERIFY, repository.verify)):

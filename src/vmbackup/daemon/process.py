@@ -1,6 +1,6 @@
-"""Runs as processes: the command line of vmbackup, once or several times, or a program of the operator's.
+"""Runs as processes: the command line of vmbackup, once or several times.
 
-A process of vmbackup's is given the text of the configuration that is in force as a file in memory, so that an edit of
+Each is given the text of the configuration that is in force as a file in memory, so that an edit of
 the file on disk hurts no run, and a pipe on which it tells of its progress.
 """
 
@@ -123,21 +123,19 @@ class _Going:
             finally:
                 self._child = None
         log.close()
-        return Ended(code, output.data, tuple(log.last), command.foreign, self._cancelled)
+        return Ended(code, output.data, tuple(log.last), self._cancelled)
 
     def _started(
         self, stack: contextlib.ExitStack, command: Command, config: bytes, progress: Sink
     ) -> tuple[Child, Mapping[int, Sink]]:
         """The process, and what else to listen to, which `stack` closes."""
-        if command.foreign:
-            return Child(command.arguments, environment()), {}
         read, write = os.pipe()
         stack.callback(os.close, read)
         with contextlib.ExitStack() as given:
             given.callback(os.close, write)
             file = given.enter_context(in_memory(config))
             options = ("--config", f"/dev/fd/{file}", "--json", "--progress-fd", str(write))
-            child = Child((*self._program, *options, *command.arguments), environment(), (file, write))
+            child = Child((*self._program, *options, *command), environment(), (file, write))
         return child, {read: progress}
 
     def _follow(self, child: Child) -> None:

@@ -13,6 +13,7 @@ from vmbackup.daemon.notify import Notifier
 from vmbackup.daemon.service import STOP_SECONDS, Service
 from vmbackup.daemon.text import status_line
 from vmbackup.daemon.web import WebServer
+from vmbackup.engine.pictures import read as read_picture
 from vmbackup.errors import VmbackupError
 
 _TURN_SECONDS = 1.0  # the main loop turns at least so often: for signals, the watchdog, the status line
@@ -94,7 +95,7 @@ def _web(service: Service, stack: ExitStack) -> None:
         service.sick,
         daemon.web,
         token,
-        lambda _name: None,  # drills take pictures once they are made here
+        lambda name: read_picture(service.config.daemon.state_dir, name),
         recent=service.recent,
     )
     server.start()

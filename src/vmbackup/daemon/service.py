@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -107,7 +107,7 @@ class Service:
     def start(self) -> None:
         """Schedules everything, and asks for what came due meanwhile."""
         alive = float(self.history.recall("alive") or 0.0)
-        self._schedule(self._entries(self.config))
+        self.clockwork.set(self._entries(self.config))
         self.clockwork.start()
         now = time.time()  # after the start: what comes due just now is asked for twice rather than never
         for request in missed(self.config, self.outlook, self.history, alive, now):
@@ -234,7 +234,7 @@ class Service:
         old, self.force = self.force, new
         self._config_error, self._loaded = None, time.time()
         self.dispatcher.set_limits(_limits(new.config))
-        self._schedule(entries)
+        self.clockwork.set(entries)
         self._rehome(old.config)
         self._changed()
         for name in new.config.repositories.keys() - old.config.repositories.keys():
@@ -262,12 +262,6 @@ class Service:
 
     # What schedules do.
 
-    def _schedule(self, entries: Mapping[str, Entry]) -> None:
-        self.clockwork.set(entries)
-        for name, job in self.config.jobs.items():
-            if job.drill and not job.drill.command:
-                _log.warning("job=%s: its drill names no command, and nothing here boots guests by itself yet", name)
-
     def _entries(self, config: Config) -> dict[str, Entry]:
         return {firing.id: self._entry(firing) for firing in plan.firings(config).values()}
 
@@ -283,6 +277,8 @@ class Service:
         guests = [g for g in plan.guests(self.config, sorted(self.outlook.domains())) if g.job == firing.name]
         if firing.kind is Kind.BACKUP:
             self._tell_vanished(firing.name, {guest.domain for guest in guests})
+        if firing.kind is Kind.DRILL:  # one without a restore point has nothing to boot, which its backups tell
+            guests = [guest for guest in guests if self.outlook.last_point(guest.repository, guest.domain)]
         name = secrets.token_hex(4)
         requests = [self._request(firing, guest, due, name) for guest in guests]
         self.teller.expects(requests)
@@ -292,8 +288,7 @@ class Service:
     def _request(self, firing: Firing, guest: Guest, due: float, name: str) -> Request:
         if firing.kind is Kind.DRILL:
             return plan.drill_request(self.config, guest, Trigger.SCHEDULE, due)
-        seen = self.outlook.seen(guest.repository, guest.domain)
-        last = seen.last if seen else 0.0
+        last = self.outlook.last_point(guest.repository, guest.domain)
         return plan.backup_request(self.config, guest, Trigger.SCHEDULE, due, last_success=last, firing=name)
 
     def _tell_vanished(self, job: str, present: set[str]) -> None:

@@ -51,13 +51,18 @@ class CopyState:
 
 @dataclass(frozen=True)
 class DrillState:
-    """How the drills of a domain went. `picture` is a name for GET /pictures/NAME, None where there is none."""
+    """How the drills of a domain went.
+
+    `picture` is a name for GET /pictures/NAME, `boot_seconds` what the last good one took to boot; None where there is
+    none.
+    """
 
     last_success: float = 0.0
     max_age: float | None = None
     next_run: float = 0.0
     last_run: LastRun | None = None
     picture: str | None = None
+    boot_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 
 from tests.lab.domain import Workhorse
 from tests.lab.service import Service, make_service
+from tests.lab.tiny_system import boot_sector
+from vmbackup.engine import pictures
 
 pytestmark = pytest.mark.real
 
@@ -45,15 +48,16 @@ def kinds(service: Service) -> list[tuple[str, str]]:
     return [(run["kind"], run["status"]) for run in service.ask("GET", "/runs?limit=200")["runs"]]
 
 
+@pytest.mark.timeout(300)
 def test_copies_follow_and_repositories_are_looked_after(make_domain: Make, work_dir: Path) -> None:
     """A point is copied after its backup; keep is applied, the space freed, the repository verified; all is shown."""
     horse = make_domain()
-    drill = f'command = ["{sys.executable}", "-c", "import sys; assert sys.argv[1]"]'
+    horse.write_data("vda", 0, boot_sector("the tiny system is up"))
     after = (
         OFFSITE.format(folder=work_dir)
         + '[repositories.offsite.verify]\nschedule = "@every 7s"\nread_data = 50\nmax_age = "1h"\n'
         + '[repositories.offsite.prune]\nschedule = "@every 11s"\nmax_age = "1h"\n'
-        + f'[jobs.nightly.drill]\nschedule = "@every 9s"\n{drill}\nmax_age = "1d"\n'
+        + '[jobs.nightly.drill]\nschedule = "@every 19s"\nconsole = "tiny system"\nmax_age = "1d"\n'
     )
     more = 'copy_to = ["offsite"]\ncopy_max_age = "1h"\nkeep = { last = 2 }'
     service = make_service(work_dir, jobs(horse.name, "@every 4s", more, after))
@@ -68,8 +72,17 @@ def test_copies_follow_and_repositories_are_looked_after(make_domain: Make, work
         state = repository(service, "offsite")
         assert state["last_prune"]
         assert state["objects"]
-        assert guest(service, horse.name)["drill"]["last_success"]
+        drill = service.wait_for(lambda: (d := guest(service, horse.name)["drill"])["boot_seconds"] and d, 30)
+        assert drill["last_success"]
+        assert pictures.read(work_dir / "state", drill["picture"])
+        history = work_dir / "state/history.sqlite"
         assert {status for _, status in kinds(service)} <= {"success", "warning"}, service.tail()
+    history.unlink()
+    with service:  # what the repository knows is known again at once
+        known = [datetime.fromisoformat(told["last_success"]) for told in (drill, guest(service, horse.name)["drill"])]
+        assert known[1] - known[0] > timedelta(seconds=-30)  # the run ends a moment after what it tells of
+        line = rf'vmbackup_last_drill_success_timestamp_seconds\{{domain="{horse.name}".*\}} 1\.\d+e\+09'
+        assert re.search(line, service.metrics())
 
 
 def test_guests_that_appear_are_picked_up_and_those_that_vanish_are_told(make_domain: Make, work_dir: Path) -> None:

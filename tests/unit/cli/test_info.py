@@ -77,6 +77,9 @@ def test_guests_and_their_points(run: Run, make_point: Callable[[str], PointSumm
             assert set(point) == {
                 "id", "time", "status", "consistency", "freeze_seconds", "quiesce_note", "copied_from",
             }  # fmt: skip
+    assert {guest["domain"]: guest["drill"] for guest in document["guests"]} == {
+        "db": {"last": None, "last_success": None}, "web1": {"last": None, "last_success": None},
+    }  # fmt: skip
     lines = run("info").out.splitlines()
     assert lines[2] == "holds       3 restore points of 2 guests"
     assert [line.split()[:2] for line in lines[-2:]] == [["db", "1"], ["web1", "2"]]

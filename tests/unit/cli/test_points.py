@@ -13,6 +13,7 @@ import vmbackup.repository.usage
 from vmbackup.cli import access
 from vmbackup.engine.restore import RestoredFile, RestoreOptions, RestoreSummary
 from vmbackup.errors import DamageError
+from vmbackup.repository import drills
 from vmbackup.repository.points import Point
 from vmbackup.repository.repository import PointList
 
@@ -86,7 +87,8 @@ def test_a_damaged_point_is_told_and_the_rest_is_listed(run: Run, found: PointLi
     assert document["damaged"] == [{"object": "points/x", "problem": "points/x is damaged"}]
 
 
-def test_show(run: Run, found: PointList) -> None:
+def test_show(run: Run, found: PointList, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drills, "of_history", lambda *_: [])
     result = run("show", "web1@latest")
     assert result.code == 0, result.err
     assert f"point        {SECOND.id}" in result.out
@@ -94,6 +96,8 @@ def test_show(run: Run, found: PointList) -> None:
     assert "would free   5.00 MiB" in result.out
     document = run("show", SECOND.id, "--json").json
     assert (document["points"][0]["id"], document["points"][0]["freed_bytes"]) == (SECOND.id, 5 << 20)
+    assert "drilled      never" in result.out
+    assert document["points"][0]["drill"] is None
     assert run("show", "aaaa").code == 2
     assert run("show", "ffff").code == 5
 

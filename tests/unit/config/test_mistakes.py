@@ -58,6 +58,8 @@ def test_a_single_mistake_is_one_sentence_and_one_hint() -> None:
     assert str(caught.value) == 'c.toml:1: unknown key "libvrt" in the file'
     assert caught.value.hint == 'did you mean "libvirt"?'
 
+DRILL = "[jobs.a]\ndomains = ['x']\n[jobs.a.drill]\nschedule = '@daily'"
+
 
 @pytest.mark.parametrize(
     ("text", "line", "message"),
@@ -97,6 +99,17 @@ def test_a_single_mistake_is_one_sentence_and_one_hint() -> None:
         ("[jobs.a]\ndomains = ['x']\nkeep.within = '3x'", 3, "within: '3x' is not a duration"),
         ("[jobs.a]\ndomains = ['x']\nschedule = '0 2 30 2 *'", 3, "schedule: '0 2 30 2 *' never comes due"),
         ("[jobs.a]\ndomains = ['x']\n[jobs.a.drill]\n", 3, '"schedule" is missing in [jobs.a.drill]'),
+        (f"{DRILL}\nconsole = 'log(in'", 5, 'console = "log(in" is no regular expression'),
+        (f"{DRILL}\nmemory = '1MiB'", 5, "memory: '1MiB' is less than any guest boots in"),
+        (f"{DRILL}\nfiles = ['etc/hostname']", 5, 'names "etc/hostname", which is no absolute path'),
+        (f"{DRILL}\ncommands = ['/bin/true']", 5, 'commands = "/bin/true" must be a list'),
+        (f"{DRILL}\ncommands = [[]]", 5, "commands must not be empty"),
+        (f"{DRILL}\ncommand = ['/usr/local/bin/drill']", 5, 'unknown key "command" in [jobs.a.drill]'),
+        (
+            f"{DRILL}\n[repositories.a]\nurl = '/x'\nwriter_key_file = '/w'",
+            3,
+            'drill: repository "a" opens with a writer key',
+        ),
         ("[jobs.'a b']\ndomains = ['x']", 1, '[jobs] has the unusable name "a b"'),
         ("[jobs.a]\ndomains = ['x']\ncopy_to = ['of']", 3, 'copy_to: there is no repository "of"'),
         ("[repositories.a]\nurl = '/x'\nregion = 'eu'", 3, "region is for s3:// addresses only"),

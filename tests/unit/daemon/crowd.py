@@ -51,7 +51,7 @@ class Crowd:
 
     def commands(self, one: Request) -> list[Command]:
         lock = self.folder / f"{one.work.kind}-{one.work.domain}"
-        return [Command(("alone", str(lock), *random.Random(one.id).choice(KINDS)))]
+        return [("alone", str(lock), *random.Random(one.id).choice(KINDS))]
 
     def tick(self) -> None:
         """As the service's own loop."""

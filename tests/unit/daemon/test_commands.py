@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.daemon.rig import backup, copy, drill, prune, request, verify
+from tests.unit.daemon.rig import backup, copy, prune, request, verify
 from vmbackup.cli.app import program
 from vmbackup.cli.options import State
 from vmbackup.config.load import parse
-from vmbackup.daemon.commands import Command, commands
+from vmbackup.daemon.commands import commands
 from vmbackup.daemon.work import Kind, Request, Work
 from vmbackup.errors import NotFoundError
 
@@ -25,9 +25,6 @@ CONFIG = parse(
     domains = ["*"]
     copy_to = ["offsite"]
     keep = { last = 3 }
-    [jobs.nightly.drill]
-    schedule = "@weekly"
-    command = ["/usr/local/bin/drill", "--quick"]
     [jobs.hourly]
     domains = ["*"]
     keep = { last = 3 }
@@ -66,22 +63,18 @@ CASES = [
             "--repository offsite prune",
         ],
     ),
-    (request(Work(Kind.DRILL, "local", "forever", "web01")), ["drill -- web01"]),
+    (request(Work(Kind.DRILL, "local", "forever", "web01")), ["--repository local drill --job forever -- web01"]),
 ]
 
 
 @pytest.mark.parametrize(("asked", "expected"), CASES, ids=lambda value: value if isinstance(value, str) else None)
 def test_commands(asked: Request, expected: list[str]) -> None:
-    assert commands(CONFIG, asked) == [Command(tuple(line.split())) for line in expected]
+    assert commands(CONFIG, asked) == [tuple(line.split()) for line in expected]
 
 
 def test_a_domain_may_have_any_name() -> None:
     """It is one argument, and never an option."""
-    assert commands(CONFIG, backup("a b; c"))[0].arguments[-2:] == ("--", "a b; c")
-
-
-def test_a_drill_is_the_operators_own_program() -> None:
-    assert commands(CONFIG, drill("web01")) == [Command(("/usr/local/bin/drill", "--quick", "web01"), foreign=True)]
+    assert commands(CONFIG, backup("a b; c"))[0][-2:] == ("--", "a b; c")
 
 
 @pytest.mark.parametrize("kind", [Kind.BACKUP, Kind.DRILL])
@@ -90,11 +83,11 @@ def test_a_job_that_is_gone(kind: Kind) -> None:
         commands(CONFIG, request(Work(kind, "local", "gone", "web01")))
 
 
-@pytest.mark.parametrize("asked", [case[0] for case in CASES if case[0].work.kind is not Kind.DRILL])
+@pytest.mark.parametrize("asked", [case[0] for case in CASES])
 def test_the_command_line_knows_them(asked: Request) -> None:
     """Every option is one, and the domain arrives as it is named."""
     for command in commands(CONFIG, asked):
-        with program.make_context("vmbackup", ["--json", *command.arguments], obj=State()) as context:
+        with program.make_context("vmbackup", ["--json", *command], obj=State()) as context:
             name, found, rest = program.resolve_command(context, [*context._protected_args, *context.args])
             assert found
             with found.make_context(name, rest, parent=context) as parsed:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ class World:
 
 
 def guest(domain: str, uuid: str, *days: int) -> dict[str, Any]:
-    return {"domain": domain, "domain_uuid": uuid, "host": "hv1", "points": [point(day) for day in days]}
+    drill = {"last": None, "last_success": None}
+    points = [point(day) for day in days]
+    return {"domain": domain, "domain_uuid": uuid, "host": "hv1", "drill": drill, "points": points}
 
 
 @pytest.fixture
@@ -168,6 +171,32 @@ def test_a_point_that_is_made_during_a_look_is_not_lost(world: World) -> None:
         assert found is not None
         assert (found.last_point, len(found.times)) == (point(4)["id"], 3)
         world.info, world.during = info(guest("web", WEB, 4, 3, 2)), lambda: None
+
+
+def test_the_last_good_drill_is_known(world: World) -> None:
+    """To a service that has just begun, and after a backup, whose point was never drilled."""
+    drilled = guest("web", WEB, 3)
+    good = {"time": "2026-11-22T06:00:00+00:00", "boot_seconds": 21.5}
+    drilled["drill"] = {"last": {"time": "2026-11-23T06:00:00+00:00"}, "last_success": good}
+    world.info = info(drilled)
+    seen = world.outlook()
+    seen.look_at_libvirt()
+    seen.look_at_store("local", "/r")
+    assert told(seen) == (day(22, 6), 21.5)
+    seen.add_point("local", {"domain": "web", "domain_uuid": WEB, **point(5)})
+    assert told(seen) == (day(22, 6), 21.5)
+    again = world.outlook()
+    again.look_at_libvirt()
+    assert told(again) == (day(22, 6), 21.5)
+
+
+def told(outlook: Outlook) -> tuple[float, float | None] | None:
+    found = outlook.seen("local", "web")
+    return (found.drilled, found.boot_seconds) if found else None
+
+
+def day(number: int, hour: int) -> float:
+    return datetime(2026, 11, number, hour, tzinfo=UTC).timestamp()
 
 
 def test_a_damaged_point_is_no_good_one(world: World) -> None:

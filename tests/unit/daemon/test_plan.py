@@ -44,7 +44,6 @@ domains = ["db", "scratch-db"]
 repository = "offsite"
 [jobs.hand.drill]
 schedule = "@monthly"
-command = ["/bin/drill"]
 """
 
 
@@ -54,9 +53,8 @@ def config() -> Config:
 
 
 def test_every_schedule_is_a_firing(config: Config) -> None:
-    """A drill without a program of the operator's is none: nothing here boots guests yet."""
     found = plan.firings(config)
-    assert sorted(found) == ["backup/nightly", "drill/hand", "prune/local", "verify/offsite"]
+    assert sorted(found) == ["backup/nightly", "drill/hand", "drill/nightly", "prune/local", "verify/offsite"]
     assert found["backup/nightly"].zone == ZoneInfo("Europe/Berlin")
 
 

@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 from tests.unit.daemon.machine import kill, lives, nothing_left
-from tests.unit.daemon.rig import backup, drill
+from tests.unit.daemon.rig import backup
 from vmbackup.daemon import child
-from vmbackup.daemon.commands import Command
 from vmbackup.daemon.process import ProcessRunner
 from vmbackup.daemon.work import Outcome, Progress, Run, Status
 from vmbackup.errors import NotFoundError
@@ -62,7 +61,7 @@ def _tidy() -> Iterator[None]:
 
 
 def runner(*commands: tuple[str, ...]) -> ProcessRunner:
-    return ProcessRunner(lambda request: [Command(command) for command in commands], lambda: CONFIG, CHILDREN)
+    return ProcessRunner(lambda request: list(commands), lambda: CONFIG, CHILDREN)
 
 
 def started(*commands: tuple[str, ...]) -> tuple[ProcessRunner, Waiting, Run]:
@@ -256,7 +255,7 @@ def test_killing_a_run_spares_the_watchdog_of_its_guest() -> None:
     assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0  # so that its end can be told apart
     try:
         program = (sys.executable, "-P", str(Path(__file__).with_name("freezing.py")))
-        made, report = ProcessRunner(lambda request: [Command(("run",))], lambda: CONFIG, program), Waiting()
+        made, report = ProcessRunner(lambda request: [("run",)], lambda: CONFIG, program), Waiting()
         made.start(Run("r1", backup("web01"), time.time()), report)
         watchdog = int(report.ready().task)
         made.cancel("r1", hard=True)
@@ -317,28 +316,6 @@ def test_the_log(caplog: pytest.LogCaptureFixture) -> None:
     assert {record.name for record in caplog.records} == {"vmbackup.daemon.run"}
 
 
-def foreign(*arguments: str) -> Outcome:
-    made = ProcessRunner(lambda request: [Command(arguments, foreign=True)], lambda: CONFIG, CHILDREN)
-    report = Waiting()
-    made.start(Run("d1", drill("web01"), time.time()), report)
-    return report.outcomes.get(timeout=20)
-
-
-def test_a_program_of_the_operators() -> None:
-    """Its exit code counts, and only whether it is 0; it is run as it stands."""
-    assert foreign("/bin/sh", "-c", "echo booted").status is Status.SUCCESS
-    for code in (1, 2, 3, 130):
-        outcome = foreign("/bin/sh", "-c", f"echo no login prompt; exit {code}")
-        assert (outcome.status, outcome.exit_code, outcome.retriable) == (Status.FAILED, 1, True)
-        assert outcome.error == f"the program ended with exit code {code}: no login prompt"
-
-
-def test_a_program_that_is_not_there() -> None:
-    outcome = foreign("/nowhere/drill", "web01")
-    assert outcome.error == "it could not be started: /nowhere/drill: No such file or directory"
-    assert outcome.status is Status.FAILED
-
-
 def fail(error: Exception) -> Callable[..., Any]:
     def do(*_: object) -> Any:
         raise error
@@ -375,7 +352,9 @@ def test_no_thread_left(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_kernel_ends_it_only_with_the_service() -> None:
     """A child that asked to be told of its parent's death is told too early where another thread started it."""
     program = (
-        "import ctypes, time; ctypes.CDLL(None).prctl(1, 15); print('alive', flush=True); time.sleep(1); print('{}')"
+        "import ctypes, time; ctypes.CDLL(None).prctl(1, 15); time.sleep(1); print('{}')"
     )
-    outcome = foreign(sys.executable, "-ISc", program)
-    assert outcome.status is Status.SUCCESS
+    report = Waiting()
+    made = ProcessRunner(lambda _: [("ok",)], lambda: CONFIG, (sys.executable, "-ISc", program))
+    made.start(Run("r1", backup("web01"), time.time()), report)
+    assert report.outcomes.get(timeout=20).exit_code == 0

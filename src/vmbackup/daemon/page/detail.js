@@ -103,9 +103,10 @@ export class Detail {
 function drillPart(guest, now) {
   const { drill } = guest;
   if (!drill) return null;
-  const named = { alt: `The console of ${guest.domain} at the end of its last drill`, loading: "lazy" };
+  const named = { alt: `The screen of ${guest.domain} at the end of its last drill`, loading: "lazy" };
   return h("section", { "data-key": "drill" }, h("h3", null, "Drills"), standing(guest.drillAge),
-    h("p", null, "Last success ", when(drill.last_success, now, "never"), "; next ", when(drill.next_run, now, "not planned"), ". ",
+    h("p", null, "Last success ", when(drill.last_success, now, "never"),
+      drill.boot_seconds ? `, booted in ${lasting(drill.boot_seconds)}` : null, "; next ", when(drill.next_run, now, "not planned"), ". ",
       drill.last_run ? ["Last drill: ", result(drill.last_run)] : null),
     trouble(drill.last_run),
     drill.picture ? h("img", { class: "picture", src: `/pictures/${addressed(drill.picture)}`, ...named }) : null);
