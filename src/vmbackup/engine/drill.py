@@ -27,6 +27,7 @@ from vmbackup.repository.repository import Repository
 
 _PAUSE = 0.5  # seconds between two looks at a guest that boots
 _CONSOLE_LINES = 15  # of its console that are shown
+_HINT_LINES = 3  # of them in a hint
 _NO_AGENT = "the guest has no channel for a guest agent, so nothing tells when it has booted"
 
 
@@ -94,7 +95,7 @@ def drill(
         report, problem = _Drill(host, repository, point, options, clocks).carry_out(bench, owner)
     drills.record(repository, point, report.seen)
     if problem is not None:
-        raise DrillFailedError(problem.message, problem.hint, report)
+        raise DrillFailedError(problem.message, problem.hint or _shown(report), report)
     return report
 
 
@@ -197,6 +198,12 @@ class _Drill:
         self._report.console = guest.domain.console.last(_CONSOLE_LINES)
         with contextlib.suppress(VmbackupError, ValueError):
             self._report.picture = to_png(guest.domain.screen()[1])
+
+
+def _shown(report: DrillReport) -> str:
+    """The end of what the console showed: all that whoever looks later has of a guest that is gone."""
+    lines = report.console[-_HINT_LINES:]
+    return f"its console showed last: {' / '.join(lines)}" if lines else ""
 
 
 def _with_cause(error: HypervisorError, guest: DrillGuest) -> HypervisorError:

@@ -136,6 +136,7 @@ def test_a_guest_that_never_answers(kit: Kit, guest: Boots) -> None:
         "the guest had not booted after 60 s: the guest agent does not answer: QEMU guest agent is not connected"
     )
     assert error.report.console[-1] == "Kernel panic - not syncing: secret"
+    assert error.hint.endswith("web01 login: / Kernel panic - not syncing: secret")
     assert error.report.picture
     assert 60 <= guest.now < 62
 
