@@ -1,6 +1,7 @@
 """Defines a restored guest on this host: everything is looked at before, and a define that fails leaves nothing."""
 
 import os
+import uuid as uuids
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,14 +13,16 @@ from vmbackup.hypervisor import checkpoints
 from vmbackup.hypervisor.checks import closed_to, qemu_user
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.documents import DOMAIN_XML, TPM_STATES, UEFI_VARIABLES
+from vmbackup.hypervisor.draft import set_text
 from vmbackup.hypervisor.failures import code_of, text_of
 from vmbackup.hypervisor.guest_state import GuestState
 from vmbackup.hypervisor.inventory import read_capabilities
 from vmbackup.hypervisor.rebuild import rebuild
 from vmbackup.hypervisor.wishes import Kind, Lack, NbdSource, NewDisk, Rebuilt, Wishes
-from vmbackup.hypervisor.xmltree import Element, parse
+from vmbackup.hypervisor.xmltree import Element, parse, render
 
 _METADATA_ONLY = 2
+_KEEP_NVRAM = 8  # VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,9 @@ def plan_definition(
 ) -> Definition:
     """The guest of a restore point's documents as it will be defined on this host, with its disks at `disks`.
 
-    Changes nothing. Raises HypervisorError where the name or UUID is taken or the host lacks what the guest cannot do
-    without, TargetError where an earlier guest's state is in the way, UsageError, NotFoundError.
+    Changes nothing: the definition is tried under another name and taken away at once. Raises HypervisorError where the
+    name or UUID is taken, the host lacks what the guest cannot do without or libvirt would not take it, TargetError
+    where an earlier guest's state is in the way, UsageError, NotFoundError.
     """
     xml = documents.get(DOMAIN_XML, b"").decode(errors="replace")
     try:
@@ -74,6 +78,7 @@ def plan_definition(
     state.check(rebuilt)
     owner = qemu_user(connection.call("ask for QEMU's user", lambda raw: raw.getCapabilities()))
     _refuse_closed(disks, owner)
+    connection.call("try the guest's definition", partial(_try, xml=rebuilt.xml), rebuilt.name, again=False)
     taken = [f"{mac} is also a MAC address of domain {name}" for name, mac in _shared_macs(rebuilt, others)]
     return Definition(rebuilt, documents, owner, (*map(str, rebuilt.lacking), *rebuilt.warnings, *taken))
 
@@ -206,6 +211,23 @@ def _refuse_closed(disks: Mapping[str, NewDisk], owner: tuple[int, int] | None) 
                 f"QEMU's user may not pass {blocked}, so a guest cannot run from {disk.source.parent}",
                 f"restore to another folder, as below /var/lib/libvirt/images, or open it: chmod o+x {blocked}",
             )
+
+
+def _try(raw: Any, xml: str) -> None:
+    """Whether libvirt would take it: to be found out before hours of restoring, not after."""
+    root, libvirt = parse(xml), lv.binding()
+    uuid = str(uuids.uuid4())
+    set_text(root, "name", f"vmbackup-try-{uuid[:8]}")
+    set_text(root, "uuid", uuid)
+    for entry in root.findall("./sysinfo/system/entry[@name='uuid']"):
+        entry.text = uuid
+    try:
+        raw.defineXML(render(root)).undefineFlags(_KEEP_NVRAM)
+    except libvirt.libvirtError as error:
+        raise HypervisorError(
+            f"libvirt does not take the guest's definition: {text_of(error)}",
+            "restore it without --define, mend domain.xml and define it by hand: 'virsh define'",
+        ) from error
 
 
 def _shared_macs(rebuilt: Rebuilt, others: list[_Other]) -> list[tuple[str, str]]:

@@ -10,6 +10,8 @@ _WITHOUT_DEVICE = "connect it, or let the guest do without: --without host-devic
 _ANY_ADDRESS = ("", "0.0.0.0", "::", "127.0.0.1", "::1", "localhost")  # noqa: S104 (compared, not bound)
 # Where libvirt itself puts the sockets of channels: it does so again.
 _LIBVIRTS = ("/var/lib/libvirt/", "/run/libvirt/", "/var/run/libvirt/")
+_ITCO = 9_001_000  # libvirt 9.1
+_VSOCK = "/dev/vhost-vsock"
 _CONSOLES = ("serial", "console", "parallel", "channel")
 
 
@@ -24,6 +26,7 @@ def fit(draft: Draft) -> None:
         for console in draft.devices.findall(tag):
             _console(draft, console)
     _vsock(draft)
+    _watchdog(draft)
     _tuned_devices(draft)
     _arguments(draft)
 
@@ -201,7 +204,20 @@ def _unusable(draft: Draft, kind: str, source: Element, path: str) -> bool:
     return False
 
 
+def _watchdog(draft: Draft) -> None:
+    """A newer libvirt adds the chipset's own to every q35 guest; an older one does not know the word."""
+    for dog in draft.devices.findall("watchdog[@model='itco']"):
+        if draft.host.libvirt < _ITCO:
+            draft.devices.remove(dog)
+            draft.note("this host's libvirt cannot name the chipset's watchdog (itco): the guest is defined without")
+
+
 def _vsock(draft: Draft) -> None:
+    for device in draft.devices.findall("vsock"):
+        if not draft.host.present(_VSOCK):
+            draft.devices.remove(device)
+            hint = "load it: modprobe vhost_vsock"
+            draft.lack("host-devices", f"the guest has a vsock, and {_VSOCK} is not here", hint)
     for cid in draft.devices.findall("./vsock/cid"):
         if draft.clone and cid.get("auto") != "yes":
             cid.set("auto", "yes")

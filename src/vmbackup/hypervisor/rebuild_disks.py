@@ -34,7 +34,7 @@ def place(draft: Draft, disk: Element, new: NewDisk) -> None:
     encryption = _encryption(disk)
     had_source = disk.find("source")
     position = list(disk).index(had_source) if had_source is not None else 0
-    drop(disk, *_OF_THE_IMAGE, "encryption", "auth")
+    drop(disk, *_OF_THE_IMAGE, "encryption", "auth", "shareable", "transient")
     kind, source = _source(draft, new)
     disk.set("type", kind)
     disk.insert(min(position, len(disk)), source)

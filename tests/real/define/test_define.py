@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ def test_a_define_that_fails_leaves_nothing(lab: Lab, work_dir: Path) -> None:
     xml = (
         f"<domain type='qemu'><name>{name}</name><uuid>6d7e9a43-3c0c-4be1-9a6e-1f6f53c0aa01</uuid>"
         "<memory unit='MiB'>16</memory><vcpu>1</vcpu><os><type arch='x86_64' machine='q35'>hvm</type>"
-        "<loader readonly='yes' type='pflash'>/bin/true</loader><nvram>/x</nvram></os>"
+        "<loader readonly='yes' type='pflash'>/bin/true</loader><nvram>/x</nvram></os><features><acpi/></features>"
         "<devices><tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
         "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/x'/>"
         "<target dev='vda' bus='nonsense'/></disk></devices></domain>"
@@ -207,11 +208,16 @@ def test_a_define_that_fails_leaves_nothing(lab: Lab, work_dir: Path) -> None:
     documents = {"domain.xml": xml.encode(), "nvram.fd": b"variables", "tpm2-00.permall": b"keys"}
     before = {path for folder in ("qemu/nvram", "swtpm") for path in Path("/var/lib/libvirt", folder).rglob("*")}
     with Host.open("qemu:///system", scratch_dir=str(work_dir), state_dir=str(work_dir / "state")) as host:
-        definition = host.plan_definition(documents, {"vda": NewDisk(work_dir / "x.qcow2")}, DefineOptions())
+        disks = {"vda": NewDisk(work_dir / "x.qcow2")}
+        with pytest.raises(VmbackupError, match=r"libvirt does not take the guest's definition.*nonsense"):
+            host.plan_definition(documents, disks, DefineOptions())
+        documents["domain.xml"] = xml.replace("nonsense", "virtio").encode()
+        definition = host.plan_definition(documents, disks, DefineOptions())
         assert definition.rebuilt.nvram == Path(f"/var/lib/libvirt/qemu/nvram/{name}_VARS.fd")
         assert definition.rebuilt.tpm_version == "2.0"
+        late = replace(definition.rebuilt, xml=definition.rebuilt.xml.replace('bus="virtio"', 'bus="nonsense"'))
         with pytest.raises(VmbackupError, match="nonsense"):
-            host.define(definition)
+            host.define(replace(definition, rebuilt=late))
     after = {path for folder in ("qemu/nvram", "swtpm") for path in Path("/var/lib/libvirt", folder).rglob("*")}
     assert {path for path in after - before if name in str(path) or "6d7e9a43" in str(path)} == set()
     with pytest.raises(libvirt.libvirtError):

@@ -25,7 +25,7 @@ FIRMWARE = (
     Firmware("/usr/share/OVMF/OLD_SECBOOT.fd", "/usr/share/OVMF/OLD.fd", 131072, True, True, ("pc-q35-*",)),
 )
 PRESENT = frozenset(
-    ("/usr/bin/qemu-system-x86_64", "/usr/share/OVMF/VARS.fd", "/usr/share/OVMF/VARS.ms.fd", "/dev/urandom")
+    ("/usr/bin/qemu-system-x86_64", "/usr/share/OVMF/VARS.fd", "/usr/share/OVMF/VARS.ms.fd", "/dev/vhost-vsock")
 )
 DEBIAN = Capabilities(
     emulator="/usr/bin/qemu-system-x86_64",
@@ -45,7 +45,7 @@ DEBIAN = Capabilities(
     cpus=frozenset(range(4)),
     memory_bytes=32 << 30,
     security_models=frozenset(("apparmor", "dac")),
-    libvirt=9_000_000,
+    libvirt=9_001_000,
     present=PRESENT.__contains__,
 )  # fmt: skip
 
@@ -252,7 +252,7 @@ def test_each_disk_is_the_restored_one() -> None:
     driver = disk.find("driver")
     assert driver is not None
     assert driver.attrib == {
-        "name": "qemu", "type": "qcow2", "cache": "none", "error_policy": "stop", "io": "native", "iothread": "1",
+        "name": "qemu", "type": "qcow2", "cache": "none", "error_policy": "stop", "io": "native",
     }  # fmt: skip
     assert disk.findtext("serial") == "dd0e1a4c-7d0e-4d9f-9f0c-38d3a3e6f8f1"
     assert attribute(disk, "boot", "order") == "1"
@@ -614,8 +614,9 @@ def test_a_host_that_has_it_all() -> None:
         machines={"pc-q35-9.1": "pc-q35-9.1"},
         present=lambda _path: True,
     )
-    made, root = rebuilt("hardware", host, keep_uuid=True, keep_mac=True)
-    assert said(made) == ""
+    one = {"vda": NewDisk(Path("/dev/vg/new"), "raw", block=True)}
+    made, root = rebuilt("hardware", host, keep_uuid=True, keep_mac=True, disks=one)
+    assert said(made) == "disk vdb is not in the restore point: the guest gets /dev/vg/quorum of this host"
     original = ET.parse(GUESTS / "hardware.xml").getroot()
     assert [each.tag for each in root.iter()] == [each.tag for each in original.iter()]
 
@@ -709,6 +710,19 @@ def test_a_qemu_without_spice() -> None:
     assert model.attrib == {"type": "virtio", "heads": "1", "primary": "yes"}
     assert "no SPICE" in said(made)
     assert "no video card qxl" in said(made)
+
+
+def test_a_watchdog_that_only_a_newer_libvirt_can_name() -> None:
+    made, root = rebuilt("virt-install", replace(DEBIAN, libvirt=9_000_000))
+    assert root.find("./devices/watchdog") is None
+    assert "itco" in said(made)
+    assert rebuilt("virt-install")[1].find("./devices/watchdog") is not None
+
+
+def test_a_vsock_where_the_kernel_has_none() -> None:
+    made, root = rebuilt("virt-manager", replace(DEBIAN, present=lambda _path: False), networks=None)
+    assert root.find("./devices/vsock") is None
+    assert [lack.hint for lack in made.lacking if "vsock" in lack.message] == ["load it: modprobe vhost_vsock"]
 
 
 def test_qemus_own_arguments_are_kept_and_said() -> None:
