@@ -22,6 +22,7 @@ class RamDisk:
     dirty: set[int] = field(default_factory=set)
     tracked: str | bool = False  # the checkpoint that the tracker began at
     path: str = "/ram/disk"
+    attributes: dict[str, str] = field(default_factory=dict)  # of its image
 
     def write(self, offset: int, data: bytes) -> None:
         assert offset + len(data) <= len(self.data)
@@ -79,7 +80,7 @@ class RamSource:
         self._earlier = earlier
         self._on_read = on_read
         self.size = len(self._frozen)
-        self.info = DiskInfo(target, "qcow2", self.size, disk.path, None, "virtio", {})
+        self.info = DiskInfo(target, "qcow2", self.size, disk.path, None, "virtio", dict(disk.attributes))
         self.mode, self.reason = mode, reason
 
     def extents(self, start: int = 0, end: int | None = None) -> Iterator[Extent]:

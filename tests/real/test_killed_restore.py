@@ -1,7 +1,9 @@
-"""kill -9 of a restore: nothing of it goes on, and the next one tidies up."""
+"""kill -9 of a restore: nothing of it goes on, nothing half-written has a name; the same command goes on with it."""
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,7 @@ from tests.unit.engine.kit import RamKit
 
 pytestmark = pytest.mark.real
 MIB = 1 << 20
+SIZE = 192 * MIB
 SECONDS = 30.0
 CONFIG = """
 [repositories.local]
@@ -25,6 +29,23 @@ passphrase_file = "{folder}/passphrase"
 cache_dir = "{folder}/cache"
 [daemon]
 state_dir = "{folder}/state"
+"""
+# The command itself, but that what was written is synced all the time, and that it stops once half is.
+PROGRAM = """
+import sys, threading
+from vmbackup.cli import main
+from vmbackup.engine import nbd_target, restore
+left = iter(range(int(sys.argv.pop(1))))
+write = nbd_target.NbdWriter.write
+def stopping(self, offset, pieces):
+    if next(left, None) is None:
+        print("half", file=sys.stderr, flush=True)
+        threading.Event().wait()
+    write(self, offset, pieces)
+nbd_target.NbdWriter.write = stopping
+options = restore.RestoreOptions.__init__
+restore.RestoreOptions.__init__ = lambda self, *args, **named: options(self, *args, **{"sync_seconds": 0, **named})
+main()
 """
 
 
@@ -36,34 +57,97 @@ def servers(image: Path) -> list[str]:
             words = (process / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if words[0].endswith(b"qemu-nbd") and str(image).encode() in words:
+        if words[0].endswith(b"qemu-nbd") and any(str(image).encode() in word for word in words):
             found.append(process.name)
     return found
 
 
-def test_nothing_goes_on(tmp_path: Path) -> None:
-    """qemu-nbd ends with the restore that started it; its folder goes with the next restore."""
-    kit = RamKit(tmp_path, {"vda": 96 * MIB}, chunk_size=64 << 10)
-    kit.disk().write(0, random.Random(1).randbytes(96 * MIB))
-    kit.backup()
+@pytest.fixture
+def kit(tmp_path: Path) -> RamKit:
+    made = RamKit(tmp_path, {"vda": SIZE}, chunk_size=64 << 10)
+    made.disk().write(0, random.Random(1).randbytes(SIZE))
+    made.backup()
     (tmp_path / "passphrase").write_text("a passphrase for tests")
     (tmp_path / "passphrase").chmod(0o600)
     (tmp_path / "config.toml").write_text(CONFIG.format(folder=tmp_path))
-    command = [sys.executable, "-m", "vmbackup.cli", "--config", str(tmp_path / "config.toml"), "restore", "guest"]
+    return made
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    return ["--config", str(folder / "config.toml"), "--json", "restore", "guest", *more]
+
+
+def kill_at_half(folder: Path, *more: str) -> int:
+    """Starts the restore, and kills it once half is written; gives the number of its process."""
+    command = [sys.executable, "-c", PROGRAM, "96", *arguments(folder, *more)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line == "half\n":
+                break
+        else:
+            pytest.fail("the restore ended before it could be killed")
+        process.send_signal(signal.SIGKILL)
+    return process.pid
+
+
+def go_on(folder: Path, *more: str) -> tuple[dict[str, Any], str]:
+    """The same command, to its end: what it made, and what it told."""
+    command = [sys.executable, "-m", "vmbackup.cli", *arguments(folder, *more)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)["files"][0], done.stderr
+
+
+def content(path: Path, folder: Path) -> bytes:
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(path), str(folder / "raw")], check=True)
+    subprocess.run(["qemu-img", "check", "-q", str(path)], check=True)
+    return (folder / "raw").read_bytes()
+
+
+def test_a_new_image(kit: RamKit, tmp_path: Path) -> None:
+    """qemu-nbd ends with the restore that started it; what was written is not fetched again; nothing is left."""
     folder = tmp_path / "restored"
     image = folder / "vda.qcow2.partial"
-    with subprocess.Popen([*command, "--output", str(folder)], stdout=subprocess.DEVNULL) as process:
+    killed = kill_at_half(tmp_path, "--output", str(folder))
+    assert sorted(os.listdir(folder)) == ["vda.qcow2.partial", "vda.qcow2.partial.json"]
+    left = list(Path(tempfile.gettempdir()).glob(f"vmbackup-restore-{killed}-*"))
+    assert len(left) == 1
+    file, told = go_on(tmp_path, "--output", str(folder))
+    assert f"going on with {image}" in told
+    assert 0 < file["fetched_bytes"] < SIZE * 0.7
+    assert sorted(os.listdir(folder)) == ["domain.xml", "vda.qcow2"]
+    assert content(folder / "vda.qcow2", tmp_path) == kit.disk().data
+    assert not left[0].exists()
+    assert servers(image) == []
+
+
+def test_an_existing_image(kit: RamKit, tmp_path: Path) -> None:
+    """It is half written; the same command reads what is there, and goes on."""
+    image = tmp_path / "image.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), str(SIZE)], check=True)
+    kill_at_half(tmp_path, "--to", f"vda={image}")
+    assert len(os.listdir(tmp_path / "state/restores")) == 1
+    file, told = go_on(tmp_path, "--to", f"vda={image}")
+    assert f"{image} is half written by the same restore" in told
+    assert 0 < file["fetched_bytes"] < SIZE * 0.7
+    assert content(image, tmp_path) == kit.disk().data
+    assert os.listdir(tmp_path / "state/restores") == []
+
+
+def test_nothing_goes_on(kit: RamKit, tmp_path: Path) -> None:
+    """However early it is killed, no qemu-nbd holds its image."""
+    folder = tmp_path / "restored"
+    image = folder / "vda.qcow2.partial"
+    command = [sys.executable, "-m", "vmbackup.cli", *arguments(tmp_path, "--output", str(folder))]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + SECONDS
         while not servers(image):
             assert process.poll() is None, "the restore ended before it could be killed"
             assert time.monotonic() < deadline
         process.send_signal(signal.SIGKILL)
-    left = list(Path(tempfile.gettempdir()).glob(f"vmbackup-restore-{process.pid}-*"))
-    assert len(left) == 1
     deadline = time.monotonic() + SECONDS
     while servers(image):
         assert time.monotonic() < deadline, "qemu-nbd goes on without its restore"
         time.sleep(0.05)
-    subprocess.run([*command, "--output", str(folder)], check=True, stdout=subprocess.DEVNULL)
-    assert sorted(path.name for path in folder.iterdir()) == ["domain.xml", "vda.qcow2"]
-    assert not left[0].exists()
+    go_on(tmp_path, "--output", str(folder))
+    assert sorted(os.listdir(folder)) == ["domain.xml", "vda.qcow2"]

@@ -35,11 +35,14 @@ class DiskJob:
         """What tells a restore of just this disk of this point from others."""
         return {"point": self.point.key, "digest": self.point.digest.hex(), "disk": self.disk.name}
 
-    def fill_new(self, target: Target, savepoints: Savepoints, *, resume: bool) -> Filled:
-        """Fills an image that reads as zeros where nothing was written. Raises DamageError, TargetError."""
+    def fill_new(self, target: Target, savepoints: Savepoints, *, resume: bool, zeros: bool = False) -> Filled:
+        """Fills an image that reads as zeros where nothing was written, unless they must be written too (`zeros`).
+
+        Raises DamageError, TargetError.
+        """
         copy = self._copy
         with self._ended(target):
-            copy.write(target, self.progress, resume=resume, savepoints=savepoints)
+            copy.write(target, self.progress, copy.runs() if zeros else None, resume=resume, savepoints=savepoints)
             return Filled(target.finish(), copy.fetched_bytes)
 
     def fill_existing(self, target: Target, end: int, savepoints: Savepoints, *, resume: bool) -> Filled:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from vmbackup.engine.image_locks import is_open_in_qemu
 from vmbackup.engine.image_options import Format
 from vmbackup.engine.in_use import DeviceClaim, refuse_file_in_use
 from vmbackup.engine.target_errors import in_use, told
@@ -78,6 +79,8 @@ def look_at(path: Path, format_: Format | None) -> ExistingImage:
     is_device = stat.S_ISBLK(found.st_mode)
     if not is_device and not stat.S_ISREG(found.st_mode):
         raise TargetError(f"{path} is neither an image nor a block device", "name a file or a device")
+    if is_open_in_qemu(real):
+        raise in_use(path, "QEMU has it open: a guest's, a backup's or another restore's")
     told_format = format_ or ("raw" if is_device else None)
     if told_format == "raw":
         return ExistingImage(path, real, "raw", _raw_size(real), is_device, encrypted=False)
@@ -108,14 +111,12 @@ def _names_others(info: dict[str, Any]) -> bool:
 
 
 def _info(path: Path, real: Path, format_: Format | None) -> dict[str, Any]:
-    """What qemu-img says of it: not while QEMU writes it. Raises TargetError."""
-    command = ["qemu-img", "info", "--output=json", *(["-f", format_] if format_ else []), "--", str(real)]
+    """What qemu-img says of it. Raises TargetError."""
+    command = ["qemu-img", "info", "-U", "--output=json", *(["-f", format_] if format_ else []), "--", str(real)]
     try:
         done = subprocess.run(command, capture_output=True, check=False, text=True)
     except FileNotFoundError:
         raise TargetError("qemu-img is not installed", "apt install qemu-utils") from None
-    if done.returncode and "lock" in done.stderr:
-        raise in_use(path, "QEMU has it open: a guest's, a backup's or another restore's")
     if done.returncode:
         raise TargetError(f"{path} cannot be read as an image: {done.stderr.strip()}")
     found: dict[str, Any] = json.loads(done.stdout)

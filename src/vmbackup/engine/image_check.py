@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vmbackup.engine.image_file import image_name
 from vmbackup.engine.qemu_img import run_tool
+from vmbackup.engine.qemu_nbd import LOCKED
 from vmbackup.engine.qemu_secret import QemuSecret
 from vmbackup.errors import TargetError
 
@@ -46,7 +47,7 @@ def _check(path: Path, secret: QemuSecret | None, sleep: Callable[[float], None]
         try:
             run_tool(command, path, fds=(secret.fd,) if secret else ())
         except TargetError as error:
-            if "lock" not in error.message or time.monotonic() > deadline:
+            if LOCKED not in error.message or time.monotonic() > deadline:
                 raise
         else:
             return

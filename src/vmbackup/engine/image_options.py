@@ -30,6 +30,11 @@ class ImageOptions:
         """QEMU's driver for it."""
         return "luks" if self.format == "raw" and self.passphrase is not None else self.format
 
+    @property
+    def reads_as_zeros(self) -> bool:
+        """Where nothing was written: not what was never encrypted, but is decrypted."""
+        return self.driver != "luks"
+
     def told(self) -> dict[str, str]:
         """What an image that was begun must agree in, to be gone on with."""
         return {**self.create, "format": self.driver, "preallocation": self.preallocation}

@@ -38,8 +38,8 @@ class Onto:
 
 def choose_target(point: Point, disk: DiskRecord, path: Path, wishes: ImageWishes, users: DiskUsers) -> Onto:
     """The image at `path` for a disk. Raises TargetError where it is in use or too small, NotFoundError, UsageError."""
+    _refuse_users(point, path, users)
     image = look_at(path, wishes.format)
-    _refuse_users(point, image, users)
     if image.size < disk.virtual_size:
         raise TargetError(
             f"{path} is too small: it has {image.size} bytes, disk {disk.target} has {disk.virtual_size}",
@@ -63,14 +63,14 @@ def _unlike(disk: DiskRecord, image: ExistingImage) -> UsageError:
     )
 
 
-def _refuse_users(point: Point, image: ExistingImage, users: DiskUsers) -> None:
+def _refuse_users(point: Point, path: Path, users: DiskUsers) -> None:
     """Another guest's disk is never written to, its own guest's while that is off."""
-    for user in users(image.real):
+    for user in users(path.resolve()):
         if user.active:
-            raise in_use(image.path, f"it is disk {user.target} of the guest {user.domain}, which runs")
+            raise in_use(path, f"it is disk {user.target} of the guest {user.domain}, which runs")
         if user.uuid != point.uuid:
             raise TargetError(
-                f"{image.path} is disk {user.target} of another guest, {user.domain}",
+                f"{path} is disk {user.target} of another guest, {user.domain}",
                 "take it from that guest first (virsh detach-disk --config), or name another",
             )
 

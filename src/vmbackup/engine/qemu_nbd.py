@@ -17,6 +17,8 @@ from vmbackup.nbd.errors import NbdError
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 600.0  # it writes what its cache holds
+_TERM_SECONDS = 1.0
+LOCKED = "Is another process using the image"  # what QEMU's programs say
 _FOLDERS = "vmbackup-restore-"
 
 
@@ -84,13 +86,16 @@ class QemuNbd:
             raise TargetError(f"qemu-nbd failed on {self._path}: {self.log()}")
 
     def _stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is None:
+            return
+        deadline = time.monotonic() + _STOP_SECONDS
+        while self._process.poll() is None:
+            # Now and then qemu-nbd (7.2) sleeps on over a TERM that comes as it goes to sleep; the next one wakes it.
             self._process.terminate()
-            try:
-                self._process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_TERM_SECONDS)
+            if time.monotonic() > deadline:
                 self._process.kill()
-                self._process.wait()
 
     def abandon(self) -> None:
         """Ends it, whatever is written. Never raises."""
@@ -102,7 +107,7 @@ def _not_started(path: Path, log: str) -> TargetError:
     """Why qemu-nbd does not have the image open."""
     if "Invalid password" in log:  # "cannot unlock any keyslot"
         return TargetError(f"the passphrase of {path} is wrong", "name the right one with --luks-passphrase-file")
-    if "lock" in log:
+    if LOCKED in log:
         return in_use(path, "QEMU has it open: a guest's, a backup's or another restore's")
     return TargetError(f"qemu-nbd did not start: {log}", "apt install qemu-utils")
 

@@ -158,7 +158,7 @@ def _restore_new(job: DiskJob, options: RestoreOptions, files: NewFiles) -> Rest
             job.progress.note(f"going on with {making.path}: what is right there is not read again")
         target = new_target(making.path, disk.virtual_size, image, job.workers, resume=making.again)
         savepoints = Savepoints(options.sync_seconds, making.keep)
-        filled = job.fill_new(target, savepoints, resume=making.again)
+        filled = job.fill_new(target, savepoints, resume=making.again, zeros=not image.reads_as_zeros)
     return RestoredFile(disk.target, making.path.with_suffix(""), image.format, disk.virtual_size, *filled)
 
 

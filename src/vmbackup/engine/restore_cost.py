@@ -75,13 +75,12 @@ def _pack_cost(catalog: Catalog, ref: SessionRef, pack: int, wanted: list[Wanted
     """The pack's header, and its wanted slots; those that lie close together are read at once."""
     entry = catalog.entry(ref, DATA, pack)
     slot_bytes = max(1, (entry.size - entry.length) // max(1, entry.slots))
-    read, requests, end = entry.length, 1, None
+    read, requests, end = entry.length, 1, -1
     for part in wanted:
-        gap = None if end is None else (part.slot - end) * slot_bytes
-        if gap is None or gap > GAP_BYTES:
+        stop = part.slot + part.chunks
+        if end < 0 or (part.slot - end) * slot_bytes > GAP_BYTES:
             requests += 1
-        else:
-            read += max(0, gap)
-        read += part.chunks * slot_bytes
-        end = part.slot + part.chunks
-    return Cost(read_bytes=min(read, entry.size + entry.length), requests=requests)
+            end = part.slot
+        read += max(0, stop - end) * slot_bytes
+        end = max(end, stop)
+    return Cost(read_bytes=read, requests=requests)

@@ -125,11 +125,14 @@ class SlotReader(ABC, Generic[T]):
     def _read(self, place: Place, wanted: list[Wanted]) -> Iterator[tuple[int, T]]:
         header = self._catalog.header(place.ref, DATA, place.pack)
         for group in spans(header, wanted):
-            start, end = group[0][1].offset, group[-1][1].offset + group[-1][1].stored
+            start, end = group[0][1].offset, max(slot.offset + slot.stored for _, slot in group)
             view = self._fetch(header, start, end - start)
+            last: tuple[Slot, T] | None = None
             for number, slot in group:
-                stored = view[slot.offset - start : slot.offset - start + slot.stored]
-                yield number, self.open(header, slot, stored)
+                if last is None or last[0] != slot:  # a chunk that a disk has often is decoded once
+                    at = slot.offset - start
+                    last = slot, self.open(header, slot, view[at : at + slot.stored])
+                yield number, last[1]
 
     def _fetch(self, header: Header, offset: int, length: int) -> memoryview:
         if length > packs.PACK_BYTES:
@@ -196,14 +199,16 @@ class StoredReader(SlotReader[StoredSlot]):
 def spans(header: Header, wanted: list[Wanted]) -> Iterator[list[tuple[int, Slot]]]:
     """The wanted slots, in order, in groups that are fetched as one; each with the caller's number."""
     group: list[tuple[int, Slot]] = []
-    end = 0
+    start = end = 0
     for first_slot, count, first in wanted:
         for step in range(count):
             slot = header.slot(first_slot + step)
-            if group and not 0 <= slot.offset - end <= GAP_BYTES:
+            if group and not start <= slot.offset <= end + GAP_BYTES:
                 yield group
                 group = []
+            if not group:
+                start = end = slot.offset
             group.append((first + step, slot))
-            end = slot.offset + slot.stored
+            end = max(end, slot.offset + slot.stored)
     if group:
         yield group

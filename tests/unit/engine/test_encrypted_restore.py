@@ -1,0 +1,137 @@
+"""Disks that were encrypted, and images with their space reserved: never silently otherwise."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.unit.engine.kit import RamKit
+from vmbackup.engine.image_options import ImageWishes, image_options
+from vmbackup.engine.qemu_secret import QemuSecret
+from vmbackup.engine.restore import RestoreOptions, restore
+from vmbackup.errors import TargetError, UsageError
+from vmbackup.progress import Silent
+from vmbackup.repository.points import DiskRecord
+
+MIB = 1 << 20
+SIZE = 8 * MIB
+KEY = {"vda": b"open sesame"}
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> RamKit:
+    made = RamKit(tmp_path, {"vda": SIZE}, chunk_size=64 << 10)
+    made.disk().write(MIB, random.Random(1).randbytes(4 * MIB))
+    made.disk().attributes = {"encryption": "luks", "cluster_size": "65536", "compat": "1.1"}
+    made.backup()
+    return made
+
+
+def into(kit: RamKit, options: RestoreOptions) -> Path:
+    return restore(kit.repository, kit.points()[0], options, Silent()).files[0].path
+
+
+def content(path: Path, driver: str, passphrase: bytes) -> bytes:
+    """What a guest would read with the passphrase; fails with a wrong one."""
+    key = {"key-secret": "key"} if driver == "luks" else {"encrypt": {"format": "luks", "key-secret": "key"}}
+    image = {"driver": driver, "file": {"driver": "file", "filename": str(path)}, **key}
+    raw = path.with_suffix(".plain")
+    with QemuSecret(passphrase) as secret:
+        command = ["qemu-img", "convert", *secret.arguments, "-O", "raw", f"json:{json.dumps(image)}", str(raw)]
+        subprocess.run(command, check=True, pass_fds=(secret.fd,))
+    return raw.read_bytes()
+
+
+def test_encrypted_again(kit: RamKit, tmp_path: Path) -> None:
+    """qcow2 with LUKS, or raw LUKS; the passphrase opens it, its bytes are the disk's, and lie nowhere readable."""
+    options = RestoreOptions(tmp_path / "a", workers=2, passphrases=KEY)
+    for chosen, driver in ((options, "qcow2"), (replace(options, output=tmp_path / "b", format="raw"), "luks")):
+        path = into(kit, chosen)
+        assert content(path, driver, b"open sesame") == kit.disk().data
+        assert bytes(kit.disk().data[MIB : MIB + 64]) not in path.read_bytes()
+        with pytest.raises(subprocess.CalledProcessError):
+            content(path, driver, b"another")
+
+
+def test_never_silently_plain(kit: RamKit, tmp_path: Path) -> None:
+    """Without the passphrase nothing is written; in plain only if that is said."""
+    options = RestoreOptions(tmp_path / "out", "raw", workers=2)
+    with pytest.raises(UsageError, match="disk vda was encrypted, and would be restored readable") as refused:
+        into(kit, options)
+    assert "--luks-passphrase-file vda=FILE" in refused.value.hint
+    assert not (tmp_path / "out").exists()
+    assert into(kit, replace(options, plain=True)).read_bytes() == kit.disk().data
+
+
+def test_gone_on_with(kit: RamKit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encrypted image is one too that is gone on with."""
+    options = RestoreOptions(tmp_path / "out", workers=2, passphrases=KEY, sync_seconds=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("vmbackup.engine.nbd_target.NbdTarget.finish", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            into(kit, options)
+    done = restore(kit.repository, kit.points()[0], options, Silent())
+    assert done.files[0].fetched_bytes < 4 * MIB
+    assert content(done.files[0].path, "qcow2", b"open sesame") == kit.disk().data
+
+
+def _interrupted(*_: object) -> int:
+    raise KeyboardInterrupt
+
+
+def test_onto_an_encrypted_image(kit: RamKit, tmp_path: Path) -> None:
+    """With its passphrase; a wrong one is told, an image in plain refused."""
+    path = tmp_path / "image.qcow2"
+    with QemuSecret(b"open sesame") as secret:
+        options = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"
+        command = ["qemu-img", "create", "-q", *secret.arguments, "-f", "qcow2", "-o", options, str(path), str(SIZE)]
+        subprocess.run(command, check=True, pass_fds=(secret.fd,))
+    to = RestoreOptions(None, workers=2, to={"vda": path}, state_dir=tmp_path / "state")
+    with pytest.raises(UsageError, match="was encrypted"):
+        into(kit, to)
+    with pytest.raises(TargetError, match=r"the passphrase of .*image\.qcow2 is wrong"):
+        into(kit, replace(to, passphrases={"vda": b"another"}))
+    into(kit, replace(to, passphrases={"": b"open sesame"}))
+    assert content(path, "qcow2", b"open sesame") == kit.disk().data
+    plain = tmp_path / "plain"
+    plain.write_bytes(bytes(SIZE))
+    with pytest.raises(UsageError, match=r"is to be encrypted, and .*plain is not"):
+        into(kit, replace(to, to={"vda": plain}, passphrases=KEY))
+    assert plain.read_bytes() == bytes(SIZE)
+
+
+def test_the_passphrase_is_in_no_argument() -> None:
+    """`ps` shows arguments to everybody."""
+    with QemuSecret(b"open sesame") as secret:
+        assert "open sesame" not in " ".join(secret.arguments)
+
+
+@pytest.mark.parametrize("preallocation", ["off", "metadata", "falloc", "full"])
+def test_space_as_it_was(tmp_path: Path, preallocation: str) -> None:
+    """An image takes its space as the original did; raw is sparse, unless told otherwise."""
+    kit = RamKit(tmp_path, {"vda": SIZE}, chunk_size=64 << 10)
+    kit.disk().attributes = {"preallocation": preallocation} if preallocation in ("metadata", "falloc") else {}
+    kit.backup()
+    disk = kit.points()[0].disks[0]
+    image = image_options(disk, ImageWishes())
+    assert image.preallocation == (preallocation if preallocation in ("metadata", "falloc") else "off")
+    path = into(kit, RestoreOptions(tmp_path / "out", workers=2, preallocation=preallocation))  # type: ignore[arg-type]
+    assert (path.stat().st_blocks * 512 >= SIZE) == (preallocation in ("falloc", "full"))
+    assert (path.stat().st_size >= SIZE) == (preallocation != "off")
+    raw = into(kit, RestoreOptions(tmp_path / "raw", "raw", workers=2))
+    assert raw.stat().st_blocks == 0
+    if preallocation == "metadata":
+        with pytest.raises(UsageError, match="a raw image has no metadata"):
+            image_options(disk, ImageWishes("raw", "metadata"))
+
+
+def test_hostile_options_are_not_taken_over(kit: RamKit) -> None:
+    """What an image said of itself becomes no other option of qemu-img."""
+    record: DiskRecord = kit.points()[0].disks[0]
+    evil = {"compat": "1.1,backing_file=/etc/shadow", "cluster_size": "65536"}
+    assert image_options(replace(record, attributes=evil), ImageWishes()).create == {"cluster_size": "65536"}

@@ -1,0 +1,199 @@
+"""Restores onto images and devices that are there: their exact bytes, and refused where somebody works with them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.engine.kit import RamKit
+from vmbackup.engine import nbd_target
+from vmbackup.engine.restore import RestoreOptions, RestoreSummary, restore
+from vmbackup.errors import NotFoundError, TargetError, UsageError
+from vmbackup.progress import Silent
+
+MIB = 1 << 20
+SIZE = 24 * MIB + 512 * 3  # no multiple of a chunk, nor of a page
+CHUNK = 64 << 10
+
+
+@dataclass(frozen=True)
+class User:
+    """A guest that has the image."""
+
+    domain: str = "other"
+    uuid: str = "another"
+    target: str = "vda"
+    active: bool = False
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> RamKit:
+    made = RamKit(tmp_path, {"vda": SIZE}, chunk_size=CHUNK)
+    made.disk().write(0, random.Random(1).randbytes(8 * MIB))
+    made.disk().write(16 * MIB, random.Random(2).randbytes(SIZE - 16 * MIB))
+    made.backup()
+    return made
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> RestoreOptions:
+    return RestoreOptions(None, workers=2, state_dir=tmp_path / "state", sync_seconds=0)
+
+
+def qemu_img(*words: str | Path) -> None:
+    subprocess.run(["qemu-img", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+
+
+def onto(kit: RamKit, path: Path, options: RestoreOptions) -> RestoreSummary:
+    return restore(kit.repository, kit.points()[0], replace(options, to={"vda": path}), Silent())
+
+
+def dirty_raw(path: Path, size: int = SIZE) -> Path:
+    path.write_bytes(random.Random(3).randbytes(size))
+    return path
+
+
+def dirty_qcow2(folder: Path, size: int = SIZE) -> Path:
+    qemu_img("convert", "-O", "qcow2", dirty_raw(folder / "old", size), folder / "old.qcow2")
+    return folder / "old.qcow2"
+
+
+def content(path: Path, folder: Path) -> bytes:
+    qemu_img("convert", "-O", "raw", path, folder / "content")
+    return (folder / "content").read_bytes()
+
+
+def test_a_raw_file(kit: RamKit, tmp_path: Path, options: RestoreOptions) -> None:
+    """What the file held is gone, where the disk has zeros too; nothing is left beside it."""
+    path = dirty_raw(tmp_path / "image")
+    done = onto(kit, path, options)
+    assert path.read_bytes() == kit.disk().data
+    assert (done.files[0].format, done.files[0].path, done.warnings) == ("raw", path, ())
+    assert list((tmp_path / "state/restores").iterdir()) == []
+
+
+def test_a_qcow2_image(kit: RamKit, tmp_path: Path, options: RestoreOptions) -> None:
+    """It stays qcow2, and sound."""
+    path = dirty_qcow2(tmp_path)
+    assert onto(kit, path, options).files[0].format == "qcow2"
+    assert content(path, tmp_path) == kit.disk().data
+    qemu_img("check", path)
+
+
+def test_a_larger_one(kit: RamKit, tmp_path: Path, options: RestoreOptions) -> None:
+    """Behind the disk's end it reads as zeros, and that is said."""
+    path = dirty_raw(tmp_path / "image", SIZE + 5 * MIB)
+    done = onto(kit, path, options)
+    assert path.read_bytes() == kit.disk().data + bytes(5 * MIB)
+    assert done.warnings == (f"{path} is larger than disk vda: the guest finds zeros behind its end",)
+
+
+def test_one_that_is_too_small(kit: RamKit, tmp_path: Path, options: RestoreOptions) -> None:
+    """It is refused, and stays as it was."""
+    for path in (dirty_raw(tmp_path / "image", SIZE - 512), dirty_qcow2(tmp_path, SIZE - 512)):
+        before = path.read_bytes()
+        with pytest.raises(TargetError, match="is too small: it has"):
+            onto(kit, path, options)
+        assert path.read_bytes() == before
+
+
+def test_one_that_is_not_there(kit: RamKit, tmp_path: Path, options: RestoreOptions) -> None:
+    with pytest.raises(NotFoundError, match=f"there is no {tmp_path}/none"):
+        onto(kit, tmp_path / "none", options)
+
+
+def test_one_that_qemu_has_open(kit: RamKit, tmp_path: Path, options: RestoreOptions) -> None:
+    """Its locks tell, on raw and qcow2."""
+    for path in (dirty_raw(tmp_path / "image"), dirty_qcow2(tmp_path)):
+        before = path.read_bytes()
+        with opened(path, tmp_path), pytest.raises(TargetError, match="is in use: QEMU has it open"):
+            onto(kit, path, options)
+        assert path.read_bytes() == before
+
+
+@contextlib.contextmanager
+def opened(path: Path, folder: Path) -> Iterator[None]:
+    """As a running guest has it open."""
+    format_ = "qcow2" if path.suffix else "raw"
+    pid_file = folder / "pid"
+    command = ["qemu-nbd", "-f", format_, "-t", "-k", str(folder / "socket"), "--pid-file", str(pid_file), str(path)]
+    with subprocess.Popen(command) as process:
+        try:
+            while not pid_file.exists():
+                assert process.poll() is None
+            yield
+        finally:
+            process.terminate()
+    pid_file.unlink(missing_ok=True)
+
+
+def test_a_disk_of_a_guest(kit: RamKit, tmp_path: Path, options: RestoreOptions) -> None:
+    """Of one that runs never, of another never; its own guest's, while that is off."""
+    path, own = dirty_raw(tmp_path / "image"), kit.points()[0].uuid
+    before = path.read_bytes()
+    with pytest.raises(TargetError, match="it is disk vda of the guest guest, which runs"):
+        onto(kit, path, replace(options, users=lambda _: [User("guest", own, active=True)]))
+    with pytest.raises(TargetError, match="is disk vda of another guest, other"):
+        onto(kit, path, replace(options, users=lambda _: [User()]))
+    assert path.read_bytes() == before
+    onto(kit, path, replace(options, users=lambda _: [User("guest", own)]))
+    assert path.read_bytes() == kit.disk().data
+
+
+def test_a_header_that_names_another_file(kit: RamKit, tmp_path: Path, options: RestoreOptions) -> None:
+    """What a guest wrote into its raw disk must not make us open a file of the host; who has an overlay says so."""
+    base = dirty_qcow2(tmp_path)
+    path = tmp_path / "overlay"
+    qemu_img("create", "-f", "qcow2", "-b", base, "-F", "qcow2", path)
+    before = base.read_bytes()
+    with pytest.raises(TargetError, match="builds on another file, as its content says"):
+        onto(kit, path, options)
+    onto(kit, path, replace(options, format="qcow2"))
+    assert content(path, tmp_path) == kit.disk().data
+    assert base.read_bytes() == before
+
+
+def test_a_format_that_is_not_ours(kit: RamKit, tmp_path: Path, options: RestoreOptions) -> None:
+    path = tmp_path / "image.vmdk"
+    qemu_img("create", "-f", "vmdk", path, str(SIZE))
+    with pytest.raises(TargetError, match="is a vmdk image"):
+        onto(kit, path, options)
+
+
+def test_where_disks_go(kit: RamKit, tmp_path: Path, options: RestoreOptions) -> None:
+    """A disk must be one of the point's, and go somewhere."""
+    path = dirty_raw(tmp_path / "image")
+    point = kit.points()[0]
+    with pytest.raises(NotFoundError, match="has no disk 'vdx'"):
+        restore(kit.repository, point, replace(options, to={"vdx": path}), Silent())
+    with pytest.raises(UsageError, match="nothing says where disk vda goes"):
+        restore(kit.repository, point, replace(options, disks=("vda",)), Silent())
+
+
+def test_gone_on_with(kit: RamKit, tmp_path: Path, options: RestoreOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted, it is half written; the same command goes on, and fetches only what is not right there."""
+    path = dirty_qcow2(tmp_path)
+    write, left = nbd_target.NbdWriter.write, iter(range(8))
+
+    def failing(self: Any, offset: int, pieces: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        write(self, offset, pieces)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nbd_target.NbdWriter, "write", failing)
+        with pytest.raises(KeyboardInterrupt):
+            onto(kit, path, options)
+    assert len(os.listdir(tmp_path / "state/restores")) == 1
+    done = onto(kit, path, options)
+    assert content(path, tmp_path) == kit.disk().data
+    assert 0 < done.files[0].fetched_bytes < 13 * MIB
+    assert os.listdir(tmp_path / "state/restores") == []
