@@ -1,6 +1,5 @@
 """A disk of a restore point, read pack by pack and written in several threads."""
 
-import functools
 import queue
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -90,8 +89,9 @@ class DiskCopy:
             for _ in range(self._workers):
                 pairs.append((ChunkReader(self._catalog, self._secrets), target.open_writer()))
                 free.put(pairs[-1])
-            look = functools.partial((savepoints or Savepoints()).look, target)
-            self._run(free, lambda n: progress.advance(task, n), runs, look)
+            saves = savepoints or Savepoints()
+            tasks = self._expected(target, self.tasks(lambda n: progress.advance(task, n), runs))
+            self._run(free, lambda n: progress.advance(task, n), tasks, lambda: saves.look(target))
             for _, writer in pairs:
                 writer.close()
         finally:
@@ -103,13 +103,13 @@ class DiskCopy:
         self,
         free: "queue.SimpleQueue[tuple[ChunkReader, Writer]]",
         advance: Callable[[int], None],
-        runs: Iterable[Extent] | None,
+        tasks: Iterable[Task],
         look: Callable[[], None],
     ) -> None:
         pending: set[Future[int]] = set()
         with ThreadPoolExecutor(self._workers, thread_name_prefix="restore") as pool:
             try:
-                for task in self.tasks(advance, runs):
+                for task in tasks:
                     pending.add(pool.submit(self._copy, task, free))
                     if len(pending) > 2 * self._workers:
                         pending = _reap(pending, advance)
@@ -118,6 +118,14 @@ class DiskCopy:
                     pending = _reap(pending, advance)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+    def _expected(self, target: Target, tasks: Iterable[Task]) -> Iterator[Task]:
+        """The same tasks, each told to the target before it is begun."""
+        for task in tasks:
+            for part in task.wanted:
+                start = part.first * self._chunk_size
+                target.expect(start, min(part.chunks * self._chunk_size, self._end - start))
+            yield task
 
     def tasks(self, advance: Callable[[int], None], runs: Iterable[Extent] | None) -> Iterator[Task]:
         """Work by packs, for one window of the disk after the other."""

@@ -42,14 +42,21 @@ def caching(path: Path) -> list[str]:
 
     The page cache would cost more CPU than the write, and make the final sync long; tmpfs and others have no other way.
     """
+    if serves_directly(path):
+        return ["--cache=none", "--aio=native"]
+    return ["--cache=writeback", "--aio=threads"]
+
+
+def serves_directly(path: Path) -> bool:
+    """Whether its file system reads and writes past the page cache. Raises TargetError."""
     with told(path):
         try:
             os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            return ["--cache=writeback", "--aio=threads"]
-    return ["--cache=none", "--aio=native"]
+            return False
+    return True
 
 
 def create_options(options: ImageOptions) -> list[str]:

@@ -27,6 +27,9 @@ class NbdTarget:
         """A connection of its own."""
         return NbdWriter(self.nbd.connect(), self.path)
 
+    def expect(self, offset: int, length: int) -> None:
+        """See Target."""
+
     def sync(self) -> None:
         """Flushes the image."""
         client = self.nbd.connect()
@@ -42,6 +45,7 @@ class NbdTarget:
         self.sync()
         self.nbd.end()
         with told(self.path):
+            self.trim()
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)
@@ -50,6 +54,9 @@ class NbdTarget:
                 os.close(fd)
         self.abandon()
         return 0 if stat.S_ISBLK(found.st_mode) else found.st_blocks * 512
+
+    def trim(self) -> None:
+        """Gives back what was reserved and not written; qemu-nbd has ended."""
 
     def abandon(self) -> None:
         """Ends qemu-nbd."""

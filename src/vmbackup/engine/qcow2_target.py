@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmbackup.engine.image_check import mend
-from vmbackup.engine.image_file import create_options, served_image
+from vmbackup.engine.image_file import create_options, served_image, serves_directly
 from vmbackup.engine.image_options import ImageOptions
 from vmbackup.engine.nbd_target import NbdTarget
 from vmbackup.engine.qemu_img import run_tool
 from vmbackup.engine.qemu_secret import QemuSecret
+from vmbackup.engine.reserved_space import GrowingFile
 from vmbackup.engine.target_errors import told
 from vmbackup.errors import TargetError
+
+_CLUSTER = 65536  # bytes, QEMU's own choice
 
 
 class Qcow2Target(NbdTarget):
@@ -26,6 +29,25 @@ class Qcow2Target(NbdTarget):
                 _make(path, size, options, secret)
             image = served_image(path, options.driver, encrypted=secret is not None)
             super().__init__(path, image, connections, secret=secret)
+        # Written in order, one cluster behind the other, by QEMU's qcow2 only.
+        grows = options.driver == "qcow2" and options.preallocation == "off" and serves_directly(path)
+        self._space = GrowingFile(path, int(options.create.get("cluster_size", _CLUSTER))) if grows else None
+
+    def expect(self, offset: int, length: int) -> None:  # noqa: ARG002  as the Protocol has it
+        """See Target."""
+        if self._space:
+            self._space.expect(length)
+
+    def trim(self) -> None:
+        """See NbdTarget."""
+        if self._space:
+            self._space.trim()
+
+    def abandon(self) -> None:
+        """Ends qemu-nbd."""
+        super().abandon()
+        if self._space:
+            self._space.close()
 
 
 def _make(path: Path, size: int, options: ImageOptions, secret: QemuSecret | None) -> None:

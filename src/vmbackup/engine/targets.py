@@ -32,6 +32,9 @@ class Target(Protocol):
     def open_writer(self) -> Writer:
         """For one thread."""
 
+    def expect(self, offset: int, length: int) -> None:
+        """A part that will be written soon. Called by one thread, in the order of the work."""
+
     def sync(self) -> None:
         """Makes durable what was written so far. Raises TargetError."""
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.image_options import ImageWishes, image_options
+from vmbackup.engine import qcow2_target
+from vmbackup.engine.image_options import ImageOptions, ImageWishes, image_options
 from vmbackup.engine.qemu_secret import QemuSecret
 from vmbackup.engine.restore import RestoreOptions, restore
 from vmbackup.errors import TargetError, UsageError
@@ -21,6 +22,19 @@ from vmbackup.repository.points import DiskRecord
 MIB = 1 << 20
 SIZE = 8 * MIB
 KEY = {"vda": b"open sesame"}
+
+
+@pytest.fixture(autouse=True)
+def _cheap_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LUKS makes a key cost seconds of CPU, each time that it is opened."""
+    create = qcow2_target.create_options
+
+    def cheap(options: ImageOptions) -> list[str]:
+        *rest, last = create(options)
+        prefix = "" if options.driver == "luks" else "encrypt."
+        return [*rest, f"{last},{prefix}iter-time=10" if options.passphrase else last]
+
+    monkeypatch.setattr(qcow2_target, "create_options", cheap)
 
 
 @pytest.fixture
