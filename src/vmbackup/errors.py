@@ -13,6 +13,7 @@ VmbackupError                     1  failed
 │   ├── ScratchFullError          1  no space for scratch files
 │   └── QuiesceError              1  the guest could not be frozen, and that was required
 ├── TargetError                   1  the place to restore to is in the way, too small or full
+├── GuestFilesError               1  the guest's file systems cannot be looked into
 └── ServiceError                  1  the service does not run, or does not answer
 """
 
@@ -116,6 +117,12 @@ class TargetError(VmbackupError):
     """The place to restore to is in the way, in use, too small or full. No half-written file was left."""
 
     kind = "target"
+
+
+class GuestFilesError(VmbackupError):
+    """The guest's file systems cannot be looked into: encrypted, unknown, or what reads them lacks."""
+
+    kind = "guest_files"
 
 
 class ServiceError(VmbackupError):
