@@ -18,7 +18,8 @@ from vmbackup.cli.options import Command, State, global_options
 from vmbackup.errors import UsageError
 
 COMMANDS = (
-    *("init", "doctor", "backup", "list", "show", "info", "restore", "serve", "drill", "verify", "repair", "copy"),
+    *("init", "doctor", "backup", "list", "show", "info", "restore", "serve", "files", "drill", "verify", "repair"),
+    "copy",
     *("forget", "prune", "purge", "recover", "key", "residency", "daemon", "status", "run", "cancel"),
 )
 

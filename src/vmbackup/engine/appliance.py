@@ -1,4 +1,4 @@
-"""The small Linux that libguestfs starts to look into disks: made of this host's kernel and programs, kept in the cache.
+"""The small Linux in which libguestfs looks into disks: made of this host's kernel and programs, kept in the cache.
 
 libguestfs would make it itself, but as the user that reads the disks; that one must not be able to change it, and may
 not read every host's kernel.
@@ -36,6 +36,9 @@ def appliance(cache_dir: Path) -> Path:
     for name in ("kernel", "initrd", "root"):
         (made / name).chmod(0o644)
     made.chmod(0o755)
+    # supermin looks at the oldest of them to see whether they are up to date, and the kernel's copy is as old as that.
+    time = (made / "root").stat().st_mtime_ns
+    os.utime(made / "kernel", ns=(time, time))
     (made / "README.fixed").touch(0o644)  # tells libguestfs that it is whole
     return made
 

@@ -1,4 +1,4 @@
-"""Which file systems a guest's disks hold, and where the guest has them: names, /etc/fstab, kinds. No input or output."""
+"""Which file systems a guest's disks hold, and where the guest has them: names, kinds, /etc/fstab. Pure."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -63,7 +63,7 @@ class Mount:
 
 
 def guest_name(name: str, targets: Sequence[str]) -> str:
-    """libguestfs's /dev/sda2 as the guest has it, /dev/vda2; other names (volumes) are the same in both."""
+    """The guest's /dev/vda2 for libguestfs's /dev/sda2; other names (volumes) are the same in both."""
 
     def named(match: re.Match[str]) -> str:
         number = 0
@@ -132,6 +132,6 @@ def with_points(known: Sequence[FileSystem], tree: Sequence[Mount]) -> list[File
 def elsewhere(path: str, entries: Iterable[FstabEntry], tree: Sequence[Mount]) -> FstabEntry | None:
     """The entry of /etc/fstab that a path lies on, if that file system is not here."""
     here = {mount.point for mount in tree}
-    above = [e for e in entries if e.point == "/" or path == e.point or path.startswith(f"{e.point}/")]
+    above = [e for e in entries if e.point in ("/", path) or path.startswith(f"{e.point}/")]
     nearest = max(above, key=lambda e: len(e.point), default=None)
     return nearest if nearest is not None and nearest.point not in here else None

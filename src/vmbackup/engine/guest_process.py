@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pwd
+import re
 import socket
 import stat
 import subprocess
@@ -30,6 +31,7 @@ _STOP_SECONDS = 10.0
 _MOST_ANSWER = 16 << 20  # bytes of an answer: file systems of thousands of volumes
 _MOST_LINE = 64 << 10  # bytes of an entry of a folder: a name and a link's target, escaped
 _MOST_ENTRIES = 2_000_000
+_PASSED_ON = {"LIBGUESTFS_HV", "LIBGUESTFS_DEBUG", "LIBGUESTFS_TRACE"}
 _ENOENT, _ENOTDIR = 2, 20
 
 
@@ -79,6 +81,16 @@ def _nobody() -> dict[str, Any]:
     return {"uid": user.pw_uid, "gid": user.pw_gid, "groups": groups}
 
 
+def _can_virtualise() -> bool:
+    """False where /dev/kvm is there and of no use: a virtual machine would hang. Others than x86 are asked by QEMU."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return True
+    flags = re.search(r"^flags\b.*", text, re.MULTILINE)
+    return flags is None or re.search(r"\b(vmx|svm)\b", flags[0]) is not None
+
+
 class GuestProcess:
     """The process, from start to end of a block. Raises GuestFilesError, GuestRefusal for what can be refused."""
 
@@ -90,10 +102,11 @@ class GuestProcess:
         root = [] if run.identity else ["--user", "--map-current-user"]
         program = [sys.executable, "-P", "-m", "vmbackup.engine.guestfs_worker", str(theirs.fileno())]
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": str(run.work)}
-        environment |= {"TMPDIR": str(run.work)} | {k: v for k, v in os.environ.items() if k == "LIBGUESTFS_HV"}
+        environment |= {"TMPDIR": str(run.work), "XDG_RUNTIME_DIR": str(run.work)}
+        environment |= {k: v for k, v in os.environ.items() if k in _PASSED_ON}
         try:
             self._process = subprocess.Popen(
-                ["unshare", *root, *_NAMESPACES, *program],
+                ["setpriv", "--pdeathsig", "KILL", "unshare", *root, *_NAMESPACES, *program],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
@@ -103,7 +116,7 @@ class GuestProcess:
                 start_new_session=True,  # Ctrl-C ends us, and we end it
             )
         except FileNotFoundError:
-            raise GuestFilesError("unshare is not installed", "apt install util-linux") from None
+            raise GuestFilesError("setpriv is not installed", "apt install util-linux") from None
         finally:
             theirs.close()
         self._buffer = b""
@@ -126,7 +139,8 @@ class GuestProcess:
     def start(self, appliance: Path, exports: list[str]) -> None:
         """Starts the virtual machine with these disks, in this order."""
         identity = self._run.identity
-        given = {"appliance": str(appliance), "inside": str(self._run.inside), "identity": identity}
+        given: dict[str, Any] = {"appliance": str(appliance), "inside": str(self._run.inside), "identity": identity}
+        given["emulated"] = not _can_virtualise()
         try:
             self.ask("start", **given, work=str(self._run.work), socket=str(self._run.socket), exports=exports)
         except GuestRefusal as error:
@@ -143,7 +157,7 @@ class GuestProcess:
 
     def entries(self, path: str) -> list[dict[str, Any]]:
         """What is in a folder."""
-        found = []
+        found: list[dict[str, Any]] = []
         with self.data("list", path) as file:
             while line := file.readline(_MOST_LINE):
                 if len(found) >= _MOST_ENTRIES or not line.endswith(b"\n"):
@@ -184,7 +198,7 @@ class GuestProcess:
         line, _, self._buffer = self._buffer.partition(b"\n")
         answer = json.loads(line)
         if "error" in answer:
-            raise GuestRefusal(str(answer["error"]), int(answer["errno"]))
+            raise GuestRefusal(f"the guest's file system cannot be read: {answer['error']}", int(answer["errno"]))
         return answer["ok"]
 
     def _gone(self) -> GuestFilesError:

@@ -1,8 +1,8 @@
 """The process that looks into guests' file systems: what it reads may be made to attack it.
 
 Started by guest_process.py in namespaces of its own, without network and with nothing of our environment; it gives up
-root before it opens a disk. Requests are lines of JSON on a socket, answers too; what is large comes through a pipe that
-is handed over beside the answer. Names are UTF-8, other bytes as Python's surrogates.
+root before it opens a disk. Requests are lines of JSON on a socket, answers too; what is large comes through a pipe
+that is handed over beside the answer. Names are UTF-8, other bytes as Python's surrogates.
 """
 
 import contextlib
@@ -19,9 +19,16 @@ from vmbackup.engine.guestfs import Guestfs, GuestfsError, Stat, load_library
 
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38  # linux/prctl.h
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 32, 4096  # linux/mount.h
-# What a journal that is replayed, and the appliance's own notes, may take on disk: nothing is ever written to a guest's.
+# Bytes that a replayed journal and the appliance's own notes may take here: nothing is written to a guest's disk.
 _MOST_WRITTEN = 2 << 30
 _BATCH = 1000  # entries of a folder that are asked for together
+_TAGS = {
+    "type": b"TYPE",
+    "label": b"LABEL",
+    "uuid": b"UUID",
+    "partuuid": b"PART_ENTRY_UUID",
+    "partlabel": b"PART_ENTRY_NAME",
+}
 _LINK = 0o120000
 _FORMAT = 0o170000
 
@@ -106,25 +113,26 @@ class Worker:
         library = load_library()
         shut_in(given["appliance"], given["inside"], given["identity"])
         shown = given["inside"] if given["identity"] and given["appliance"] else given["appliance"]
-        self._guest = Guestfs(library, given["work"], shown)
+        self._guest = Guestfs(library, given["work"], shown, emulated=given["emulated"])
         for export in given["exports"]:
             self._guest.add_nbd(given["socket"], export)
         self._guest.launch()
 
     def do_filesystems(self) -> list[dict[str, Any]]:
         """All that can be told before anything is mounted."""
-        return [self._filesystem(name, kind) for name, kind in self.guest.filesystems().items()]
+        found = map(self._filesystem, self.guest.devices())
+        return [fs for fs in found if fs is not None]
 
-    def _filesystem(self, mountable: bytes, kind: bytes) -> dict[str, Any]:
-        device = self.guest.device_of(mountable)
+    def _filesystem(self, device: bytes) -> dict[str, Any] | None:
         told: dict[bytes, bytes] = {}
-        with contextlib.suppress(GuestfsError):  # of what nothing is known
+        size = 0
+        with contextlib.suppress(GuestfsError):  # a volume that lacks a disk
+            size = self.guest.size(device)
             told = self.guest.blkid(device)
-        names = {"label": b"LABEL", "uuid": b"UUID", "partuuid": b"PART_ENTRY_UUID", "partlabel": b"PART_ENTRY_NAME"}
-        tags = {name: text_of(told.get(tag, b"")) for name, tag in names.items()}
-        kind = told.get(b"TYPE", kind) if kind == b"unknown" else kind
-        sizes = {"size": self.guest.size(device)}
-        return {"mountable": text_of(mountable), "device": text_of(device), "type": text_of(kind), **tags, **sizes}
+        if b"TYPE" not in told and b"PTTYPE" in told:  # holds partitions, which are told of themselves
+            return None
+        tags = {name: text_of(told.get(tag, b"")) for name, tag in _TAGS.items()}
+        return {"mountable": text_of(device), "size": size, **tags, "type": tags["type"] or "unknown"}
 
     def do_mount(self, options: str, mountable: str, point: str) -> None:
         """Read-only, if the options say so."""
