@@ -182,7 +182,7 @@ class _Tree:
 
     def fill(self, archive: BinaryIO) -> None:
         """Raises GuestFilesError, OSError."""
-        source = _WithEnd(archive)
+        source: Any = _WithEnd(archive)
         given: dict[str, Any] = {"tarinfo": _Member, "encoding": "utf-8", "errors": "surrogateescape"}
         try:
             with tarfile.open(fileobj=source, mode="r|", **given) as members:
