@@ -15,6 +15,8 @@ PACKAGES += qemu-system-x86 qemu-utils libnbd-bin
 PACKAGES += ovmf swtpm swtpm-tools
 # To make the demo's guest.
 PACKAGES += debootstrap e2fsprogs
+# To look into guests' file systems with, and to make some.
+PACKAGES += libguestfs0 libguestfs-xfs xfsprogs ntfs-3g dosfstools mtools lvm2
 # To look at the page with: 64 MB to fetch, 225 MB on disk.
 PACKAGES += chromium-headless-shell
 # To check metrics, alert rules and what becomes of them; their services are not wanted.

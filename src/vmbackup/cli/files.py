@@ -121,10 +121,11 @@ class _Survey(_Report):
         if not self._found:
             say("The disk has no file system.")
             return
-        rows = [
-            (_flat(fs.device), _flat(fs.type) or "-", _flat(fs.label) or "-", format_size(fs.size), _flat(fs.mount_point or fs.remark or "-"))
-            for fs in self._found
-        ]
+        rows = []
+        for fs in self._found:
+            where = fs.mount_point or fs.remark or "-"
+            texts = [_flat(text) for text in (fs.device, fs.type or "-", fs.label or "-", format_size(fs.size), where)]
+            rows.append(texts)
         say(table(("DEVICE", "TYPE", "LABEL", "SIZE", "MOUNTED AT"), rows, right=("SIZE",)))
 
 

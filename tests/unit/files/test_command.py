@@ -91,8 +91,8 @@ def test_file_systems(run: Run, made_up: MadeUp) -> None:
     lines = [line.split() for line in out.splitlines()]
     assert lines == [
         ["DEVICE", "TYPE", "LABEL", "SIZE", "MOUNTED", "AT"],
-        ["/dev/vda1", "ext4", "ro?[31mot", "1", "GiB", "/"],
-        ["/dev/vda2", "crypto_LUKS", "-", "2", "GiB", "encrypted"],
+        ["/dev/vda1", "ext4", "ro?[31mot", "1.00", "GiB", "/"],
+        ["/dev/vda2", "crypto_LUKS", "-", "2.00", "GiB", "encrypted"],
     ]
     assert made_up.asked == [("guest", ("vda", "vdb"))]
 
@@ -131,7 +131,7 @@ def test_a_folder_for_programs(run: Run, made_up: MadeUp) -> None:
 def test_get(run: Run, made_up: MadeUp, tmp_path: Path) -> None:
     code, out, err = run("get", "/etc", "/root/x", "--output", str(tmp_path / "out"))
     assert (code, err) == (0, "")
-    assert out == f"3 files, 2 KiB, in {tmp_path / 'out'}\n"
+    assert out == f"3 files, 2.00 KiB, in {tmp_path / 'out'}\n"
     assert made_up.asked[-1] == (("/etc", "/root/x"), tmp_path / "out")
 
 
