@@ -10,7 +10,6 @@ import pytest
 
 from vmbackup.hypervisor.firmware import installed_firmware
 
-
 SECURE = ("secure-boot", "enrolled-keys")
 
 

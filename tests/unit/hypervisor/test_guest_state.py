@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -32,8 +33,12 @@ def written(root: Path) -> dict[str, bytes]:
 
 
 def test_what_a_guest_has_is_written(folders: Path) -> None:
-    """For its owner only; the folders on the way may be passed."""
-    GuestState(str(folders)).put(guest(folders), DOCUMENTS, None)
+    """For its owner only; the folders on the way may be passed, whatever the umask."""
+    umask = os.umask(0o077)
+    try:
+        GuestState(str(folders)).put(guest(folders), DOCUMENTS, None)
+    finally:
+        os.umask(umask)
     state = f"swtpm/{UUID}/tpm2/tpm2-00.permall"
     assert written(folders.parent) == {"qemu/nvram/g_VARS.fd": b"variables", state: b"keys"}
     modes = {path: stat.S_IMODE((folders.parent / path).stat().st_mode) for path in (state, "swtpm", f"swtpm/{UUID}")}

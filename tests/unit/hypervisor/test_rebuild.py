@@ -153,6 +153,7 @@ UBUNTU = {"q35": "pc-q35-noble", **{name: name for name in ("pc-q35-noble", "pc-
         ("pc-q35-rhel9.4.0", MACHINES, "pc-q35-7.2"),
         ("pc-q35-jammy-hpb", MACHINES, "pc-q35-7.2"),
         ("pc-q35-8.1+pve0", MACHINES, "pc-q35-7.2"),
+        ("pc-q35-7.1+pve0", MACHINES, "pc-q35-7.1"),
         ("pc-i440fx-8.1+pve0", MACHINES, "pc-i440fx-7.2"),
         ("pc-i440fx-2.4", MACHINES, "pc-i440fx-7.2"),
         ("pc-0.15", MACHINES, "pc-i440fx-7.2"),
@@ -291,7 +292,7 @@ def test_an_export() -> None:
         _, root = rebuilt("windows", host, disks={"vda": NewDisk(source, "raw")}, networks=None)
         disk = root.find("./devices/disk")
         assert disk is not None
-        assert disk.get("type") == "network"
+        assert (disk.get("type"), attribute(disk, "driver", "type")) == ("network", "raw")
         assert disk.find("./driver/metadata_cache") is None, "a cache of qcow2's tables"
         assert attribute(disk, "./source/host", "socket") == "/run/served.sock"
         assert (disk.find("./source/reconnect[@delay='60']") is not None) == waits
@@ -492,6 +493,28 @@ def test_variables_fit_one_size_of_firmware() -> None:
     assert "install" in made.lacking[0].hint
 
 
+def test_secure_boot_is_not_given_up() -> None:
+    """Nor forced on a guest that had none."""
+    secure, plain = FIRMWARE[2], FIRMWARE[0]
+    for only, had, found in ((plain, True, False), (secure, False, False), (secure, True, True), (plain, False, True)):
+        xml = (GUESTS / "windows.xml").read_text()
+        made, _ = rebuilt(xml if had else xml.replace("secure='yes' ", ""), replace(DEBIAN, firmware=(only,)))
+        assert ("firmware" not in {lack.kind for lack in made.lacking}) == found
+
+
+def test_variables_elsewhere() -> None:
+    """As newer libvirts tell of a file, or of a volume on the network: here they are a plain file."""
+    old = "format='raw'>/var/lib/libvirt/qemu/nvram/dc1_VARS.fd</nvram>"
+    xml = (GUESTS / "windows.xml").read_text()
+    assert old in xml
+    xml = xml.replace(old, "type='file'><source file='/old/dc1_VARS.fd'/></nvram>")
+    made, root = rebuilt(xml, replace(DEBIAN, present=lambda _p: True), networks=None, nvram=NVRAM, nvram_bytes=1)
+    nvram = root.find("./os/nvram")
+    assert nvram is not None
+    assert (nvram.text, nvram.get("type"), list(nvram)) == (str(NVRAM), None, [])
+    assert made.nvram == NVRAM
+
+
 def test_firmware_that_is_here_stays() -> None:
     made, root = rebuilt("windows", replace(DEBIAN, present=lambda _p: True), networks=None, nvram=NVRAM, nvram_bytes=1)
     assert root.findtext("./os/loader") == "/usr/share/edk2/ovmf/OVMF_CODE.secboot.fd"
@@ -539,6 +562,15 @@ def test_a_tpm() -> None:
     assert made.tpm_version is None
     assert root.find("./devices/tpm") is None
     assert [lack.kind for lack in made.lacking] == ["tpm"]
+
+
+def test_a_tpm_with_its_state_elsewhere() -> None:
+    """It is brought to libvirt's own place."""
+    place = "persistent_state='yes'><source type='dir' path='/old/tpm'/></backend>"
+    xml = (GUESTS / "windows.xml").read_text().replace("persistent_state='yes'/>", place)
+    made, root = rebuilt(xml, networks=None, tpm=True)
+    assert "/old/tpm" not in made.xml
+    assert attribute(root, "./devices/tpm/backend", "persistent_state") == "yes"
 
 
 def test_a_tpm_whose_state_is_encrypted() -> None:
