@@ -55,6 +55,16 @@ def passphrase_of(name: str, repository: "RepositoryConfig", *, confirm: bool = 
     return read_passphrase(name, repository, ask=ask if sys.stdin.isatty() else None)
 
 
+def check_unattended(name: str, repository: "RepositoryConfig") -> None:
+    """Whether a process without a terminal can open the repository. AccessError where its passphrase is typed."""
+    sources = (repository.passphrase_file, repository.passphrase_credential, repository.passphrase_command)
+    if not any(sources) and not repository.has_writer_key:
+        raise AccessError(
+            f'the passphrase of repository "{name}" is typed, and this goes on without you',
+            f"add passphrase_file to [repositories.{name}]",
+        )
+
+
 def new_passphrase(name: str, file: Path | None) -> str:
     """A further passphrase of repository `name`: out of `file`, else asked for twice on the terminal."""
     from vmbackup.config.secrets import read_passphrase_file

@@ -18,9 +18,8 @@ from vmbackup.cli.options import Command, State, global_options
 from vmbackup.errors import UsageError
 
 COMMANDS = (
-    *("init", "doctor", "backup", "list", "show", "info", "restore", "serve", "files", "drill", "verify", "repair"),
-    "copy",
-    *("forget", "prune", "purge", "recover", "key", "residency", "daemon", "status", "run", "cancel"),
+    *("init", "doctor", "backup", "list", "show", "info", "restore", "serve", "boot", "files", "drill", "verify"),
+    *("repair", "copy", "forget", "prune", "purge", "recover", "key", "residency", "daemon", "status", "run", "cancel"),
 )
 
 # Objects made between two searches for cycles. The interpreter's 700 cost 0.06 s a 1,000 restore points, and find none.

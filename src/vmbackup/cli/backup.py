@@ -110,8 +110,8 @@ def _named(host: "Host", domains: Sequence[str], name: str | None, job: "Job | N
 
 
 def _select(host: "Host", job: "Job | None") -> list[str]:
-    """The names of all domains, or of those that a job means."""
-    names = [domain.name for domain in host.domains()]
+    """The names of all domains, or of those that a job means; but of none that hangs on a repository."""
+    names = [domain.name for domain in host.own_domains()]
     if job is not None:
         names = list(filter(job.means, names))
     if not names:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vmbackup.nbd.address import ServerAddress
     from vmbackup.nbd.server import NbdServer
     from vmbackup.repository.points import Point
+    from vmbackup.repository.repository import Repository
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 _file = click.Path(dir_okay=False, path_type=Path)
@@ -31,6 +32,8 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.option("--tls-cert", metavar="FILE", type=_file, help="The server's certificate (PEM): clients must use TLS.")
 @click.option("--tls-key", metavar="FILE", type=_file, help="Its private key (PEM).")
 @click.option("--tls-client-ca", metavar="FILE", type=_file, help="Only clients with a certificate of this authority.")
+@click.option("--hold", is_flag=True, help="No prune deletes what is served, also when it is forgotten meanwhile.")
+@click.option("--saved", metavar="FILE", type=_file, hidden=True, help="Keeps the point's object for another start.")
 @click.option("--cache", metavar="SIZE", default="128MiB", show_default=True, help="Decoded data held in memory.")
 @click.pass_obj
 def command(
@@ -41,17 +44,19 @@ def command(
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_client_ca: Path | None,
+    hold: bool,
+    saved: Path | None,
     cache: str,
 ) -> int:
     """Serve the disks of POINT over NBD, read-only, an export a disk, until SIGTERM or Ctrl-C.
 
     One line of JSON on standard output tells that clients can connect, and where. POINT is an id, a prefix of it,
-    DOMAIN@latest or DOMAIN@TIME. While it is served, do not forget it and prune.
+    DOMAIN@latest or DOMAIN@TIME. While it is served, do not forget it and prune, or --hold it.
     """
     from vmbackup.cli import access
+    from vmbackup.engine.saved_point import open_point
     from vmbackup.engine.served import ServedPoint
     from vmbackup.nbd.server import NbdServer
-    from vmbackup.repository.resolve import resolve
 
     if socket is not None and listen is not None:
         raise UsageError("--socket and --listen exclude each other", "leave one of them out")
@@ -61,8 +66,10 @@ def command(
     with contextlib.ExitStack() as stack:
         address = _address(socket, listen, stack)
         repository = stack.enter_context(access.opened_repository(config, state.repository))
-        found = resolve(repository.survey(), point, domains=True)
+        found = open_point(repository, repository.survey(), point, saved)
         stack.enter_context(_stops_held_back())  # before the first thread: they inherit it
+        if hold:
+            found = _held(state, repository, found, saved, stack)
         served = stack.enter_context(contextlib.closing(ServedPoint(repository, found, cache_bytes=cache_bytes)))
         exports = dict(served.exports)
         if len(exports) == 1:  # for a client that names none
@@ -72,6 +79,23 @@ def command(
         _ready(state, server, found, cache_bytes, tls=tls is not None)
         signal.sigwait(_STOPS)
     return 0
+
+
+def _held(
+    state: State, repository: "Repository", point: "Point", saved: Path | None, stack: contextlib.ExitStack
+) -> "Point":
+    """The point, which stays to the end: it was not forgotten before the hold on it."""
+    from vmbackup.cli import access
+    from vmbackup.engine.hold import Hold
+    from vmbackup.engine.identity import host_identity
+    from vmbackup.engine.saved_point import open_point, save_point
+
+    progress = stack.enter_context(access.progress(state))
+    stack.enter_context(Hold(repository, point.lineage.group, host_identity(), progress))
+    found = open_point(repository, repository.survey(), point.key, saved)
+    if saved is not None:
+        save_point(repository, found, saved)
+    return found
 
 
 def _cache_bytes(text: str) -> int:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from vmbackup.errors import HypervisorError
+from vmbackup.hypervisor.aside import set_aside
 from vmbackup.hypervisor.begin import DOMAIN_FOLDERS, Beginner, Places
 from vmbackup.hypervisor.checks import Check, check_domain, check_host
 from vmbackup.hypervisor.connection import Connection
@@ -67,6 +68,11 @@ class Host:
     def domains(self) -> list[DomainInfo]:
         """All domains, by name."""
         return list_domains(self.connection)
+
+    def own_domains(self) -> list[DomainInfo]:
+        """Those that jobs back up: all but the ones that hang on a repository (aside.py)."""
+        aside = set_aside(self.places.state_dir)
+        return [domain for domain in self.domains() if domain.uuid not in aside]
 
     def domain(self, name_or_uuid: str) -> DomainInfo:
         """One domain. Raises DomainNotFound, whose hint names near ones."""
