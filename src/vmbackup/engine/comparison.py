@@ -20,7 +20,8 @@ from vmbackup.repository.nodes import ZERO
 
 # Bytes that one thread compares at a time: long enough that Python's part is small.
 _UNIT = 2 << 20
-_AHEAD = 4  # units a thread that wait for one
+_AHEAD = 2  # units a thread that wait for one
+_THREADS = 2  # a core: while one waits for the disk another one hashes
 
 Advance = Callable[[int], None]
 
@@ -48,7 +49,7 @@ class Comparison:
     """Finds the chunks of an image that are not as a restore point has them."""
 
     def __init__(self, disk_map: DiskMap, image: LocalImage, workers: int) -> None:
-        self._map, self._image, self._workers = disk_map, image, workers
+        self._map, self._image, self._threads = disk_map, image, _THREADS * workers
         self._ids, self._nodes = ChunkIds(disk_map), MapReader(disk_map)
         self._size, self._end = disk_map.disk.chunk_size, disk_map.disk.virtual_size
         self._step = max(1, _UNIT // self._size)
@@ -59,7 +60,7 @@ class Comparison:
         free: queue.SimpleQueue[_Comparer] = queue.SimpleQueue()
         comparers = []
         try:
-            for _ in range(self._workers):
+            for _ in range(self._threads):
                 comparers.append(_Comparer(self._image.open_reader(), self._size, self._step))
                 free.put(comparers[-1])
             every = [(0, self._map.disk.root.chunks)]
@@ -84,11 +85,11 @@ class Comparison:
                 free.put(comparer)
 
         pending: deque[tuple[_Unit, Future[list[int]]]] = deque()
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="compare") as pool:
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="compare") as pool:
             try:
                 for unit in self._units(ranges, advance):
                     pending.append((unit, pool.submit(compare, unit)))
-                    if len(pending) > _AHEAD * self._workers:
+                    if len(pending) > _AHEAD * self._threads:
                         self._take(*pending.popleft(), found, advance)
                 while pending:
                     self._take(*pending.popleft(), found, advance)

@@ -8,7 +8,7 @@ from vmbackup.engine.nbd_target import NbdTarget
 from vmbackup.engine.qemu_img import run_tool
 from vmbackup.engine.qemu_secret import QemuSecret
 
-_SPARE = 4  # connections beside those of the workers, which read and write
+_EACH, _SPARE = 4, 4  # connections a worker, which compares and writes, and beside
 
 
 class ImageServer(NbdTarget):
@@ -29,7 +29,7 @@ class ImageServer(NbdTarget):
     ) -> None:
         options = [*(["--read-only"] if read_only else []), *([f"--bitmap={bitmap}"] if bitmap else [])]
         served = served_image(path, driver, encrypted=secret is not None)
-        super().__init__(path, [*options, *served], 2 * workers + _SPARE, secret=secret)
+        super().__init__(path, [*options, *served], _EACH * workers + _SPARE, secret=secret)
         self.driver, self.read_only = driver, read_only
         self._encrypted = secret is not None
         self._image: ServedImage | None = None

@@ -216,10 +216,15 @@ class _Work:
             one.check_ready()
         if differing:
             self._mark(differing)
-        for one in differing:
-            one.write(self._progress)
-        for one in work:
-            one.finish()
+        try:
+            for one in differing:
+                one.write(self._progress)
+            for one in work:
+                one.finish()
+        except BaseException:
+            targets = ", ".join(one.target for one in differing)
+            self._progress.note(f"half restored: {targets}. Do not start the guest: run this command again to go on")
+            raise
         if any(one.unfit for one in work) or not self._guest.bitmaps_fit(one.target for one in work):
             self._guest.drop_checkpoints()
         self._guest.whole(one.target for one in work)

@@ -1,9 +1,10 @@
 """An image of this host that is compared with a restore point: where it has data, and the data."""
 
+import errno
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -15,6 +16,7 @@ from vmbackup.nbd.errors import NbdError
 from vmbackup.nbd.extents import Kind, extents
 
 _UNKNOWN = -1
+_BLOCK = 4096  # bytes: what O_DIRECT wants places in file and memory to be multiples of
 
 
 class Region(NamedTuple):
@@ -93,8 +95,7 @@ class MappedImage(ServedImage):
         super().__init__(path, nbd)
         self._format = image_format
         with reading(path):
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            self._fds = (os.open(path, os.O_RDONLY | os.O_CLOEXEC), _open_direct(path))
 
     def regions(self, start: int, end: int) -> Iterator[Region]:
         """See LocalImage."""
@@ -120,33 +121,63 @@ class MappedImage(ServedImage):
 
     def open_reader(self) -> RegionReader:
         """See LocalImage."""
-        return _MappedReader(self.path, self._fd, super().open_reader())
+        return _MappedReader(self.path, self._fds, super().open_reader)
 
     def close(self) -> None:
         """Closes the file too."""
         super().close()
-        os.close(self._fd)
+        for fd in self._fds:
+            if fd >= 0:
+                os.close(fd)
 
 
 class _MappedReader:
-    def __init__(self, path: Path, fd: int, served: RegionReader) -> None:
-        self._path, self._fd, self._served = path, fd, served
+    """What lies in the page cache is taken from there; all else is read past it, for a tenth of the CPU."""
+
+    def __init__(self, path: Path, fds: tuple[int, int], open_served: Callable[[], RegionReader]) -> None:
+        self._path, self._open_served = path, open_served
+        self._cached, self._direct = fds
+        self._served: RegionReader | None = None
 
     def read(self, region: Region, buffer: memoryview) -> None:
         if region.host == _UNKNOWN:
+            self._served = self._served or self._open_served()
             self._served.read(region, buffer)
             return
         done = 0
         with reading(self._path):
             while done < len(buffer):
-                count = os.preadv(self._fd, [buffer[done:]], region.host + done)
+                aligned = not (region.offset + done) % _BLOCK
+                count = self._some(buffer[done:], region.host + done, aligned=aligned)
                 if not count:  # the file's last cluster may be cut short
                     buffer[done:] = bytes(len(buffer) - done)
                     return
                 done += count
 
+    def _some(self, view: memoryview, offset: int, *, aligned: bool) -> int:
+        """Reads at least a byte, unless the file ends. `aligned`: the memory is fit for O_DIRECT."""
+        try:
+            return os.preadv(self._cached, [view], offset, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                raise
+        if aligned and self._direct >= 0 and not offset % _BLOCK and not len(view) % _BLOCK:
+            return os.preadv(self._direct, [view], offset)
+        return os.preadv(self._cached, [view], offset)
+
     def close(self) -> None:
-        self._served.close()
+        if self._served is not None:
+            self._served.close()
+
+
+def _open_direct(path: Path) -> int:
+    """For reads past the page cache; -1 where the file system has none (tmpfs)."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return -1
 
 
 def _region(entry: dict[str, int | bool]) -> Region:

@@ -11,7 +11,7 @@ from vmbackup.engine.chosen_disks import choose_disks
 from vmbackup.engine.disk_copy import DiskCopy
 from vmbackup.engine.documents import new_documents, write_documents
 from vmbackup.engine.image_options import ImageWishes, image_options
-from vmbackup.engine.new_files import NewFiles, there_already
+from vmbackup.engine.new_files import NewFiles, is_in_the_way, there_already
 from vmbackup.engine.overlay_target import OverlayTarget
 from vmbackup.engine.pipeline import default_workers
 from vmbackup.engine.qcow2_target import Qcow2Target
@@ -104,11 +104,13 @@ def restore_chain(
     last = points[-1]
     chains = [_levels(points, disk) for disk in choose_disks(last, options.disks)]
     for level in (level for chain in chains for level in chain):
-        if (options.output / level.name).exists():
+        if is_in_the_way(options.output, level.name):
             raise there_already(options.output / level.name)
     documents = new_documents(options.output, repository.documents(last))
     maker = _Maker(repository, options, progress)
     with NewFiles(options.output) as files:
+        for level in (level for chain in chains for level in chain):
+            (options.output / level.name).unlink(missing_ok=True)  # named by a restore that was killed as it did
         made = [maker.make(level, files) for chain in chains for level in chain]
         write_documents(files, documents)
         files.publish()

@@ -13,6 +13,7 @@ from vmbackup.hypervisor.begin import Places, domain_folder
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.disks import DomainDisk, read_disks
 from vmbackup.hypervisor.domains import handle
+from vmbackup.hypervisor.half_done import HalfDoneStore
 from vmbackup.hypervisor.intents import IntentStore
 from vmbackup.hypervisor.locks import DomainLock
 from vmbackup.hypervisor.names import PREFIX
@@ -54,10 +55,12 @@ def check_host(connection: Connection, places: Places) -> list[Check]:
 
 def check_domain(connection: Connection, places: Places, store: IntentStore, info: DomainInfo) -> list[Check]:
     """The conditions of one domain and its disks; changes nothing."""
+    half_done = _half_done(places, info)
     if not info.active:
         fix = f"virsh start {shlex.quote(info.name)}"
-        return [Check("running", info.name, "warn", f"it is {info.state}: only a running domain is backed up", fix)]
-    found = [Check("running", info.name, "ok", f"it is {info.state}")]
+        off = Check("running", info.name, "warn", f"it is {info.state}: only a running domain is backed up", fix)
+        return half_done or [off]
+    found = [Check("running", info.name, "ok", f"it is {info.state}"), *half_done]
     try:
         lock = DomainLock(places.state_dir, info.uuid, info.name)
     except JobConflictError as error:
@@ -87,6 +90,21 @@ def _domain(raw: Any, domain: Any, places: Places, info: DomainInfo) -> Iterator
     for disk in read_disks(raw, domain):
         yield _disk(info, disk)
     yield from _checkpoints(domain, info)
+
+
+def _half_done(places: Places, info: DomainInfo) -> list[Check]:
+    """Disks that a restore in place has left half changed: such a guest is not to be started."""
+    mark = HalfDoneStore(places.state_dir).of(info.uuid)
+    if mark.unreadable:
+        message = "a restore in place was not finished, and its record cannot be read"
+        return [Check("half-restored", info.name, "fail", message, f"vmbackup purge {shlex.quote(info.name)}")]
+    return [
+        Check(
+            "half-restored", f"{info.name} {target}", "fail", f"a restore in place to {point} was not finished",
+            f"with the guest off: vmbackup restore {point} --in-place --disk {target}",
+        )
+        for target, point in sorted(mark.disks.items())
+    ]  # fmt: skip
 
 
 def _agent(domain: Any, info: DomainInfo) -> Check:

@@ -186,6 +186,21 @@ def test_what_is_there_is_not_replaced(kit: RamKit, tmp_path: Path) -> None:
     assert taken.read_text() == "mine"
 
 
+def test_a_kill_as_the_names_are_given(kit: RamKit, tmp_path: Path) -> None:
+    """What has both names is made again; no leftover stays."""
+    kit.disk().write(0, b"new")
+    kit.backup()
+    folder = tmp_path / "out"
+    files = make(kit, folder)
+    names = sorted(os.listdir(folder))
+    for file in files:
+        os.link(file.path, f"{file.path}.partial")
+    files[1].path.unlink()
+    (folder / "domain.xml").unlink()
+    check(kit, make(kit, folder))
+    assert sorted(os.listdir(folder)) == names
+
+
 def test_a_beginning_that_cannot_be_meant(kit: RamKit) -> None:
     """A newer point, or another guest's."""
     kit.backup()
