@@ -135,6 +135,8 @@ class _Run:
             report = drill(self.host, self.repository, point, self._options(point), self.progress, Clocks())
         except DrillFailedError as error:
             self._tell(error.report)
+            if not self.state.json:
+                error.hint = error.report.advice  # what the console showed is told already
             raise
         self._tell(report)
 

@@ -58,7 +58,10 @@ class DrillOptions:
 
 @dataclass
 class DrillReport:
-    """What a drill saw. `console`: its last lines; `picture`: of the screen, as PNG; `left_out`: see Isolated."""
+    """What a drill saw. `console`: its last lines; `picture`: of the screen, as PNG; `left_out`: see Isolated.
+
+    `advice`: what to do about a problem, "" where nothing is known to help.
+    """
 
     point: str
     domain: str
@@ -68,6 +71,7 @@ class DrillReport:
     console: list[str] = field(default_factory=list)
     picture: bytes | None = None
     left_out: tuple[str, ...] = ()
+    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ def drill(
         report, problem = _Drill(host, repository, point, options, clocks).carry_out(bench, owner)
     drills.record(repository, point, report.seen)
     if problem is not None:
+        report.advice = problem.hint
         raise DrillFailedError(problem.message, problem.hint or _shown(report), report)
     return report
 

@@ -57,26 +57,28 @@ class Checker:
         self._windows: bool | None = None
 
     def run(self, checks: Sequence[Check], seconds: float, between: Callable[[], None]) -> list[Checked]:
-        """All of them, each asked again until it holds or `seconds` are over for all together.
+        """All of them, those that do not hold again and again until they do, or `seconds` are over for all together.
 
         `between` is called before each look, and may raise where the guest is gone.
         """
         deadline = self._clock() + seconds
-        return [Checked(check, self._held(check, deadline, between)) for check in checks]
-
-    def _held(self, check: Check, deadline: float, between: Callable[[], None]) -> str | None:
-        look = {"service": self._service, "file": self._file, "command": self._command}[check.kind]
-        while True:
-            between()
-            try:
-                problem = look(check.subject, deadline, between)
-            except (AgentSilentError, AgentRefusedError) as error:
-                problem = error.message
-            except (KeyError, TypeError, ValueError, AttributeError):
-                problem = "the guest agent's answer makes no sense"
-            if problem is None or self._clock() >= deadline:
-                return problem
+        problems = {check: self._look(check, deadline, between) for check in checks}
+        while any(problems.values()) and self._clock() < deadline:
             self._sleep(_PAUSE)
+            again = [check for check, problem in problems.items() if problem]
+            problems |= {check: self._look(check, deadline, between) for check in again}
+        return [Checked(check, problems[check]) for check in checks]
+
+    def _look(self, check: Check, deadline: float, between: Callable[[], None]) -> str | None:
+        """Why it does not hold now; None where it does."""
+        look = {"service": self._service, "file": self._file, "command": self._command}[check.kind]
+        between()
+        try:
+            return look(check.subject, deadline, between)
+        except (AgentSilentError, AgentRefusedError) as error:
+            return error.message
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return "the guest agent's answer makes no sense"
 
     def _service(self, subject: Sequence[str], deadline: float, between: Callable[[], None]) -> str | None:
         if self._windows is None:

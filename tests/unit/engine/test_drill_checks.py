@@ -115,6 +115,18 @@ def test_it_is_asked_again_until_the_time_is_over(guest: Guest) -> None:
     assert guest.run(SSH, seconds=3) == ["is activating"]
 
 
+def test_one_that_never_holds_takes_no_time_from_the_others(guest: Guest) -> None:
+    """They are asked in turn: a service that comes up meanwhile holds."""
+    guest.files = set()
+
+    def answer() -> dict[str, Any]:
+        return ended(0, b"active\n" if guest.now > 5 else b"activating\n")()
+
+    guest.commands["systemctl"] = answer
+    guest.commands["/bin/ready"] = lambda: {"exited": False} if guest.now < 3 else ended()()
+    assert guest.run(HOSTNAME, SSH, READY, seconds=10)[1:] == [None, None]
+
+
 def test_a_command_that_never_ends(guest: Guest) -> None:
     guest.commands["/bin/ready"] = lambda: {"exited": False}
     assert guest.run(READY, HOSTNAME, seconds=5) == ["it has not ended", None]
