@@ -47,8 +47,16 @@ def _loader(draft: Draft, os: Element) -> None:
         _other_loader(draft, os, path)
     elif not path and os.get("firmware") == "efi" and draft.wishes.nvram_bytes:
         _loader_of_that_size(draft, os)
+    elif path:
+        _chosen_already(os)
     if uses_uefi(os):
         _nvram(draft, os)
+
+
+def _chosen_already(os: Element) -> None:
+    """A newer libvirt (from 9.2) tells what it chose beside that it may choose; an older one refuses both together."""
+    os.attrib.pop("firmware", None)
+    drop(os, "firmware")
 
 
 def _other_loader(draft: Draft, os: Element, path: str) -> None:
@@ -106,10 +114,10 @@ def _secure(os: Element) -> bool:
 
 
 def _set_loader(os: Element, chosen: Firmware) -> None:
-    """The explicit form, which every libvirt takes; one that chooses itself may refuse a path beside it."""
-    os.attrib.pop("firmware", None)
+    """The explicit form, which every libvirt takes."""
+    _chosen_already(os)
     secure = {"secure": "yes"} if chosen.secure_boot else {}
-    drop(os, "loader", "firmware")
+    drop(os, "loader")
     loader = element("loader", {"readonly": "yes", **secure, "type": "pflash"}, chosen.executable)
     kind = os.find("type")
     os.insert(list(os).index(kind) + 1 if kind is not None else 0, loader)

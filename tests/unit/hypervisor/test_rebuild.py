@@ -536,6 +536,16 @@ def test_firmware_that_libvirt_chooses() -> None:
     assert made.nvram is None
 
 
+def test_what_a_newer_libvirt_chose() -> None:
+    """It tells the choice and its path; an older one refuses both together, and takes the path."""
+    host = replace(DEBIAN, present=lambda _path: True)
+    made, root = rebuilt("debian-13", host, networks=None, nvram=NVRAM, nvram_bytes=540672, tpm=True)
+    assert (root.find("./os/firmware"), attribute(root, "os", "firmware")) == (None, None)
+    assert root.findtext("./os/loader") == "/usr/share/OVMF/OVMF_CODE_4M.ms.fd"
+    assert attribute(root, "./os/loader", "secure") == "yes"
+    assert made.nvram == NVRAM
+
+
 def test_variables_that_were_not_kept() -> None:
     """The guest starts with the template's, and that is said."""
     made, root = rebuilt("windows", networks=None)
