@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.unit.cli.conftest import Run
+from tests.unit.cli.serving import Served, passphrase_beside
 from tests.unit.engine.kit import RamKit
 from vmbackup.nbd import ConnectFailed, NbdClient
 from vmbackup.nbd.protocol import BASE_ALLOCATION
 
 SIZE = 300_000
 
-Serve = Callable[..., "Served"]
-
-
-class Served:
-    """The command in a process of its own, as far as its ready line."""
-
-    def __init__(self, config: Path, *args: str) -> None:
-        command = [sys.executable, "-m", "vmbackup.cli", "--config", str(config), "serve", *args]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self.process.stdout
-        self.line = self.process.stdout.readline()
-
-    @property
-    def ready(self) -> dict[str, Any]:
-        return json.loads(self.line)
-
-    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
-        self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=30)
-        return self.process.returncode, out, err
+Serve = Callable[..., Served]
 
 
 @pytest.fixture
@@ -48,10 +26,7 @@ def kit(tmp_path: Path, config_file: Path) -> RamKit:
     made.disk().write(0, os.urandom(100_000))
     made.disk("sdb").write(9, b"other")
     made.backup()
-    secrets = tmp_path / "secrets"
-    secrets.mkdir(mode=0o700)
-    (secrets / "passphrase").write_text("a passphrase for tests\n")
-    (secrets / "passphrase").chmod(0o600)
+    passphrase_beside(tmp_path)
     return made
 
 
