@@ -10,7 +10,7 @@ from vmbackup.nbd.greeting import Agreed
 from vmbackup.nbd.stream import MESSAGE_SECONDS, Gone
 
 _log = logging.getLogger("vmbackup.nbd.server")
-# Threads of one connection: as many of its requests are worked on at a time, and more wait in the socket.
+# Threads of one connection at most: as many of its requests are worked on at a time, and more wait in the socket.
 WORKERS = 8
 _DISCARD = 64 << 10  # bytes of a write that are held while they are thrown away
 
@@ -21,8 +21,9 @@ class Conversation:
     So nothing is queued: what a client asks for without taking the answers costs WORKERS pieces of memory.
     """
 
-    def __init__(self, agreed: Agreed, workers: int = WORKERS) -> None:
-        self._stream, self._answers, self._most = agreed.stream, Answers(agreed), workers
+    def __init__(self, agreed: Agreed) -> None:
+        self._stream, self._answers = agreed.stream, Answers(agreed)
+        self._most = min(WORKERS, agreed.export.parallel)
         self._receiving, self._sending, self._counting = threading.Lock(), threading.Lock(), threading.Lock()
         self._busy = 0  # threads that answer
         self._others: list[threading.Thread] = []  # beside the one that runs this

@@ -62,6 +62,12 @@ class BlockCache(Generic[K, V]):
         if mine:
             self._make(mine, make, promise)
 
+    def demote(self, key: K) -> None:
+        """Nobody is expected to ask for it soon: it goes before all others, and its memory is used again at once."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key, last=False)
+
     def lacks(self, key: K) -> bool:
         """Whether the value is neither there nor being made."""
         return key not in self._values and key not in self._making

@@ -34,12 +34,16 @@ class Block(NamedTuple):
     slot: int
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Decoded:
-    """The chunks of a block; what could not be read is None, and `problems` says why, by the chunk's number."""
+    """The chunks of a block; what could not be read is None, and `problems` says why, by the chunk's number.
+
+    `given`: bytes that readers took of it, counted without a lock: no more than a hint.
+    """
 
     chunks: list[bytes | None]
     problems: dict[int, str] = field(default_factory=dict)
+    given: int = 0
 
 
 class BlockLoader:
@@ -102,6 +106,11 @@ class BlockLoader:
         self, reader: ChunkReader, ref: SessionRef, block: Block, wanted: list[Wanted], found: dict[int, bytes]
     ) -> None:
         size = self._sizes[block.disk]
+        if len(wanted) == 1 and wanted[0].chunks > 1:
+            run = reader.run(ref, block.pack, wanted[0].slot, wanted[0].chunks, size)
+            if run is not None:
+                found.update(enumerate(run, wanted[0].first))
+                return
         for number, plain in reader.read(ref, block.pack, wanted):
             if len(plain) != size:
                 raise DamageError(f"a chunk has {len(plain)} bytes instead of {size}")

@@ -8,12 +8,24 @@ FIRST, MOST = 2, 8  # steps ahead: at the first sign, and after that twice as ma
 
 
 class ReadAhead:
-    """Watches the reads of one disk, by steps (windows of the disk). Shared by threads."""
+    """Watches the reads of one disk, by steps (windows of the disk). Shared by threads.
+
+    `readers`: those inside of a `with` of it.
+    """
 
     def __init__(self, most: int = MOST) -> None:
+        self.readers = 0
         self._most = most
         self._ahead: OrderedDict[int, tuple[int, int]] = OrderedDict()  # due step -> (known up to, steps ahead)
         self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.readers -= 1
 
     def next(self, first: int, last: int) -> range:
         """The steps to make ready after a read of steps `first` to `last`: none unless it goes on from another."""

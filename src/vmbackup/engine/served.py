@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from vmbackup.engine.block_cache import BlockCache
 from vmbackup.engine.block_loader import Block, BlockLoader, Decoded
 from vmbackup.engine.map_index import MapIndex
+from vmbackup.engine.pipeline import default_workers
 from vmbackup.engine.readahead import ReadAhead
 from vmbackup.errors import NotFoundError, VmbackupError
 from vmbackup.nbd.channel import Buffer
@@ -23,7 +24,8 @@ _log = logging.getLogger("vmbackup.serve")
 CACHE_BYTES = 128 << 20  # of decoded chunks: what a few readers have ahead, and a guest's boot reads twice
 # Bytes of the disk that are decoded together where they lie together: a request of the store costs more than the rest.
 WINDOW_BYTES = 1 << 20
-_WORKERS = 8  # threads that read ahead
+# Threads that read ahead, and requests of one connection that wait for an object store together.
+_WORKERS = 8
 
 
 class ServedPoint:
@@ -43,8 +45,10 @@ class ServedPoint:
             keeps=lambda block: not block.problems,
         )
         catalog = repository.catalog(point.lineage.group)
+        # A folder answers at once: more threads than cores would only wait for each other.
+        parallel = default_workers() if repository.store.url.startswith("file:") else _WORKERS
         self.exports = {
-            disk.target: ServedDisk(DiskMap(catalog, point, disk), self.cache, self._loader, self._pool)
+            disk.target: ServedDisk(DiskMap(catalog, point, disk), self.cache, self._loader, self._pool, parallel)
             for disk in point.disks
         }
 
@@ -58,8 +62,14 @@ class ServedDisk:
     """An Export (vmbackup.nbd.export) of one disk."""
 
     def __init__(
-        self, disk_map: DiskMap, cache: BlockCache[Block, Decoded], loader: BlockLoader, pool: ThreadPoolExecutor
+        self,
+        disk_map: DiskMap,
+        cache: BlockCache[Block, Decoded],
+        loader: BlockLoader,
+        pool: ThreadPoolExecutor,
+        parallel: int,
     ) -> None:
+        self.parallel = parallel
         self._disk: DiskRecord = disk_map.disk
         self.size = self._disk.virtual_size
         self._name = f"restore point {disk_map.point.id}, disk {self._disk.target}"
@@ -74,10 +84,13 @@ class ServedDisk:
         first, last = offset // size, (end - 1) // size
         try:
             blocks = list(self._blocks(first, last + 1 - first))
-            found = self._cache.get([block for block in blocks if block.session != ZERO], self._load)
+            wanted = [block for block in blocks if block.session != ZERO]
+            with self._ahead:
+                found = self._cache.get(wanted, self._load)
         except (VmbackupError, StoreError) as error:
             raise self._failed(offset, length, error.message) from error
-        self._look_ahead(first, last)
+        if self._ahead.readers < self.parallel:  # else all that can work is at work for what was asked for
+            self._look_ahead(first, last)
         pieces: list[Buffer] = []
         for block in blocks:
             start, stop = max(offset, block.first * size), min(end, (block.first + block.chunks) * size)
@@ -85,6 +98,7 @@ class ServedDisk:
                 pieces += zeros(stop - start)
             else:
                 pieces += self._cut(block, found[block], start, stop)
+                self._count(block, found[block], stop - start)
         return pieces
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
@@ -127,6 +141,13 @@ class ServedDisk:
                 raise ReadFailed(decoded.problems.get(number, "damaged"))
             low, high = max(start - number * size, 0), min(stop - number * size, size)
             yield chunk if high - low == size else memoryview(chunk)[low:high]
+
+    def _count(self, block: Block, decoded: Decoded, length: int) -> None:
+        """What was read once from end to end is not kept in place of what was not: who copies a disk reads it once."""
+        decoded.given += length
+        if decoded.given >= block.chunks * self._disk.chunk_size:
+            decoded.given = 0
+            self._cache.demote(block)
 
     def _look_ahead(self, first: int, last: int) -> None:
         window = self._window

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from vmbackup.errors import DamageError
 from vmbackup.repository import packs
 from vmbackup.repository.catalog import Catalog
-from vmbackup.repository.crypto import DATA, digest
+from vmbackup.repository.crypto import DATA, TAG_BYTES, digest
 from vmbackup.repository.layout import SessionRef
 from vmbackup.repository.moves import Place
 from vmbackup.repository.packs import Birth, Header, Slot
@@ -162,11 +162,38 @@ class ChunkReader(SlotReader[bytes]):
     def open(self, header: Header, slot: Slot, stored: memoryview) -> bytes:
         """The plain bytes of a slot. Raises DamageError."""
         birth = header.birth_of(slot)
+        return self._opener(birth).open(slot, stored, self._cipher(birth, slot.birth_pack, header.name), header.name)
+
+    def run(self, ref: SessionRef, pack: int, slot: int, chunks: int, size: int) -> list[bytes] | None:
+        """The plain bytes of consecutive slots, each of `size`, where they lie in order, unmoved and born in one pack.
+
+        As `read` gives them, for a third of Python's time; None where they lie otherwise: `read` them. DamageError.
+        """
+        if self._catalog.moves.concerns(ref.session):
+            return None
+        header = self._catalog.header(ref, DATA, pack)
+        records = header.run(slot, chunks)
+        first = Slot._make(records[0])
+        start, end = first.offset, records[-1][2] + records[-1][3]
+        most = size + TAG_BYTES
+        for _, _, offset, stored, plain, _, _, birth, birth_pack, _ in records:
+            if plain != size or not TAG_BYTES <= stored <= most or not start <= offset <= end - stored:
+                return None
+            if birth != first.birth or birth_pack != first.birth_pack:
+                return None
+        if end - start > chunks * most:
+            return None
+        born = header.birth_of(first)
+        view = self._fetch(header, start, end - start)
+        cipher = self._cipher(born, first.birth_pack, header.name)
+        return self._opener(born).open_run(records, view, start, cipher, header.name)
+
+    def _opener(self, birth: Birth) -> packs.SlotOpener:
         opener = self._openers.get(birth.key_number)
         if opener is None:
             id_key = self._catalog.keys.chunk_id_key(birth.key_number)
             opener = self._openers[birth.key_number] = packs.SlotOpener(self._aad, id_key)
-        return opener.open(slot, stored, self._cipher(birth, slot.birth_pack, header.name), header.name)
+        return opener
 
     def _cipher(self, birth: Birth, pack: int, name: str) -> AESGCM:
         cipher = self._ciphers.get((birth.session, pack))

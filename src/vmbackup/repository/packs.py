@@ -4,7 +4,7 @@ import mmap
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import zstandard
 from blake3 import blake3
@@ -140,6 +140,12 @@ class Header:
         if not TAG_BYTES <= slot.stored <= slot.plain + TAG_BYTES or slot.plain > MAX_PLAIN:
             raise DamageError(f"{self.name}, slot {number} is malformed", object_key=self.name)
         return slot
+
+    def run(self, slot: int, slots: int) -> list[tuple[Any, ...]]:
+        """The records of consecutive slots, in the order of Slot's fields, not looked at. Raises DamageError."""
+        if slot + slots > len(self):
+            raise DamageError(f"{self.name} has no slot {len(self)}", object_key=self.name)
+        return list(RECORD.iter_unpack(self.records[slot * RECORD.size : (slot + slots) * RECORD.size]))
 
     def birth_of(self, slot: Slot) -> Birth:
         """Where a slot was first encrypted. Raises DamageError."""
@@ -325,3 +331,27 @@ class SlotOpener:
         if len(data) != slot.plain or blake3(data, key=self._id_key).digest() != slot.id:
             raise DamageError(f"{name} is damaged: a chunk differs from its id", object_key=name)
         return data
+
+    def open_run(
+        self, records: Iterable[Slot | tuple[Any, ...]], stored: memoryview, start: int, cipher: AESGCM, name: str
+    ) -> list[bytes]:
+        """As `open`, for slots born in one pack and within bounds; `stored` begins at `start` of the object.
+
+        What is done for each is kept short: beside the decoding, Python's part costs as much as a hash.
+        """
+        decrypt, decompress, aad, key, plain_bytes = cipher.decrypt, self._decompress, self._aad, self._id_key, []
+        try:
+            for chunk_id, _, offset, length, plain, compression, _, _, _, slot in records:
+                tail = _AAD_TAIL.pack(plain, compression)
+                at = offset - start
+                data = decrypt(slot.to_bytes(12, "big"), stored[at : at + length], aad + chunk_id + tail)
+                if compression == _ZSTD:
+                    if zstandard.frame_content_size(data) != plain:
+                        raise DamageError(f"{name} is damaged: a chunk has the wrong length", object_key=name)
+                    data = decompress(data, max_output_size=plain)
+                if len(data) != plain or blake3(data, key=key).digest() != chunk_id:
+                    raise DamageError(f"{name} is damaged: a chunk differs from its id", object_key=name)
+                plain_bytes.append(data)
+        except (InvalidTag, zstandard.ZstdError, ValueError, OverflowError) as error:
+            raise DamageError(f"{name} is damaged: a chunk cannot be authenticated", object_key=name) from error
+        return plain_bytes

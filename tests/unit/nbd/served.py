@@ -21,6 +21,8 @@ SLAB = 256 * KIB  # every third one is a hole
 class Disk:
     """Bytes with holes; `bad` offsets cannot be read; `gate` holds all reads back."""
 
+    parallel = 99
+
     def __init__(self, data: bytes) -> None:
         self.data = b"".join(
             data[at : at + SLAB] if at // SLAB % 3 != 1 else bytes(len(data[at : at + SLAB]))
