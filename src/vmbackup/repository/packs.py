@@ -316,6 +316,7 @@ class SlotOpener:
         self._aad = aad
         self._id_key = id_key
         self._decompress = zstandard.ZstdDecompressor().decompress
+        self._frame = memoryview(bytearray(64 << 10))
 
     def open(self, slot: Slot, stored: bytes | memoryview, cipher: AESGCM, name: str) -> bytes:
         """The plain bytes. Raises DamageError."""
@@ -339,16 +340,21 @@ class SlotOpener:
 
         What is done for each is kept short: beside the decoding, Python's part costs as much as a hash.
         """
-        decrypt, decompress, aad, key, plain_bytes = cipher.decrypt, self._decompress, self._aad, self._id_key, []
+        decompress, aad, key, plain_bytes = self._decompress, self._aad, self._id_key, []
         try:
             for chunk_id, _, offset, length, plain, compression, _, _, _, slot in records:
-                tail = _AAD_TAIL.pack(plain, compression)
                 at = offset - start
-                data = decrypt(slot.to_bytes(12, "big"), stored[at : at + length], aad + chunk_id + tail)
+                sealed, tail = stored[at : at + length], _AAD_TAIL.pack(plain, compression)
                 if compression == _ZSTD:
-                    if zstandard.frame_content_size(data) != plain:
+                    if length > len(self._frame):
+                        self._frame = memoryview(bytearray(length))
+                    frame = self._frame[: length - TAG_BYTES]  # used again: a new one each time costs as much as a hash
+                    cipher.decrypt_into(slot.to_bytes(12, "big"), sealed, aad + chunk_id + tail, frame)
+                    if zstandard.frame_content_size(frame) != plain:
                         raise DamageError(f"{name} is damaged: a chunk has the wrong length", object_key=name)
-                    data = decompress(data, max_output_size=plain)
+                    data = decompress(frame, max_output_size=plain)
+                else:
+                    data = cipher.decrypt(slot.to_bytes(12, "big"), sealed, aad + chunk_id + tail)
                 if len(data) != plain or blake3(data, key=key).digest() != chunk_id:
                     raise DamageError(f"{name} is damaged: a chunk differs from its id", object_key=name)
                 plain_bytes.append(data)
