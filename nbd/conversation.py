@@ -23,7 +23,7 @@ class Conversation:
 
     def __init__(self, agreed: Agreed) -> None:
         self._stream, self._answers = agreed.stream, Answers(agreed)
-        self._most = min(WORKERS, agreed.export.parallel)
+        self._most = min(WORKERS, getattr(agreed.export, "parallel", WORKERS))
         self._receiving, self._sending, self._counting = threading.Lock(), threading.Lock(), threading.Lock()
         self._busy = 0  # threads that answer
         self._others: list[threading.Thread] = []  # beside the one that runs this

@@ -15,11 +15,10 @@ _ZEROS = memoryview(ZEROS)
 class Export(Protocol):
     """A disk that never changes. `size` in bytes; all its methods are called by several threads at once.
 
-    `parallel`: how many requests of one connection are worth working on at a time.
+    One may tell by an attribute `parallel` how many requests of a connection are worth working on at a time.
     """
 
     size: int
-    parallel: int
 
     def read(self, offset: int, length: int) -> Sequence[Buffer]:
         """The bytes of a part of the disk, `length` together, in pieces. Raises ReadFailed: its client gets EIO."""
