@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -42,22 +43,28 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuestFiles]:
         ) as files:
             files.listing("/")
             print(f"\nfirst listing after {time.monotonic() - begun:.1f} s, load {os.getloadavg()[0]:.1f}")
+            run = files._process._run.path
             yield files
     assert warnings == []
     assert processes() == []
-    assert not list(Path("/tmp").glob("vmbackup-files-*"))
+    assert not run.exists()
 
 
 def processes() -> list[Path]:
-    """Ours that look into guests, and all below them."""
-    found = []
+    """Those below this one that look into guests."""
+    parents: dict[str, str] = {}
     for path in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (path / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"vmbackup.engine.guestfs_worker" in words or (b"guestfsd.sock" in words and b"vmbackup-files-" in words):
-            found.append(path)
+        with contextlib.suppress(OSError):
+            parents[path.name] = (path / "stat").read_text().rpartition(") ")[2].split()[1]
+    found = []
+    for pid in parents:
+        above = pid
+        while above in parents and above != str(os.getpid()):
+            above = parents[above]
+        with contextlib.suppress(OSError):
+            words = Path("/proc", pid, "cmdline").read_bytes()
+            if above == str(os.getpid()) and (b"guestfs_worker" in words or b"guestfsd.sock" in words):
+                found.append(Path("/proc", pid))
     return found
 
 
