@@ -11,6 +11,7 @@ import random
 import struct
 import tempfile
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from vmbackup.cli.points import document, points_table, summaries
 from vmbackup.engine.chain import anchor_of, earlier_disks
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.hypervisor import checkpoints
-from vmbackup.repository import condemned, damage, frames, hooks, index, keys, moves, nodes, packs, points
+from vmbackup.repository import condemned, damage, drills, frames, hooks, index, keys, moves, nodes, packs, points
 from vmbackup.repository import tombstones as tombs
 from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.collect import PruneOptions, prune
@@ -225,6 +226,23 @@ class Targets:
     def fuzz_damage(self, chance: random.Random) -> None:
         _, data = self.bytes_of(chance, "damage")
         damage.decode(data, f"damage/default/{digest(data)[:16].hex()}")
+
+    def fuzz_drill(self, chance: random.Random) -> None:
+        point = self.points.points[0]
+        drill = chance.randbytes(16)
+        time = datetime(2026, 11, 28, tzinfo=UTC)
+        told = drills.Seen(time, True, 23.5, 31.0, "hv1", (("service ssh", True),), None)
+        data = drills._encode(self.repository, point.lineage, point.session, drill, told)
+        if chance.random() < 0.5:
+            document = lied(chance, drills._document(told))
+            secret = self.keys.derive(self.keys.current, "drill", drill)
+            head = drills._head(self.keys.current, point.lineage, point.session, drill, self.repository.writer.id)
+            sealed = seal(secret, head, frames.canonical(document))
+            data = head + struct.pack(">I", len(sealed)) + sealed
+            data += self.repository.writer.private.sign(drills._bound(self.repository) + data)
+        else:
+            data = mutated(chance, data, self.samples)
+        drills._decode(self.repository, data, f"{point.lineage.prefix('drills', point.session)}{drill.hex()}")
 
     # Packs and indexes
 

@@ -9,7 +9,7 @@ from vmbackup.engine.drill_bench import Bench
 from vmbackup.engine.qemu_img import run_tool
 from vmbackup.engine.served import ServedPoint
 from vmbackup.engine.target_errors import told
-from vmbackup.errors import DamageError, HypervisorError
+from vmbackup.errors import DamageError, HypervisorError, TargetError
 from vmbackup.hypervisor import Host
 from vmbackup.hypervisor.documents import DOMAIN_XML, TPM_STATES, UEFI_VARIABLES
 from vmbackup.hypervisor.guest_state import GuestState
@@ -21,7 +21,7 @@ from vmbackup.hypervisor.throwaway import Throwaway
 from vmbackup.hypervisor.wishes import NbdSource, NewDisk, Rebuilt, Wishes
 from vmbackup.nbd.address import UnixAddress
 from vmbackup.nbd.channel import Buffer
-from vmbackup.nbd.errors import NbdError
+from vmbackup.nbd.errors import CannotListen, NbdError
 from vmbackup.nbd.export import Export
 from vmbackup.nbd.extents import Extent
 from vmbackup.nbd.server import NbdServer
@@ -88,7 +88,7 @@ def running(
     with contextlib.ExitStack() as stack:
         stack.callback(served.close)
         exports = {target: _Noted(export, unread) for target, export in served.exports.items()}
-        stack.enter_context(NbdServer(exports, UnixAddress(bench.socket)))
+        stack.enter_context(_listening(NbdServer(exports, UnixAddress(bench.socket))))
         _open(Path(bench.socket), owner)
         for number, disk in enumerate(point.disks):
             _overlay(bench, number, disk.target, disk.virtual_size, owner)
@@ -99,6 +99,18 @@ def running(
             _open(rebuilt.nvram, owner)
         domain = stack.enter_context(Throwaway.start(host.connection, rebuilt.xml))
         yield DrillGuest(domain, isolated, unread)
+
+
+@contextlib.contextmanager
+def _listening(server: NbdServer) -> Iterator[None]:
+    try:
+        server.start()
+    except CannotListen as error:
+        raise TargetError(str(error), "set [libvirt] scratch_dir to a folder with a shorter path") from error
+    try:
+        yield
+    finally:
+        server.shutdown()
 
 
 def _planned(

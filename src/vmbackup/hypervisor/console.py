@@ -7,7 +7,7 @@ from collections import deque
 _LINES = 200  # kept
 _LINE = 500  # characters of a line; a longer one goes on in the next
 _SEQUENCE = re.compile(
-    r"\x1b(?:\[[0-9;?]{0,32}[ -/]{0,4}[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|[()][0-9A-B]|[@-_=>78])"
+    r"\x1b(?:\[[0-?]{0,32}[ -/]{0,4}[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|[()][0-9A-B]|[@-_=>78])"
 )
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,7 +18,6 @@ import pytest
 from tests.lab.domain import Workhorse
 from tests.lab.service import Service, make_service
 from tests.lab.tiny_system import boot_sector
-from vmbackup.engine import pictures
 
 pytestmark = pytest.mark.real
 
@@ -60,7 +60,7 @@ def test_copies_follow_and_repositories_are_looked_after(make_domain: Make, work
         + '[jobs.nightly.drill]\nschedule = "@every 19s"\nconsole = "tiny system"\nmax_age = "1d"\n'
     )
     more = 'copy_to = ["offsite"]\ncopy_max_age = "1h"\nkeep = { last = 2 }'
-    service = make_service(work_dir, jobs(horse.name, "@every 4s", more, after))
+    service = make_service(work_dir, jobs(horse.name, "@every 4s", more, after), "web = true")
     program = Path(sys.executable).with_name("vmbackup")
     subprocess.run([str(program), "--config", str(service.config), "--repository", "offsite", "init"],
                    check=True, capture_output=True)  # fmt: skip
@@ -74,7 +74,9 @@ def test_copies_follow_and_repositories_are_looked_after(make_domain: Make, work
         assert state["objects"]
         drill = service.wait_for(lambda: (d := guest(service, horse.name)["drill"])["boot_seconds"] and d, 30)
         assert drill["last_success"]
-        assert pictures.read(work_dir / "state", drill["picture"])
+        picture = f"http://127.0.0.1:{service.port}/pictures/{drill['picture']}"
+        with urllib.request.urlopen(picture, timeout=20) as shown:
+            assert shown.read(8) == b"\x89PNG\r\n\x1a\n"
         history = work_dir / "state/history.sqlite"
         assert {status for _, status in kinds(service)} <= {"success", "warning"}, service.tail()
     history.unlink()

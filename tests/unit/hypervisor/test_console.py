@@ -29,7 +29,7 @@ def test_a_line_that_goes_on_is_told_as_it_grows() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["\x1b[31mred\x1b[0m", "\x1b]0;title\x07red", "\x1b]0;title\x1b\\red", "\x1b(Bred",
+    ["\x1b[31mred\x1b[0m", "\x1b[=3hred", "\x1b]0;title\x07red", "\x1b]0;title\x1b\\red", "\x1b(Bred",
      "\x1b7red\x1b8", "r\x00e\x07d", "\u202ered"],
 )  # fmt: skip
 def test_what_a_terminal_would_obey_is_left_out(line: str) -> None:
