@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -102,6 +102,17 @@ class Lab:
             self._service.revive()
             self.connection = libvirt.open(URI)
         _remove_run(self.connection, self.run)
+
+    def clean_below(self, folder: Path, names: Iterable[str]) -> None:
+        """Ends the domains whose names begin so, and the processes of a folder, and deletes it."""
+        starts = tuple(names)
+        for domain in self.connection.listAllDomains():
+            if domain.name().startswith(starts):
+                remove_domain(domain)
+        for pid, _ in _processes((f"{folder}/",)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _disconnect(self) -> None:
         self.connection.close()   # not the one of the start, if libvirt died meanwhile

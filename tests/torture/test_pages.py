@@ -1,0 +1,92 @@
+"""docs/first-day.md and docs/disaster-day.md, followed with a real Debian: every command of them, in their order."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import machine
+from tests.lab.ceph import Ceph
+from tests.lab.guest_image import GuestImage, GuestImageError, guest_image
+from tests.lab.pages import Follower
+from tests.lab.session import Lab
+from tests.lab.stage import Stage
+
+pytestmark = [pytest.mark.torture, pytest.mark.real, pytest.mark.timeout(0)]
+
+ORDERS = 220
+CMDLINE = "root=/dev/vda rw console=ttyS0 net.ifnames=0 no_timer_check quiet"
+IMAGE_URL = "https://cloud.debian.org/images/cloud/bookworm/latest/debian-12-generic-amd64.qcow2"
+
+
+@pytest.fixture(scope="module")
+def image() -> GuestImage:
+    if shutil.which("virt-install") is None:
+        pytest.skip("virt-install lacks: apt-get install --no-install-recommends virtinst")
+    try:
+        return guest_image()
+    except GuestImageError as error:
+        pytest.skip(f"no image of the guest: {error}")
+
+
+@pytest.fixture(scope="module")
+def first(lab: Lab, ceph: Ceph, image: GuestImage) -> Iterator[Follower]:
+    """The page of the first day, at its beginning."""
+    with Stage(lab, ceph, "first-day.md", ("web1",)) as stage:
+        images = stage.folder / "images"
+        for file in (image.kernel, image.initrd):
+            shutil.copy(file, images)
+        boot = f'--boot kernel={images}/{image.kernel.name},initrd={images}/{image.initrd.name},kernel_args="{CMDLINE}"'
+        yield stage.follower({
+            # this machine has them, and the program from this tree
+            "apt install -y": "true apt install -y",
+            "make install": "true make install",
+            # no network: another image, with the agent in it, and without a boot loader
+            "wget -qO": "true wget -qO",
+            IMAGE_URL: f"&& cp --sparse=always {image.root} {images}/web1.qcow2",
+            "virsh net-list --name | grep -qx default || virsh net-start default": "true",
+            "--network network=default": "--network none",
+            "--cloud-init user-data=web1.yaml": boot,
+            "--memory 2048 --vcpus 2": f"--memory 384 --vcpus 1 --virt-type {'kvm' if machine.kvm_works() else 'qemu'}",
+            "/var/lib/vmbackup/repository": f"{stage.folder}/repository",
+            "/srv/files": f"{stage.folder}/files",
+        })
+
+
+def _orders(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def _told(text: str) -> dict[str, str]:
+    """sha256sum's output as name -> hash."""
+    lines = (line.split("  ", 1) for line in text.splitlines())
+    return {Path(path).name: digest for digest, path in lines}
+
+
+class TestFirstDay:
+    """Its parts build on each other: after a failure the rest fails too."""
+
+    def test_two_backups(self, first: Follower) -> None:
+        first.follow("1.", "2.", "3.", "4.")
+
+    def test_files_come_back_and_the_disk_in_place(self, first: Follower) -> None:
+        agent = first.agent_of(first.names["web1"])
+        then = _told(agent.run("sha256sum /srv/shop/orders/*"))
+        assert len(then) == ORDERS
+        first.follow("5.")
+        assert agent.run("find /srv/shop -type f") == ""
+        first.follow("6.")
+        assert _orders(first.folder / "files/orders") == then
+        first.follow("7.")
+        assert _told(agent.run("sha256sum /srv/shop/orders/*")) == then
+
+    def test_a_copy_and_a_guest_that_runs_at_once(self, first: Follower) -> None:
+        first.follow("8.", "9.")
+
+    def test_a_drill_and_the_service(self, first: Follower) -> None:
+        first.follow("10.", "11.")
+        assert first.unused() == []
