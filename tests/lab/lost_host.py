@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import socket
 import sys
 from pathlib import Path
 
+from . import machine
 from .ceph import USERS, Ceph
 from .disk import Disk, MiB
 from .domain import Workhorse
+from .session import FOLDER_MODE
 from .stage import Stage
 
 CONFIG = """\
@@ -33,12 +36,12 @@ READER = Path(__file__).parents[1] / "independent_reader.py"
 
 
 class LostHost:
-    """The host `hv1` of the page, which keeps all below a folder of its own, and its repository in the stage's bucket."""
+    """The host `hv1` of the page: it keeps all in a folder of its own, its repository in the stage's bucket."""
 
     def __init__(self, stage: Stage, ceph: Ceph) -> None:
         self._stage, self._ceph = stage, ceph
         self.folder = stage.folder / "hv1"
-        self.folder.mkdir(mode=0o711)
+        self.folder.mkdir(mode=FOLDER_MODE)
         for name, key in zip(("access", "secret"), USERS["vmbackup"], strict=True):
             path = self.folder / name
             path.write_text(key)
@@ -58,7 +61,10 @@ class LostHost:
 
     def workhorse(self, guest: str) -> Workhorse:
         """A guest of the page without a system: some data on a disk, and running, paused."""
-        horse = Workhorse(self._stage.connection, self._stage.names[guest], self.folder, [Disk("vda", 256 * MiB)])
+        folder = self.folder / guest
+        folder.mkdir(mode=FOLDER_MODE)
+        os.chown(folder, *machine.qemu_user())
+        horse = Workhorse(self._stage.connection, self._stage.names[guest], folder, [Disk("vda", 256 * MiB)])
         horse.start()
         for at in range(0, 64 * MiB, 8 * MiB):
             horse.write("vda", at, MiB, 1 + at // MiB)
@@ -72,6 +78,8 @@ class LostHost:
             "make install": "true make install",
             "RECOVERY-KEY": self.recovery_key(),
             "--network '*=default'": "--network '*=none'",
+            "vmbackup doctor\n": "doctor\n",
+            'domains = ["*"]': self._stage.domains,
             '"hv1"': f'"{socket.gethostname()}"',
             "/srv/": f"{self._stage.folder}/srv/",
             "RCLONE_CONFIG_BUCKET_ENDPOINT=https://fsn1.your-objectstorage.com":

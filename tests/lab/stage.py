@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from . import machine
 from .agent import Agent
 from .ceph import USERS, Ceph, remove_bucket
 from .pages import DOCS, Follower
@@ -34,6 +35,14 @@ case "$*" in
     echo "systemctl $*: nobody here does that" >&2
     exit 1 ;;
 esac
+"""
+DOCTOR = """#!{python}
+# `vmbackup doctor`, but for what it says of other domains of this machine, which are not the page's.
+import json, subprocess, sys
+told = subprocess.run(["vmbackup", "--json", "doctor"], stdout=subprocess.PIPE, text=True).stdout
+checks = [check for check in json.loads(told)["checks"] if not check["subject"].startswith("{prefix}")]
+print(*checks, sep="\\n")
+sys.exit(not checks or any(check["status"] != "ok" for check in checks))
 """
 HOST = """\
 [libvirt]
@@ -58,15 +67,15 @@ class Stage:
         self.folder = lab.folder / f"p{secrets.token_hex(2)}"   # short: sockets below have names of 107 bytes at most
         self.names = {guest: lab.new_name() for guest in guests}
         self.bucket = f"test-{secrets.token_hex(4)}"
+        self.domains = f'domains = ["{lab.prefix}*"]'   # of a job: not what else runs on this machine
         self._page = page
-        self._port = free_port()
+        self.port = free_port()
 
     def __enter__(self) -> Self:
         for name in ("", "etc", "images", "run", "bin", "home", "srv"):
             (self.folder / name).mkdir(mode=FOLDER_MODE)
-        systemctl = self.folder / "bin/systemctl"
-        systemctl.write_text(SYSTEMCTL.format(folder=self.folder))
-        systemctl.chmod(0o755)
+        self._program("systemctl", SYSTEMCTL.format(folder=self.folder))
+        self._program("doctor", DOCTOR.format(python=sys.executable, prefix=machine.PREFIX))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,9 +107,7 @@ class Stage:
         common = {
             "/etc/vmbackup/": f"{self.folder}/etc/",
             "/var/lib/libvirt/images": f"{self.folder}/images",
-            "[daemon]\n": HOST.format(folder=self.folder, port=self._port),
-            "http://127.0.0.1:9847/": f"http://127.0.0.1:{self._port}/",
-            'domains = ["*"]': f'domains = ["{self._lab.prefix}*"]',
+            "[daemon]\n": HOST.format(folder=self.folder, port=self.port),
             "ACCESS-KEY": access_key,
             "SECRET-KEY": secret_key,
             'provider = "hetzner:fsn1"': f'endpoint_url = "{self._ceph.http}"',
@@ -115,6 +122,11 @@ class Stage:
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}"
         return done.stdout
+
+    def _program(self, name: str, text: str) -> None:
+        path = self.folder / "bin" / name
+        path.write_text(text)
+        path.chmod(0o755)
 
     def _stop(self, pid: int) -> None:
         os.kill(pid, signal.SIGTERM)

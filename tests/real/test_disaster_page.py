@@ -1,4 +1,4 @@
-"""docs/disaster-day.md where no guest need boot: from a bucket and a recovery key to a guest, and to its disks without us.
+"""docs/disaster-day.md where no guest need boot: from a bucket and a recovery key to a guest, and to its disks.
 
 The whole page is followed with a real guest by `make rehearse`.
 """
@@ -20,9 +20,9 @@ def test_a_guest_and_its_disks_from_the_bucket_and_the_recovery_key(lab: Lab, ce
     with Stage(lab, ceph, "disaster-day.md", ("db1",)) as stage:
         host = LostHost(stage, ceph)
         horse = host.workhorse("db1")
-        then = horse.copy("vda")
+        then = horse.copy("vda").rename(stage.folder / "then.qcow2")
         host.run("backup", horse.name)
-        horse.remove(keep_files=True)
+        horse.remove()
         page = stage.follower(host.exchanged())
         page.follow("1.", "2.", "3.", "4.")
         assert lab.connection.lookupByName(horse.name).isActive()

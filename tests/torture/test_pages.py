@@ -11,7 +11,10 @@ import pytest
 
 from tests.lab import machine
 from tests.lab.ceph import Ceph
+from tests.lab.disk import same_content
+from tests.lab.guest import Guest
 from tests.lab.guest_image import GuestImage, GuestImageError, guest_image
+from tests.lab.lost_host import LostHost
 from tests.lab.pages import Follower
 from tests.lab.session import Lab
 from tests.lab.stage import Stage
@@ -19,6 +22,11 @@ from tests.lab.stage import Stage
 pytestmark = [pytest.mark.torture, pytest.mark.real, pytest.mark.timeout(0)]
 
 ORDERS = 220
+KNOWN_FILES = """
+for i in $(seq 100); do head -c 50000 /dev/urandom >/root/known-$i; done
+find /root /etc -type f ! -name known.sha256 -exec sha256sum {} + >/root/known.sha256
+sync
+"""
 CMDLINE = "root=/dev/vda rw console=ttyS0 net.ifnames=0 no_timer_check quiet"
 IMAGE_URL = "https://cloud.debian.org/images/cloud/bookworm/latest/debian-12-generic-amd64.qcow2"
 
@@ -54,6 +62,27 @@ def first(lab: Lab, ceph: Ceph, image: GuestImage) -> Iterator[Follower]:
             "--memory 2048 --vcpus 2": f"--memory 384 --vcpus 1 --virt-type {'kvm' if machine.kvm_works() else 'qemu'}",
             "/var/lib/vmbackup/repository": f"{stage.folder}/repository",
             "/srv/files": f"{stage.folder}/files",
+            "http://127.0.0.1:9847/": f"http://127.0.0.1:{stage.port}/",
+            'domains = ["*"]': stage.domains,
+        })
+
+
+@pytest.fixture(scope="module")
+def disaster(lab: Lab, ceph: Ceph, image: GuestImage) -> Iterator[Follower]:
+    """The page of disaster day, at its beginning: `db1` and `web1`, which is a real guest, are in a bucket only."""
+    with Stage(lab, ceph, "disaster-day.md", ("db1",)) as stage:
+        host, guest = LostHost(stage, ceph), Guest(lab, image)
+        stage.names["web1"] = guest.name
+        guest.boot()
+        guest.agent.run(KNOWN_FILES)
+        horse = host.workhorse("db1")
+        horse.copy("vda").rename(stage.folder / "db1.qcow2")
+        host.run("backup", horse.name, guest.name)
+        horse.remove()
+        guest.remove()
+        yield stage.follower({
+            **host.exchanged(),
+            "--network default": "",   # there is none here; nor has the guest an interface
         })
 
 
@@ -90,3 +119,23 @@ class TestFirstDay:
     def test_a_drill_and_the_service(self, first: Follower) -> None:
         first.follow("10.", "11.")
         assert first.unused() == []
+
+
+class TestDisasterDay:
+    """Its parts build on each other: after a failure the rest fails too."""
+
+    def test_the_first_guest_from_the_bucket_and_the_recovery_key(self, disaster: Follower) -> None:
+        disaster.follow("1.", "2.", "3.", "4.")
+
+    def test_the_guest_that_cannot_wait(self, disaster: Follower) -> None:
+        disaster.follow("5.")
+
+    def test_new_keys_and_backups_again(self, disaster: Follower) -> None:
+        disaster.follow("6.", "7.")
+
+    def test_without_libvirt_and_without_vmbackup(self, disaster: Follower) -> None:
+        disaster.follow("9.")
+        restored = disaster.folder / "srv" / disaster.names["db1"] / "vda.qcow2"
+        assert same_content(disaster.folder / "db1.qcow2", restored) is None
+        disaster.follow("10.", "11.")
+        assert disaster.unused() == []
