@@ -1,4 +1,4 @@
-# The front door: make setup | demo | check | test | bench | torture | scale | fuzz | unit-test | clean
+# The front door: make setup | demo | check | test | bench | torture | rehearse | scale | fuzz | unit-test | clean
 # On a hypervisor: make install | uninstall
 # Made for a bare Debian 12 (git, make, python3), as root; elsewhere install what PACKAGES names yourself.
 
@@ -34,7 +34,7 @@ INSTALL_QUIET = ( test -e $(POLICY) || { trap 'rm -f $(POLICY)' EXIT; \
   printf '\#!/bin/sh\nexit 101\n' >$(POLICY); chmod 755 $(POLICY); }; \
   $(APT) $(filter $(QUIET),$(MISSING)) && rm -f $(patsubst %,$(WANTS)/%.service,$(filter $(QUIET),$(MISSING))) )
 
-.PHONY: setup packages demo check test bench torture scale fuzz soak unit-test install uninstall clean
+.PHONY: setup packages demo check test bench torture rehearse scale fuzz soak unit-test install uninstall clean
 .DELETE_ON_ERROR:
 
 setup: packages $(VENV)/ready
@@ -81,6 +81,11 @@ soak: setup
 
 torture: setup
 	$(BIN)/python -m pytest -m torture --timeout 0
+
+# The pages of the first day and of disaster day, each command of them, with a real guest; virt-install is for these alone.
+rehearse: PACKAGES += virtinst
+rehearse: setup
+	$(BIN)/python -m pytest -m torture --timeout 0 --durations 0 tests/torture/test_pages.py
 
 # The service under a real systemd, in a guest that is a hypervisor itself.
 unit-test: setup
