@@ -12,7 +12,7 @@ from vmbackup.engine.image_check import mend, refuse_damaged
 from vmbackup.engine.image_options import was_encrypted
 from vmbackup.engine.image_server import ImageServer, resize
 from vmbackup.engine.in_use import DeviceClaim, refuse_file_in_use
-from vmbackup.engine.local_image import reading
+from vmbackup.engine.local_image import has_data, reading
 from vmbackup.engine.point_disk import MapReader
 from vmbackup.engine.present_packs import check_present
 from vmbackup.engine.qemu_secret import QemuSecret
@@ -64,7 +64,7 @@ class InPlaceDisk:
         self._found = Differences()
         self._device = is_device(self.path)
         self._size = 0
-        self._checked = False
+        self._checked = self._tail_differs = False
         self._info: ImageInfo | None = None
         self.unfit = half_done
         self.compared_bytes = 0
@@ -154,6 +154,12 @@ class InPlaceDisk:
             with told(progress, f"comparing {self._point.domain} {self.target}", self.record.virtual_size) as advance:
                 self._found = Comparison(self._map, image, self._workers).run(advance)
             self.compared_bytes += self._found.read_bytes
+        if self._tail:
+            self.notes.append(
+                f"{self.path} is larger than disk {self.target} of the restore point: the guest sees {self._size} bytes"
+            )
+            start = self._rounded(self.record.virtual_size)
+            self._tail_differs = has_data(self._held.image(mapped=False), start, self._size)
 
     def _compare_quickly(self, points: Sequence[Point], progress: Progress) -> bool:
         """Compares what the bitmap calls changed, and samples; False where the bitmap cannot be believed."""
@@ -201,7 +207,7 @@ class InPlaceDisk:
     @property
     def differs(self) -> bool:
         """Whether anything is to be written."""
-        return bool(self._found.ranges) or self._tail > 0
+        return bool(self._found.ranges) or self._tail_differs
 
     @property
     def _tail(self) -> int:
@@ -238,7 +244,7 @@ class InPlaceDisk:
                 " restore point in place",
                 object_key=error.object_key,
             ) from error
-        if self._tail:
+        if self._tail_differs:
             self._zero_tail()
         self._held.sync()
         wrong = Comparison(self._map, self._held.image(mapped=False), self._workers)
@@ -256,9 +262,6 @@ class InPlaceDisk:
             writer.close()
         finally:
             writer.abandon()
-        self.notes.append(
-            f"{self.path} is larger than disk {self.target} of the restore point: the guest sees {self._size} bytes"
-        )
 
     def finish(self) -> None:
         """Ends the server: bitmaps are saved, and the image is free."""

@@ -16,6 +16,7 @@ from vmbackup.nbd.errors import NbdError
 from vmbackup.nbd.extents import Kind, extents
 
 _UNKNOWN = -1
+_PIECE = 1 << 20  # bytes read at a time where nothing but zeros is looked for
 _BLOCK = 4096  # bytes: what O_DIRECT wants places in file and memory to be multiples of
 
 
@@ -221,6 +222,23 @@ def fill(buffer: memoryview, start: int, regions: Sequence[Region], reader: Regi
         done = at + region.length
     if done < len(buffer):
         buffer[done:] = bytes(len(buffer) - done)
+
+
+def has_data(image: LocalImage, start: int, end: int) -> bool:
+    """Whether a part of an image is anything but zeros. Raises TargetError."""
+    buffer = bytearray(_PIECE)
+    reader = image.open_reader()
+    try:
+        for region in image.regions(start, end):
+            for at in range(0, 0 if region.zero else region.length, _PIECE):
+                length = min(_PIECE, region.length - at)
+                with memoryview(buffer)[:length] as view:
+                    reader.read(Region(region.offset + at, length, zero=False), view)
+                if buffer.count(0, 0, length) != length:
+                    return True
+    finally:
+        reader.close()
+    return False
 
 
 @contextmanager

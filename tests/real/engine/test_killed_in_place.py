@@ -19,7 +19,7 @@ from tests.real.engine.program import Program
 
 pytestmark = pytest.mark.real
 SECONDS = 60.0
-KILLS = 4
+KILLS = 3
 
 
 def mark(program: Program, horse: Workhorse) -> dict[str, str]:
@@ -48,19 +48,19 @@ def test_it_is_finished_by_the_same_command(
 ) -> None:
     """The disk stays marked meanwhile; what the guest writes to the half is backed up as it is, with a warning."""
     chance = random.Random(6)
-    horse = make_domain(Disk("vda", size=96 * MiB, format=fmt))
+    horse = make_domain(Disk("vda", size=48 * MiB, format=fmt))
     program = Program.make(work_dir, scratch_dir)
-    horse.write_data("vda", 0, chance.randbytes(64 * MiB))
+    horse.write_data("vda", 0, chance.randbytes(32 * MiB))
     (first,) = program.json("backup", horse.name)["points"]
     horse.flush("vda")
     wanted = content(horse.path("vda"), fmt)
-    horse.write_data("vda", 0, chance.randbytes(64 * MiB))
+    horse.write_data("vda", 0, chance.randbytes(32 * MiB))
     horse.stop()
     command = program.command("restore", first["id"], "--in-place")
     killed = 0
     for _ in range(KILLS):
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            killed += kill_when(process, lambda: bool(mark(program, horse)), chance.uniform(0.0, 0.3))
+            killed += kill_when(process, lambda: bool(mark(program, horse)), chance.uniform(0.0, 0.15))
         if not mark(program, horse):
             break
     assert killed, "the restore ended each time before it could be killed"
@@ -68,7 +68,7 @@ def test_it_is_finished_by_the_same_command(
 
     if mark(program, horse):
         horse.start()
-        horse.write("vda", 80 * MiB, 512, 1)
+        horse.write("vda", 40 * MiB, 512, 1)
         (half,) = program.json("backup", horse.name, code=3)["points"]
         assert half["disks"][0]["mode"] == "reread"
         assert "was not finished" in half["disks"][0]["reason"]

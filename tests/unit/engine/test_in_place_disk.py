@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,37 @@ def test_a_small_difference_anywhere_is_found(tmp_path: Path) -> None:
         disk = bring(kit, point, path, "raw")
         assert path.read_bytes() == wanted, place
         assert disk.written_bytes == CHUNK, place
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Path]:
+    """A block device of 9 MiB."""
+    backing = tmp_path / "backing"
+    backing.write_bytes(random.Random(4).randbytes(9 * MIB))
+    command = ["losetup", "--find", "--show", str(backing)]
+    made = subprocess.run(command, check=False, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no loop device: {made.stderr.strip()}")
+    yield Path(made.stdout.strip())
+    subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+
+
+def test_a_device_keeps_its_size(kit: RamKit, tmp_path: Path, device: Path) -> None:
+    """What it is larger by is zeros then, and is told; one that is too small or mounted is refused."""
+    newer, older, new, old = ends(kit)
+    disk = bring(kit, older, device, "raw")
+    assert device.read_bytes() == old + bytes(MIB)
+    assert [f"{9 * MIB} bytes" in note for note in disk.notes] == [True]
+    bring(kit, newer, device, "raw")
+    assert device.read_bytes() == new + bytes(MIB)
+    assert not bring(kit, newer, device, "raw").differs
+    with pytest.raises(TargetError, match="is the loop device"):
+        bring(kit, older, tmp_path / "backing", "raw")
+    large = RamKit(tmp_path / "large", {"vda": 10 * MIB}, chunk_size=CHUNK)
+    large.backup()
+    with pytest.raises(TargetError, match="is too small"):
+        bring(large, large.points()[0], device, "raw")
+    assert device.read_bytes() == new + bytes(MIB)
 
 
 def test_an_image_in_use_is_refused(kit: RamKit, tmp_path: Path) -> None:

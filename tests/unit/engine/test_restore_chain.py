@@ -12,9 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.unit.engine.kit import RamKit
+from tests.unit.engine.test_repack import collect, history
+from vmbackup.engine.changed_runs import changed_runs
 from vmbackup.engine.restore_chain import ChainFile, ChainOptions, chain_points, restore_chain
 from vmbackup.errors import DamageError, TargetError, UsageError
 from vmbackup.progress import Silent
+from vmbackup.repository.chunks import Secrets
+from vmbackup.repository.differences import DiskMap, differences
+from vmbackup.repository.nodes import KEEP
 
 MIB = 1 << 20
 CHUNK = 64 << 10
@@ -118,8 +123,8 @@ def test_disks_that_grow_and_shrink(kit: RamKit, tmp_path: Path, sizes: tuple[in
     check(kit, make(kit, tmp_path / "out"))
 
 
-def test_chunks_that_a_prune_moved_are_no_change(kit: RamKit, tmp_path: Path) -> None:
-    """Nor are those that were stored anew, as they are when the id of their bytes is found elsewhere."""
+def test_chunks_that_were_stored_anew(kit: RamKit, tmp_path: Path) -> None:
+    """What a whole reading finds again is no change."""
     kit.disk().write(0, kit.kept[kit.points()[0].id]["vda"][MIB : 2 * MIB])
     kit.backup()
     kit.disk().write(0, kit.kept[kit.points()[1].id]["vda"][:MIB])
@@ -127,6 +132,23 @@ def test_chunks_that_a_prune_moved_are_no_change(kit: RamKit, tmp_path: Path) ->
     files = make(kit, tmp_path / "out")
     check(kit, files)
     assert sorted(own(files[1].path)) == sorted(own(files[2].path)) == list(range(16))
+
+
+def test_chunks_that_a_prune_moved_are_no_change(tmp_path: Path) -> None:
+    """A map that tells their new places holds the same chunks as one that tells the old ones."""
+    kit = history(tmp_path, 12, lambda n: n % 6 == 0)
+    assert collect(kit).repacked
+    kit.disk().write(7 * 4096, b"the leaf is written anew")
+    kit.backup()
+    newer, older = kit.points()[:2]
+    catalog = kit.repository.catalog()
+    old, new = (DiskMap(catalog, point, point.disks[0]) for point in (older, newer))
+    by_place = [(run.first, run.chunks) for run in differences(old, new) if run.session != KEEP]
+    secrets = Secrets(kit.repository, newer.lineage.group)
+    changed = [(run.first, run.chunks) for run in changed_runs(old, new, secrets) if run.session != KEEP]
+    assert len(by_place) > 1
+    assert changed == [(7, 1)]
+    check(kit, make(kit, tmp_path / "out"))
 
 
 def test_a_disk_that_came_later_begins_later(tmp_path: Path) -> None:
