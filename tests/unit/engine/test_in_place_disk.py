@@ -166,6 +166,22 @@ def test_a_small_difference_anywhere_is_found(tmp_path: Path) -> None:
         assert disk.written_bytes == CHUNK, place
 
 
+def test_a_file_that_ends_within_a_cluster(tmp_path: Path) -> None:
+    """As QEMU leaves it where a new cluster was written in part: the rest reads as zeros."""
+    kit = RamKit(tmp_path, {"vda": MIB}, chunk_size=CHUNK)
+    kit.disk().write(5 * CHUNK, b"x" * 512)
+    kit.disk().write(6 * CHUNK, b"y" * CHUNK)
+    kit.backup()
+    (point,) = kit.points()
+    path = tmp_path / "disk"
+    tool("qemu-img", "create", "-q", "-f", "qcow2", str(path), str(MIB))
+    tool("qemu-io", "-c", f"write -P 0x79 {6 * CHUNK} {CHUNK}", "-c", f"write -P 0x78 {5 * CHUNK} 512", str(path))
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // CHUNK * CHUNK - CHUNK + 512)
+    assert content(path, "qcow2") == kit.kept[point.id]["vda"]
+    assert bring(kit, point, path, "qcow2").written_bytes == 0
+
+
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[Path]:
     """A block device of 9 MiB."""
