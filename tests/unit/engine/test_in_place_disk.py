@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.unit.engine.kit import RamKit
+from vmbackup.engine.image_server import ImageServer
 from vmbackup.engine.in_place_disk import InPlaceDisk
 from vmbackup.errors import DamageError, TargetError, UsageError
 from vmbackup.hypervisor.disks import StoppedDisk
@@ -26,7 +27,7 @@ def tool(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def image(path: Path, data: bytes, fmt: str, *options: str) -> Path:
+def made_of(path: Path, data: bytes, fmt: str, *options: str) -> Path:
     """An image that holds these bytes, holes where they are zeros."""
     raw = path.with_suffix(".data")
     raw.write_bytes(data)
@@ -87,7 +88,7 @@ def ends(kit: RamKit) -> tuple[Point, Point, bytes, bytes]:
 def test_just_what_differs_is_written(kit: RamKit, tmp_path: Path, fmt: str) -> None:
     """There and back again; a disk that is right is not written at all."""
     newer, older, new, old = ends(kit)
-    path = image(tmp_path / "disk", new, fmt)
+    path = made_of(tmp_path / "disk", new, fmt)
     disk = bring(kit, older, path, fmt)
     assert content(path, fmt) == old
     assert disk.written_bytes == 4 * CHUNK
@@ -113,7 +114,7 @@ def test_holes_are_not_read(kit: RamKit, tmp_path: Path) -> None:
 def test_images_of_all_kinds(kit: RamKit, tmp_path: Path, options: tuple[str, ...]) -> None:
     """Compressed clusters, small and large ones, subclusters, preallocated ones, old versions."""
     newer, older, new, old = ends(kit)
-    path = image(tmp_path / "disk", new, "qcow2", *options)
+    path = made_of(tmp_path / "disk", new, "qcow2", *options)
     bring(kit, older, path, "qcow2")
     assert content(path, "qcow2") == old
     assert "No errors" in tool("qemu-img", "check", str(path))
@@ -124,7 +125,7 @@ def test_images_of_all_kinds(kit: RamKit, tmp_path: Path, options: tuple[str, ..
 def test_an_overlay_is_read_through(kit: RamKit, tmp_path: Path) -> None:
     """What lies in the backing file counts, and is not touched; zeros hide it."""
     newer, older, new, old = ends(kit)
-    below = image(tmp_path / "below", old, "qcow2")
+    below = made_of(tmp_path / "below", old, "qcow2")
     before = below.read_bytes()
     path = tmp_path / "disk"
     tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(below), "-F", "qcow2", str(path))
@@ -141,7 +142,7 @@ def test_an_overlay_is_read_through(kit: RamKit, tmp_path: Path) -> None:
 def test_another_size_is_put_right(kit: RamKit, tmp_path: Path, fmt: str, size: int) -> None:
     """Grown with zeros, or cut."""
     _, older, _, old = ends(kit)
-    path = image(tmp_path / "disk", random.Random(2).randbytes(size), fmt)
+    path = made_of(tmp_path / "disk", random.Random(2).randbytes(size), fmt)
     bring(kit, older, path, fmt)
     assert content(path, fmt) == old
 
@@ -155,7 +156,7 @@ def test_a_small_difference_anywhere_is_found(tmp_path: Path) -> None:
     kit.backup()
     (point,) = kit.points()
     wanted = kit.kept[point.id]["vda"]
-    path = image(tmp_path / "disk", wanted, "raw")
+    path = made_of(tmp_path / "disk", wanted, "raw")
     places = [0, CHUNK - 1, MIB, 2 * MIB - 1, 2 * MIB, 3 * MIB - 1, 3 * MIB + 1535]
     for place in [*places, *(chance.randrange(len(wanted)) for _ in range(5))]:
         with path.open("r+b") as file:
@@ -180,6 +181,17 @@ def test_a_file_that_ends_within_a_cluster(tmp_path: Path) -> None:
         file.truncate(path.stat().st_size // CHUNK * CHUNK - CHUNK + 512)
     assert content(path, "qcow2") == kit.kept[point.id]["vda"]
     assert bring(kit, point, path, "qcow2").written_bytes == 0
+    server = ImageServer(path, "qcow2", 1)
+    try:
+        image = server.image(mapped=True)
+        (region,) = [one for one in image.regions(0, MIB) if one.offset == 5 * CHUNK]
+        buffer = bytearray(b"z" * CHUNK)
+        reader = image.open_reader()
+        reader.read(region._replace(length=CHUNK), memoryview(buffer))
+        reader.close()
+    finally:
+        server.abandon()
+    assert buffer == b"x" * 512 + bytes(CHUNK - 512)
 
 
 @pytest.fixture
@@ -216,7 +228,7 @@ def test_a_device_keeps_its_size(kit: RamKit, tmp_path: Path, device: Path) -> N
 def test_an_image_in_use_is_refused(kit: RamKit, tmp_path: Path) -> None:
     """By QEMU's lock; nothing is changed."""
     _, older, new, _ = ends(kit)
-    path = image(tmp_path / "disk", new, "qcow2")
+    path = made_of(tmp_path / "disk", new, "qcow2")
     place = StoppedDisk("vda", str(path), "qcow2")
     holder = InPlaceDisk(kit.repository, older, older.disks[0], place, 1, half_done=False)
     holder.hold()
@@ -231,7 +243,7 @@ def test_an_image_in_use_is_refused(kit: RamKit, tmp_path: Path) -> None:
 def test_a_pack_that_is_gone_is_found_before_the_first_change(kit: RamKit, tmp_path: Path) -> None:
     """The disk stays as it is."""
     _, older, new, _ = ends(kit)
-    path = image(tmp_path / "disk", new, "raw")
+    path = made_of(tmp_path / "disk", new, "raw")
     for pack in (tmp_path / "repository" / "data").rglob(f"{older.session.hex()}-*"):
         pack.unlink()
     with pytest.raises(DamageError, match="is missing"):
@@ -260,7 +272,7 @@ def test_no_space_is_found_before_the_first_change(
 def test_what_a_killed_writer_left_is_put_right(kit: RamKit, tmp_path: Path) -> None:
     """A half-done image is repaired first; one that was damaged by others is refused."""
     _, older, new, old = ends(kit)
-    path = image(tmp_path / "disk", new, "qcow2")
+    path = made_of(tmp_path / "disk", new, "qcow2")
     with path.open("r+b") as file:
         file.seek(2 * CHUNK)  # the refcount block
         file.write(bytes(CHUNK))
@@ -274,7 +286,7 @@ def test_what_a_killed_writer_left_is_put_right(kit: RamKit, tmp_path: Path) -> 
 def test_an_encrypted_image_stays_so(kit: RamKit, tmp_path: Path, fmt: str) -> None:
     """With its passphrase; without, or into a readable image, it is refused."""
     _, older, new, old = ends(kit)
-    source = image(tmp_path / "plain", new, "raw")
+    source = made_of(tmp_path / "plain", new, "raw")
     path = tmp_path / "disk"
     options = "encrypt.format=luks,encrypt.key-secret=key" if fmt == "qcow2" else "key-secret=key"
     secret = ("--object", "secret,id=key,data=word")
