@@ -17,7 +17,7 @@ from vmbackup.progress import Silent
 
 pytestmark = pytest.mark.real
 SEED = 6100
-ROUNDS, MORE = 8, 2
+ROUNDS, MORE, LONG = 8, 2, 30
 
 
 def chain(guest: Evolution) -> None:
@@ -49,14 +49,11 @@ def in_place(guest: Evolution) -> None:
     horse.start()
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("cluster", [4096, 65536])
-def test_all_ways_agree(make_domain: Callable[..., Workhorse], kit: Kit, cluster: int) -> None:
-    """And what the guest writes afterwards is backed up right: no bitmap that lost something is believed."""
-    seed = seed_of(SEED + cluster)
+def ways(make_domain: Callable[..., Workhorse], kit: Kit, cluster: int, seed: int, rounds: int) -> None:
+    """A history, all ways back through it, and more of it from wherever the last way led."""
     print(f"{SEED_VARIABLE}={seed}")
     guest = Evolution.make(kit, make_domain, cluster, seed)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         guest.round()
     chain(guest)
     in_place(guest)
@@ -65,3 +62,19 @@ def test_all_ways_agree(make_domain: Callable[..., Workhorse], kit: Kit, cluster
     guest.restore_many()
     in_place(guest)
     guest.round()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("cluster", [4096, 65536])
+def test_all_ways_agree(make_domain: Callable[..., Workhorse], kit: Kit, cluster: int) -> None:
+    """And what the guest writes afterwards is backed up right: no bitmap that lost something is believed."""
+    ways(make_domain, kit, cluster, seed_of(SEED) + cluster, ROUNDS)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+def test_all_ways_agree_for_long(make_domain: Callable[..., Workhorse], kit: Kit) -> None:
+    """Histories that grow, die and start again, of several guests in one repository."""
+    seed = seed_of(SEED) + 1
+    for number, cluster in enumerate((4096, 65536, 1 << 20)):
+        ways(make_domain, kit, cluster, seed + number, LONG)
