@@ -21,6 +21,7 @@ from vmbackup.nbd.errors import ReadFailed
 from vmbackup.nbd.extents import Kind
 from vmbackup.repository import Repository
 from vmbackup.repository.collect import PruneOptions, prune
+from vmbackup.repository.packs import PackBuilder
 from vmbackup.repository.tombstones import forget
 from vmbackup.repository.writers import WriterKeys
 
@@ -229,3 +230,29 @@ def test_a_key_that_reads_no_data_serves_nothing(kit: RamKit) -> None:
     repository = Repository(kit.store, key, kit.repository.config, kit.trust)
     with pytest.raises(AccessError):
         ServedPoint(repository, kit.points()[0])
+
+
+def test_what_an_encoder_got_wrong_is_never_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that were sealed under the id of others authenticate: their own id tells."""
+    store: Any = MemoryStore()
+    kit, chance = RamKit(tmp_path, {"vda": 32 * CHUNK}, CHUNK, store), random.Random(2)
+    kit.disk().write(0, chance.randbytes(16 * CHUNK) + b"compresses well" * 4000)
+    original = PackBuilder.add
+
+    def add(self: PackBuilder, chunk_id: bytes, plain: memoryview | bytes) -> int:
+        wrong = len(self) in (3, 20)
+        return original(self, chunk_id, bytes([plain[0] ^ 1]) + bytes(plain[1:]) if wrong else plain)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackBuilder, "add", add)
+        patch.setattr(PackBuilder, "check", lambda *_: None)
+        kit.backup()
+    served = ServedPoint(kit.repository, kit.points()[0])
+    wrong = {}
+    for offset in range(0, 32 * CHUNK, CHUNK):
+        try:
+            assert read(served.exports["vda"], offset, CHUNK) == kit.disk().data[offset : offset + CHUNK]
+        except ReadFailed as error:
+            wrong[offset // CHUNK] = str(error)[-19:]
+    assert wrong == dict.fromkeys((3, 20), "differs from its id")
+    served.close()
