@@ -112,6 +112,9 @@ class Lab:
         for pid, _ in _processes((f"{folder}/",)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for start in starts:   # of domains that the page's commands have undefined
+            for log in LOG_DIR.glob(f"{start}*"):
+                log.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
 
     def _disconnect(self) -> None:

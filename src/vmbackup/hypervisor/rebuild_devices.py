@@ -174,6 +174,7 @@ def drop_each(draft: Draft, tag: str, unwanted: Callable[[Element], bool]) -> No
 
 
 def _console(draft: Draft, console: Element) -> None:
+    _log(draft, console)
     source = console.find("source")
     if source is None:
         return
@@ -191,6 +192,16 @@ def _console(draft: Draft, console: Element) -> None:
         console.set("type", "pty")
         drop(console, "protocol", "log")
         draft.note(f"the {console.tag} of the guest goes to {path or 'a port'} of its old host: it is a pty instead")
+
+
+def _log(draft: Draft, console: Element) -> None:
+    """What a console says is also written into a file; a guest whose log cannot be written does not start."""
+    log = console.find("log")
+    path = log.get("file", "") if log is not None else ""
+    if log is not None and (draft.clone or not draft.host.present(os.path.dirname(path))):
+        console.remove(log)
+        why = "is the original's" if draft.clone else "has no folder on this host"
+        draft.note(f"what the {console.tag} says is not logged: {path} {why}")
 
 
 def _unusable(draft: Draft, kind: str, source: Element, path: str) -> bool:

@@ -736,6 +736,21 @@ def test_a_clone_takes_no_port_socket_or_address_of_the_original() -> None:
     assert attribute(root, "./devices/serial/source", "path") == "/var/log/desktop/console.log"
 
 
+@pytest.mark.parametrize(("clone", "folder", "why"), [
+    (False, True, None),
+    (False, False, "has no folder on this host"),
+    (True, True, "is the original's"),
+])
+def test_the_log_of_a_console(clone: bool, folder: bool, why: str | None) -> None:
+    """A guest whose log has no folder would not start, and two guests do not write one."""
+    xml = (GUESTS / "virt-install.xml").read_text()
+    xml = xml.replace("<serial type='pty'>", "<serial type='pty'><log file='/srv/logs/web1.log' append='on'/>", 1)
+    host = replace(DEBIAN, present=lambda path: folder or path != "/srv/logs")
+    made, root = rebuilt(xml, host, keep_uuid=not clone)
+    assert (root.find("./devices/serial/log") is None) == (why is not None)
+    assert (f"the serial says is not logged: /srv/logs/web1.log {why}" in said(made)) == (why is not None)
+
+
 def test_a_qemu_without_spice() -> None:
     """As from RHEL 9 on: a VNC screen and a card that is there, and nothing that only SPICE could use."""
     enums = {"graphics": frozenset(("vnc",)), "video": frozenset(("virtio", "vga"))}
