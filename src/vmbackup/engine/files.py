@@ -161,6 +161,7 @@ def guest_files(
     Raises NotFoundError (no such disk), GuestFilesError, DamageError, AccessError.
     """
     _check(point, targets)
+    repository.check_may_read()
     begun = clock()
     made = appliance(cache_dir)
     with contextlib.ExitStack() as stack:

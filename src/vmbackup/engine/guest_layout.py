@@ -14,6 +14,7 @@ _TAGS = {"UUID": "uuid", "LABEL": "label", "PARTUUID": "partuuid", "PARTLABEL": 
 _BY = {"by-uuid": "uuid", "by-label": "label", "by-partuuid": "partuuid", "by-partlabel": "partlabel"}
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _MOST_LINES = 10_000
+_ROOT_VOLUMES = ("@", "root", "@rootfs")  # of Ubuntu and openSUSE, of Fedora, of Debian
 
 
 @dataclass(frozen=True)
@@ -106,21 +107,26 @@ def _mapper_name(device: str) -> str:
     return f"/dev/mapper/{words[2].replace('-', '--')}-{words[3].replace('-', '--')}"
 
 
-def mounts(root: FileSystem, entries: Iterable[FstabEntry], known: Sequence[FileSystem]) -> list[Mount]:
+def mounts(root: Mount, entries: Iterable[FstabEntry], known: Sequence[FileSystem]) -> list[Mount]:
     """The guest's tree as far as these file systems hold it, parents first."""
-    found = {"/": Mount(root.mountable, "/", options_of(root))}
+    found = {"/": root}
     for entry in entries:
         meant = [fs for fs in known if fs.has_files and _is_meant(entry, fs)]
         if meant and entry.point not in found:
-            whole = min(meant, key=lambda fs: len(fs.mountable))  # of a btrfs, not one of its volumes
-            volume = [o for o in entry.options if o.startswith(("subvol=", "subvolid="))]
-            found[entry.point] = Mount(whole.mountable, entry.point, ",".join([options_of(whole), *volume]))
+            volume = [o for o in entry.options if o.startswith(("subvol=", "subvolid="))]  # of a btrfs
+            found[entry.point] = Mount(meant[0].mountable, entry.point, ",".join([options_of(meant[0]), *volume]))
     return sorted(found.values(), key=lambda m: (m.point != "/", m.point.count("/"), m.point))
 
 
 def options_of(fs: FileSystem) -> str:
     """Read-only; names in UTF-8; and a copy of a file system beside it is no reason to refuse."""
     return {"vfat": "ro,utf8", "xfs": "ro,nouuid"}.get(fs.type, "ro")
+
+
+def as_root(fs: FileSystem) -> list[Mount]:
+    """How it may be mounted to see whether it is a guest's root."""
+    volumes = ("", *_ROOT_VOLUMES) if fs.type == "btrfs" else ("",)
+    return [Mount(fs.mountable, "/", f"{options_of(fs)},subvol={v}" if v else options_of(fs)) for v in volumes]
 
 
 def with_points(known: Sequence[FileSystem], tree: Sequence[Mount]) -> list[FileSystem]:

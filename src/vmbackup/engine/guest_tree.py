@@ -9,6 +9,7 @@ from vmbackup.engine.guest_layout import (
     FileSystem,
     FstabEntry,
     Mount,
+    as_root,
     elsewhere,
     mounts,
     options_of,
@@ -23,6 +24,7 @@ _FIRST_DISK = "/dev/sda"
 _FSTAB = "/etc/fstab"
 _MOST_FSTAB = 256 << 10  # bytes
 _WINDOWS = "/Windows/System32"
+_NEVER_ROOT = {"vfat", "iso9660", "udf"}
 _FOLDS_CASE = {"ntfs", "ntfs3"}
 _BOOT_HINT = "start the guest from this point ('vmbackup boot'), or restore the disk, and open it there"
 
@@ -113,22 +115,23 @@ class GuestTree:
 
     def _search(self) -> list[Mount]:
         usable = [fs for fs in self._known if fs.has_files]
-        roots = [(fs, entries) for fs in usable if (entries := self._root_entries(fs)) is not None]
-        on_disk = [root for root in roots if root[0].mountable.startswith(_FIRST_DISK)]
+        roots = [found for fs in usable if fs.type not in _NEVER_ROOT and (found := self._as_root(fs)) is not None]
+        on_disk = [found for found in roots if found[0].mountable.startswith(_FIRST_DISK)]
         chosen = on_disk if len(roots) > 1 else roots  # beside another system's disk, that of the one that was named
         if len(chosen) == 1:
             root, self._entries = chosen[0]
             return mounts(root, self._entries, self._known)
         return [self._alone(usable[0])] if len(usable) == 1 else []
 
-    def _root_entries(self, fs: FileSystem) -> list[FstabEntry] | None:
-        """Its /etc/fstab if it is a root: empty for Windows, None for what is no root."""
-        with suppress(GuestRefusal):
-            self._mount([self._alone(fs)])
-            if fs.type in _FOLDS_CASE:
-                self._process.ask("stat", path=self._process.ask("written_path", path=_WINDOWS))
-                return []
-            return parse_fstab(str(self._process.ask("read", path=_FSTAB, most=_MOST_FSTAB)))
+    def _as_root(self, fs: FileSystem) -> tuple[Mount, list[FstabEntry]] | None:
+        """How it is mounted as a root and its /etc/fstab, which is empty for Windows; None for what is no root."""
+        for mount in as_root(fs):
+            with suppress(GuestRefusal):
+                self._mount([mount])
+                if fs.type in _FOLDS_CASE:
+                    self._process.ask("stat", path=self._process.ask("written_path", path=_WINDOWS))
+                    return mount, []
+                return mount, parse_fstab(str(self._process.ask("read", path=_FSTAB, most=_MOST_FSTAB)))
         return None
 
     def _alone(self, fs: FileSystem) -> Mount:

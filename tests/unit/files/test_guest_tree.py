@@ -135,6 +135,22 @@ def test_of_two_systems_the_named_disks_is_meant() -> None:
     assert tree(machine, fs("/dev/vda1"), fs("/dev/vdb1")).enter("/a") == "/a"
 
 
+def test_volumes_of_a_btrfs() -> None:
+    """The root is one of them, and so is what /etc/fstab says of others."""
+
+    class Btrfs(Machine):
+        def do_mount(self, options: str, mountable: str, point: str) -> None:
+            volume = options.partition("subvol=")[2]
+            super().do_mount(options, f"{mountable}/{volume}" if volume else mountable, point)
+
+    fstab = "UUID=aa / btrfs subvol=@,compress=zstd 0 0\nUUID=aa /home btrfs subvol=@home 0 0\n"
+    machine = Btrfs(**{"sda1": {"/@/etc/fstab": "x"}, "sda1_@": {"/etc/fstab": fstab}, "sda1_@home": {"/me": "m"}})
+    found = tree(machine, fs("/dev/vda1", "btrfs", uuid="aa"))
+    assert found.enter("/home/me") == "/home/me"
+    assert machine.mounted == {"/": "/dev/sda1/@", "/home": "/dev/sda1/@home"}
+    assert [each.mount_point for each in found.filesystems()] == ["/"]
+
+
 def test_several_that_may_be_meant() -> None:
     found = tree(Machine(sda1={"/a": ""}, sda2={"/b": ""}), fs("/dev/vda1"), fs("/dev/vda2"))
     with pytest.raises(UsageError) as told:
