@@ -18,6 +18,7 @@ UUID=11AA-22bb   /boot/efi  vfat  umask=0077  0 1
 /dev/mapper/vg--0-root  /  ext4 errors=remount-ro 0 1
 LABEL=srv /srv\\040data xfs defaults 0 2
 UUID="ffff" /var ext4
+/dev/mapper/vg--0-log--1 /log ext4 defaults 0 2
 /dev/vda3 none swap sw 0 0
 tmpfs /tmp tmpfs defaults 0 0
 broken
@@ -87,7 +88,7 @@ def test_fstab() -> None:
     entries = parse_fstab(DEBIAN)
     assert [(e.spec, e.point) for e in entries] == [
         ("UUID=11AA-22bb", "/boot/efi"), ("/dev/mapper/vg--0-root", "/"),
-        ("LABEL=srv", "/srv data"), ('UUID="ffff"', "/var"),
+        ("LABEL=srv", "/srv data"), ('UUID="ffff"', "/var"), ("/dev/mapper/vg--0-log--1", "/log"),
     ]  # fmt: skip
     assert entries[1] == FstabEntry("/dev/mapper/vg--0-root", "/", "ext4", ("errors=remount-ro",))
 
@@ -95,13 +96,14 @@ def test_fstab() -> None:
 def test_a_linux_guest() -> None:
     """Its tree is put together as its /etc/fstab says, by whatever names."""
     root = {"vg-0_root": {"/etc/fstab": DEBIAN, "/etc/hosts": "h"}}
-    machine = Machine(**root, sda1={"/EFI/x": "e"}, sdb={"/web/i": "w"})
+    machine = Machine(**root, **{"vg-0_log-1": {"/x": "l"}}, sda1={"/EFI/x": "e"}, sdb={"/web/i": "w"})
     known = [fs("/dev/vda1", "vfat", uuid="11aa-22BB"), fs("/dev/vg-0/root"), fs("/dev/vdb", "xfs", label="srv")]
-    found = tree(machine, *known, fs("/dev/vda2", "LVM2_member"))
-    assert [each.mount_point for each in found.filesystems()] == ["/boot/efi", "/", "/srv data", None]
+    found = tree(machine, *known, fs("/dev/vda2", "LVM2_member"), fs("/dev/vg-0/log-1"))
+    assert [each.mount_point for each in found.filesystems()] == ["/boot/efi", "/", "/srv data", None, "/log"]
     assert found.enter("/etc/hosts") == "/etc/hosts"
     assert found.enter("/srv data/web/i") == "/srv data/web/i"
-    assert machine.mounted == {"/": "/dev/vg-0/root", "/boot/efi": "/dev/sda1", "/srv data": "/dev/sdb"}
+    there = {"/": "/dev/vg-0/root", "/boot/efi": "/dev/sda1", "/srv data": "/dev/sdb", "/log": "/dev/vg-0/log-1"}
+    assert machine.mounted == there
     assert found.enter("/dev/vda1:/EFI") == "/EFI"
     assert machine.mounted == {"/": "/dev/sda1"}
 
