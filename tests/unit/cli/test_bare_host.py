@@ -91,3 +91,33 @@ def test_looking_needs_no_program_either(host: BareHost) -> None:
     assert [p["id"] for p in host.run("list")["points"]] == [host.point]
     assert host.run("show", host.point)["points"][0]["id"] == host.point
     assert host.run("verify", "--read-data")["damaged"] == []
+
+
+def test_onto_an_image_that_is_there(host: BareHost) -> None:
+    """Whose disk it is cannot be asked; who has it open can."""
+    host.install("qemu-img", "qemu-nbd", "setpriv")
+    image = host.folder / "old.raw"
+    image.write_bytes(b"\xff" * (700 * KIB + 512))
+    host.run("restore", host.point, "--to", f"vda={image}", "--format", "raw")
+    assert image.read_bytes() == host.kit.kept[host.point]["vda"]
+
+
+def test_a_chain(host: BareHost) -> None:
+    host.install(*PROGRAMS)
+    host.kit.disk().write(0, b"later" * 2000)
+    newest = host.kit.backup().id
+    host.run("restore", newest, "--chain", "--disk", "vda", "--output", str(host.folder / "out"))
+    raw = host.folder / "vda.raw"
+    subprocess.run(
+        ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", host.folder / "out" / "vda.qcow2", raw], check=True
+    )
+    wanted = host.kit.kept[newest]["vda"]
+    assert raw.read_bytes()[: len(wanted)] == wanted
+
+
+def test_what_needs_libvirt_says_so(host: BareHost) -> None:
+    """Before anything is read or written."""
+    host.install(*PROGRAMS)
+    error = host.run("restore", host.point, "--define", "--output", str(host.folder / "out"), code=1)["error"]
+    assert "libvirt" in error["message"]
+    assert not (host.folder / "out").exists()
