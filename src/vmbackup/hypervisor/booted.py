@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
+from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor import boot_xml
 from vmbackup.hypervisor.connection import Connection
@@ -56,7 +57,13 @@ class BootedDomain:
     def start(self, *, paused: bool = False) -> None:
         """Starts it."""
         flags = lv.binding().VIR_DOMAIN_START_PAUSED if paused else 0
-        self._call("start", lambda domain: domain.createWithFlags(flags))
+        try:
+            self._call("start", lambda domain: domain.createWithFlags(flags))
+        except HypervisorError as error:
+            if "Permission denied" not in error.message or ".sock" not in error.message:
+                raise
+            hint = "AppArmor or SELinux keeps QEMU off the socket: docs/operations.md, 'Booting from the repository'"
+            raise HypervisorError(error.message, hint) from error
 
     def resume(self) -> None:
         """Lets it go on; what it could not read it reads again."""
