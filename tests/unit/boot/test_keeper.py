@@ -226,6 +226,7 @@ def test_the_keeper_is_nobodys_child_and_is_ended_with_its_server(rig: Rig) -> N
     fields = Path(f"/proc/{keeper}/stat").read_text().rpartition(")")[2].split()
     assert int(fields[1]) != os.getpid()
     assert int(fields[3]) != os.getsid(0)
+    assert os.getsid(pid_of(state)) == pid_of(state)  # what ends the keeper's session does not end the server
     keeping.start(rig.booted)  # one is enough
     assert rig.state() == state
     keeping.end(rig.booted)
