@@ -13,8 +13,9 @@ from vmbackup.hypervisor import checkpoints
 from vmbackup.hypervisor.checks import closed_to, qemu_user
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.documents import DOMAIN_XML, TPM_STATES, UEFI_VARIABLES
+from vmbackup.hypervisor.domains_here import Other, domains_here, refuse_taken, shared_macs
 from vmbackup.hypervisor.draft import set_text
-from vmbackup.hypervisor.failures import code_of, text_of
+from vmbackup.hypervisor.failures import text_of
 from vmbackup.hypervisor.guest_state import GuestState
 from vmbackup.hypervisor.inventory import read_capabilities
 from vmbackup.hypervisor.rebuild import rebuild
@@ -69,17 +70,17 @@ def plan_definition(
         host = read_capabilities(connection, xml)
     except ValueError as error:
         raise NotFoundError("the restore point holds no definition of the guest (domain.xml)") from error
-    others = connection.call("list the domains", _domains)
+    others = connection.call("list the domains", domains_here)
     state = GuestState(domain_folders)
     wishes = _wishes(original, others, documents, disks, options, state)
     rebuilt = rebuild(xml, wishes, host)
-    _refuse_taken(rebuilt, others)
+    refuse_taken(rebuilt, others)
     _refuse_lacking(rebuilt.lacking, options.without)
     state.check(rebuilt)
     owner = qemu_user(connection.call("ask for QEMU's user", lambda raw: raw.getCapabilities()))
     _refuse_closed(disks, owner)
     connection.call("try the guest's definition", partial(_try, xml=rebuilt.xml), rebuilt.name, again=False)
-    taken = [f"{mac} is also a MAC address of domain {name}" for name, mac in _shared_macs(rebuilt, others)]
+    taken = [f"{mac} is also a MAC address of domain {name}" for name, mac in shared_macs(rebuilt, others)]
     return Definition(rebuilt, documents, owner, (*map(str, rebuilt.lacking), *rebuilt.warnings, *taken))
 
 
@@ -89,7 +90,7 @@ def define(connection: Connection, domain_folders: str, definition: Definition) 
     Not repeated where the connection breaks: the call may have been done.
     """
     rebuilt, state = definition.rebuilt, GuestState(domain_folders)
-    _refuse_taken(rebuilt, connection.call("list the domains", _domains))
+    refuse_taken(rebuilt, connection.call("list the domains", domains_here))
     state.put(rebuilt, definition.documents, definition.owner)
     try:
         connection.call("define the guest", lambda raw: raw.defineXML(rebuilt.xml), rebuilt.name, again=False)
@@ -116,34 +117,9 @@ def start(connection: Connection, name: str) -> None:
     connection.call("start the guest", create, name, again=False)
 
 
-@dataclass(frozen=True)
-class _Other:
-    name: str
-    uuid: str
-    macs: frozenset[str]
-
-
-def _domains(raw: Any) -> list[_Other]:
-    return [found for domain in raw.listAllDomains(0) if (found := _other(domain)) is not None]
-
-
-def _other(domain: Any) -> _Other | None:
-    """None for one that went away meanwhile."""
-    try:
-        return _Other(domain.name(), domain.UUIDString(), _macs(parse(domain.XMLDesc(0))))
-    except lv.binding().libvirtError as error:
-        if code_of(error) == lv.NO_DOMAIN:
-            return None
-        raise
-
-
-def _macs(root: Element) -> frozenset[str]:
-    return frozenset(mac.get("address", "").lower() for mac in root.findall("./devices/interface/mac"))
-
-
 def _wishes(
     original: Element,
-    others: list[_Other],
+    others: list[Other],
     documents: Mapping[str, bytes],
     disks: Mapping[str, NewDisk],
     options: DefineOptions,
@@ -173,21 +149,6 @@ def _wishes(
 def _tpm_version(original: Element) -> str:
     backend = original.find("./devices/tpm/backend[@type='emulator']")
     return backend.get("version", "2.0") if backend is not None else ""
-
-
-def _refuse_taken(rebuilt: Rebuilt, others: list[_Other]) -> None:
-    for other in others:
-        if other.name == rebuilt.name:
-            raise HypervisorError(
-                f"there is a domain {other.name} on this host already",
-                "restore a copy beside it with --name NEW; to replace it, shut it off and take it away first: "
-                f"'virsh undefine {other.name} --nvram --checkpoints-metadata'",
-            )
-        if other.uuid == rebuilt.uuid:
-            raise HypervisorError(
-                f"domain {other.name} of this host has the UUID {other.uuid}",
-                "restore a copy beside it: without --keep-uuid it gets one of its own",
-            )
 
 
 def _refuse_lacking(lacking: tuple[Lack, ...], without: frozenset[Kind]) -> None:
@@ -228,11 +189,6 @@ def _try(raw: Any, xml: str) -> None:
             f"libvirt does not take the guest's definition: {text_of(error)}",
             "restore it without --define, mend domain.xml and define it by hand: 'virsh define'",
         ) from error
-
-
-def _shared_macs(rebuilt: Rebuilt, others: list[_Other]) -> list[tuple[str, str]]:
-    own = _macs(parse(rebuilt.xml))
-    return [(other.name, mac) for other in others for mac in sorted(own & other.macs)]
 
 
 def _forget_checkpoints(raw: Any, name: str) -> None:

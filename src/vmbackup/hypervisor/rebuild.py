@@ -10,6 +10,7 @@ from vmbackup.hypervisor import (
     rebuild_host,
     rebuild_machine,
     rebuild_networks,
+    rebuild_screens,
 )
 from vmbackup.hypervisor.capabilities import Capabilities
 from vmbackup.hypervisor.draft import Draft
@@ -36,6 +37,7 @@ def rebuild(xml: str, wishes: Wishes, host: Capabilities, *, chance: Callable[[i
     rebuild_host.fit(draft)
     rebuild_disks.fit(draft)
     rebuild_networks.fit(draft)
+    rebuild_screens.fit(draft)
     rebuild_devices.fit(draft)
     return Rebuilt(
         xml=render(root),

@@ -1,13 +1,11 @@
-"""The other devices: those of the host, shared folders, consoles, sockets and screens."""
+"""The other devices: those of the host, shared folders, consoles and sockets."""
 
 import os
-from collections.abc import Callable
 
 from vmbackup.hypervisor.draft import Draft, drop
 from vmbackup.hypervisor.xmltree import Element
 
 _WITHOUT_DEVICE = "connect it, or let the guest do without: --without host-devices"
-_ANY_ADDRESS = ("", "0.0.0.0", "::", "127.0.0.1", "::1", "localhost")  # noqa: S104 (compared, not bound)
 # Where libvirt itself puts the sockets of channels: it does so again.
 _LIBVIRTS = ("/var/lib/libvirt/", "/run/libvirt/", "/var/run/libvirt/")
 _ITCO = 9_001_000  # libvirt 9.1
@@ -21,7 +19,6 @@ def fit(draft: Draft) -> None:
     _host_memory(draft)
     _shares(draft)
     _leases(draft)
-    _screens(draft)
     for tag in _CONSOLES:
         for console in draft.devices.findall(tag):
             _console(draft, console)
@@ -100,77 +97,6 @@ def _shares(draft: Draft) -> None:
 def _leases(draft: Draft) -> None:
     if drop(draft.devices, "lease"):
         draft.note("the guest's lease of a lock manager (sanlock) belongs to its old host: it is left out")
-
-
-def _screens(draft: Draft) -> None:
-    for screen in draft.devices.findall("graphics"):
-        _screen(draft, screen)
-    if not draft.allows("graphics", "spice"):
-        _without_spice(draft)
-    for video in draft.devices.findall("./video/model"):
-        kind = video.get("type", "")
-        if not draft.allows("video", kind):
-            instead = "virtio" if draft.allows("video", "virtio") else "vga"
-            # Memory sizes are those of the other card.
-            for name in ("ram", "vram", "vgamem", "vram64"):
-                video.attrib.pop(name, None)
-            video.set("type", instead)
-            draft.note(f"this host's QEMU has no video card {kind}: {instead} instead")
-
-
-def _screen(draft: Draft, screen: Element) -> None:
-    kind = screen.get("type", "")
-    if kind == "spice" and not draft.allows("graphics", "spice"):
-        screen.set("type", "vnc")
-        for name in ("tlsPort", "defaultMode"):
-            screen.attrib.pop(name, None)
-        for child in list(screen):
-            if child.tag != "listen":
-                screen.remove(child)
-        draft.note("this host's QEMU has no SPICE: the guest's screen is VNC")
-    if draft.clone and screen.get("autoport", "no") != "yes" and screen.get("port", "-1") != "-1":
-        draft.note(f"the port {screen.get('port')} of the guest's screen is the original's: it gets a free one")
-        screen.set("port", "-1")
-        screen.set("autoport", "yes")
-        screen.attrib.pop("tlsPort", None)
-    _listen(draft, screen)
-
-
-def _listen(draft: Draft, screen: Element) -> None:
-    known = draft.host.addresses
-    for listen in screen.findall("listen"):
-        network, address = listen.get("network"), listen.get("address", "")
-        if network and network not in draft.host.networks:
-            listen.attrib.pop("network")
-            listen.set("type", "address")
-            listen.set("address", "127.0.0.1")
-            draft.note(f"the guest's screen listened on network {network}, not here: on 127.0.0.1 instead")
-        elif not network and address not in _ANY_ADDRESS and known is not None and address not in known:
-            listen.set("address", "127.0.0.1")
-            draft.note(f"the guest's screen listened on {address}, not of this host: on 127.0.0.1 instead")
-        elif draft.clone and listen.get("type") == "socket":
-            listen.attrib.pop("socket", None)
-    first = screen.find("listen")
-    if screen.get("listen") is not None:
-        screen.attrib.pop("listen")
-        if first is not None and first.get("address"):
-            screen.set("listen", first.get("address", ""))
-
-
-def _without_spice(draft: Draft) -> None:
-    """What only SPICE's client can use."""
-    drop_each(draft, "channel", lambda each: each.get("type") == "spicevmc")
-    drop_each(draft, "redirdev", lambda each: each.get("type") == "spicevmc")
-    for audio in draft.devices.findall("audio"):
-        if audio.get("type") == "spice":
-            audio.set("type", "none")
-
-
-def drop_each(draft: Draft, tag: str, unwanted: Callable[[Element], bool]) -> None:
-    """Removes devices of that tag."""
-    for each in draft.devices.findall(tag):
-        if unwanted(each):
-            draft.devices.remove(each)
 
 
 def _console(draft: Draft, console: Element) -> None:
