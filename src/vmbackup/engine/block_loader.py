@@ -4,7 +4,7 @@ import logging
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -64,18 +64,24 @@ class BlockLoader:
         for block in blocks:
             packs[block.session, block.pack].append(block)
         first, *others = packs.values()
-        waiting: list[Future[dict[Block, Decoded]]] = [self._pool.submit(self._load, part) for part in others]
+        waiting = [self._later(part) for part in others]
         found = self._load(first)
         for part, future in zip(others, waiting, strict=True):
             # What no thread has taken up yet is done here: none of them ever waits for another.
-            found.update(self._load(part) if future.cancel() else future.result())
+            found.update(self._load(part) if future is None or future.cancel() else future.result())
         return found
+
+    def _later(self, blocks: list[Block]) -> Future[dict[Block, Decoded]] | None:
+        try:
+            return self._pool.submit(self._load, blocks)
+        except RuntimeError:  # it was closed, while somebody still reads
+            return None
 
     def _load(self, blocks: list[Block]) -> dict[Block, Decoded]:
         """Blocks of one pack."""
         found: dict[int, bytes] = {}
         problems: dict[int, str] = {}
-        wanted = [Wanted(block.slot, block.chunks, block.first) for block in blocks]
+        wanted = list(_joined(blocks))
         try:
             ref = session_of(self._point, blocks[0].session)
             with self._gate:
@@ -141,3 +147,14 @@ class BlockLoader:
                     "restore point %s, disk %s: %d bytes at %d cannot be read: %s",
                     self._point.id, block.disk, size, number * size, reason,
                 )  # fmt: skip
+
+
+def _joined(blocks: Sequence[Block]) -> Iterator[Wanted]:
+    """What is wanted of a pack: neighbours in the disk that are neighbours in the pack as one."""
+    slot, chunks, first = blocks[0].slot, 0, blocks[0].first
+    for block in blocks:
+        if (block.slot, block.first) != (slot + chunks, first + chunks):
+            yield Wanted(slot, chunks, first)
+            slot, chunks, first = block.slot, 0, block.first
+        chunks += block.chunks
+    yield Wanted(slot, chunks, first)

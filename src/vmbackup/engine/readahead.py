@@ -13,9 +13,9 @@ class ReadAhead:
     `readers`: those inside of a `with` of it.
     """
 
-    def __init__(self, most: int = MOST) -> None:
+    def __init__(self, enough: int) -> None:
         self.readers = 0
-        self._most = most
+        self._enough = enough
         self._ahead: OrderedDict[int, tuple[int, int]] = OrderedDict()  # due step -> (known up to, steps ahead)
         self._lock = threading.Lock()
 
@@ -27,8 +27,11 @@ class ReadAhead:
         with self._lock:
             self.readers -= 1
 
-    def next(self, first: int, last: int) -> range:
-        """The steps to make ready after a read of steps `first` to `last`: none unless it goes on from another."""
+    def next(self, first: int, last: int) -> tuple[bool, range]:
+        """Told of a read of steps `first` to `last`: whether it goes on from another, and the steps to make ready then.
+
+        None where as many readers as `enough` are at work for what was asked for already.
+        """
         with self._lock:
             for due in range(first, last + 2):  # the same step again, or any that this read covers
                 known = self._ahead.pop(due, None)
@@ -36,16 +39,16 @@ class ReadAhead:
                     break
             else:
                 self._remember(last + 1, (last + 1, 0))
-                return range(0)
+                return False, range(0)
             done, ahead = known
             if due == last + 1:  # still inside of what was read
                 self._remember(due, known)
-                return range(0)
-            ahead = min(self._most, max(FIRST, 2 * ahead))
-            until = last + 1 + ahead
+                return ahead > 0, range(0)
+            ahead = min(MOST, max(FIRST, 2 * ahead))
             start = max(done, last + 1)
-            self._remember(last + 1, (max(until, done), ahead))
-            return range(start, until)
+            until = start if self.readers >= self._enough else max(start, last + 1 + ahead)
+            self._remember(last + 1, (until, ahead))
+            return True, range(start, until)
 
     def _remember(self, due: int, known: tuple[int, int]) -> None:
         self._ahead[due] = known

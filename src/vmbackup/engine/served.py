@@ -1,5 +1,6 @@
 """The disks of a restore point, read at any place: what an NBD server exports."""
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,9 @@ from vmbackup.storage_backends import StoreError
 
 _log = logging.getLogger("vmbackup.serve")
 CACHE_BYTES = 128 << 20  # of decoded chunks: what a few readers have ahead, and a guest's boot reads twice
-# Bytes of the disk that are decoded together where they lie together: a request of the store costs more than the rest.
+# Bytes of the disk that are decoded together where they lie together: as a guest's own reading ahead, or a bit more ...
+BLOCK_BYTES = 256 << 10
+# ... and for who reads on and on: a request of an object store costs more than the rest, and each call of Python too.
 WINDOW_BYTES = 1 << 20
 # Threads that read ahead, and requests of one connection that wait for an object store together.
 _WORKERS = 8
@@ -75,22 +78,26 @@ class ServedDisk:
         self._name = f"restore point {disk_map.point.id}, disk {self._disk.target}"
         self._index = MapIndex(disk_map)
         self._cache, self._load, self._pool = cache, loader.load, pool
+        self._block = max(1, BLOCK_BYTES // self._disk.chunk_size)
         self._window = max(1, WINDOW_BYTES // self._disk.chunk_size)
-        self._ahead = ReadAhead()
+        self._ahead = ReadAhead(parallel)
 
     def read(self, offset: int, length: int) -> Sequence[Buffer]:
         """See Export."""
         size, end = self._disk.chunk_size, offset + length
         first, last = offset // size, (end - 1) // size
+        goes_on, steps = self._ahead.next(first // self._window, last // self._window)
         try:
             blocks = list(self._blocks(first, last + 1 - first))
-            wanted = [block for block in blocks if block.session != ZERO]
+            wanted = blocks
+            if goes_on:
+                start = first - first % self._window
+                wanted = list(self._blocks(start, last - last % self._window + self._window - start))
             with self._ahead:
-                found = self._cache.get(wanted, self._load)
+                found = self._cache.get([block for block in wanted if block.session != ZERO], self._load)
         except (VmbackupError, StoreError) as error:
             raise self._failed(offset, length, error.message) from error
-        if self._ahead.readers < self.parallel:  # else all that can work is at work for what was asked for
-            self._look_ahead(first, last)
+        self._make_ready(steps)
         pieces: list[Buffer] = []
         for block in blocks:
             start, stop = max(offset, block.first * size), min(end, (block.first + block.chunks) * size)
@@ -119,17 +126,17 @@ class ServedDisk:
             yield Extent(begun, end - begun, kind)
 
     def _blocks(self, first: int, chunks: int) -> Iterator[Block]:
-        """The blocks that touch a part of the disk: a run, cut at the borders of windows. Zeros are cut to the part."""
-        target, window, end = self._disk.target, self._window, first + chunks
+        """The blocks that touch a part of the disk: runs of data, cut at multiples of a block; whole runs of zeros."""
+        target, size, end = self._disk.target, self._block, min(first + chunks, self._index.chunks)
         for run in self._index.runs(first, chunks):
             if run.session == ZERO:
                 yield Block(target, run.first, run.chunks, ZERO, 0, 0)
                 continue
             at, run_end = max(run.first, first), min(run.first + run.chunks, end)
             while at < run_end:
-                border = at - at % window
+                border = at - at % size
                 start = max(run.first, border)
-                stop = min(run.first + run.chunks, border + window)
+                stop = min(run.first + run.chunks, border + size)
                 yield Block(target, start, stop - start, run.session, run.pack, run.slot + start - run.first)
                 at = stop
 
@@ -149,17 +156,16 @@ class ServedDisk:
             decoded.given = 0
             self._cache.demote(block)
 
-    def _look_ahead(self, first: int, last: int) -> None:
-        window = self._window
-        steps = self._ahead.next(first // window, last // window)
-        for step in steps:
-            if step * window < self._index.chunks:
-                self._pool.submit(self._prepare, step)
+    def _make_ready(self, steps: range) -> None:
+        with contextlib.suppress(RuntimeError):  # it was closed, while somebody still reads
+            for step in steps:
+                if step * self._window < self._index.chunks:
+                    self._pool.submit(self._prepare, step)
 
     def _prepare(self, step: int) -> None:
         """Decodes a window; what fails is told to who asks for it."""
         try:
-            blocks = self._blocks(step * self._window, min(self._window, self._index.chunks - step * self._window))
+            blocks = self._blocks(step * self._window, self._window)
             self._cache.prepare([block for block in blocks if block.session != ZERO], self._load)
         except Exception as error:
             _log.debug("%s: reading ahead failed: %s", self._name, error)

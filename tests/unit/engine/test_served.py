@@ -216,11 +216,25 @@ def test_what_comes_next_is_made_ready(kit: RamKit) -> None:
     disk = served.exports["vda"]
     for offset in range(0, 2 << 20, 64 * KIB):
         disk.read(offset, 64 * KIB)
-    served._pool.shutdown(wait=True)
+    for _ in range(2):  # what waits is done, and what that has asked for
+        barrier = threading.Barrier(9)
+        for _ in range(8):
+            served._pool.submit(barrier.wait, 30)
+        barrier.wait(30)
     done = store.reads
-    disk._look_ahead = lambda first, last: None  # type: ignore[method-assign]
+    disk._make_ready = lambda steps: None  # type: ignore[method-assign]
     disk.read(2 << 20, 1 << 20)
     assert store.reads == done
+    served.close()
+
+
+def test_who_still_reads_when_it_is_closed_gets_right_bytes(kit: RamKit) -> None:
+    point = kit.points()[0]
+    served = ServedPoint(kit.repository, point)
+    served.close()
+    for offset in range(0, SIZE, 64 * KIB):
+        wanted = kit.kept[point.id]["vda"][offset : offset + 64 * KIB]
+        assert read(served.exports["vda"], offset, len(wanted)) == wanted
 
 
 def test_a_key_that_reads_no_data_serves_nothing(kit: RamKit) -> None:
