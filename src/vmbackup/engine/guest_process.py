@@ -5,19 +5,22 @@ the host it reaches the sockets that serve the disks, and what everybody may rea
 kernel in a virtual machine below it.
 """
 
+import fcntl
 import grp
 import json
 import logging
 import os
 import pwd
 import re
+import shutil
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -31,6 +34,8 @@ _STOP_SECONDS = 10.0
 _MOST_ANSWER = 16 << 20  # bytes of an answer: file systems of thousands of volumes
 _MOST_LINE = 64 << 10  # bytes of an entry of a folder: a name and a link's target, escaped
 _MOST_ENTRIES = 2_000_000
+_PREFIX = "vmbackup-files-"
+_YOUNG_SECONDS = 60.0  # a folder that is not locked yet is not left behind
 _PASSED_ON = {"LIBGUESTFS_HV", "LIBGUESTFS_DEBUG", "LIBGUESTFS_TRACE"}
 _ENOENT, _ENOTDIR = 2, 20
 
@@ -52,8 +57,11 @@ class RunFolder:
     """A folder for one run: in it a socket for the disks, and a folder of the process's own."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="vmbackup-files-", ignore_cleanup_errors=True)
+        _remove_left_behind(time.time())
+        self._folder = tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
         self.path = Path(self._folder.name)
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.identity = _nobody() if os.geteuid() == 0 else None
         self.work, self.inside = self.path / "work", self.path / "work" / "appliance"
         self.inside.mkdir(parents=True)
@@ -73,6 +81,21 @@ class RunFolder:
     def remove(self) -> None:
         """All of it. Never raises."""
         self._folder.cleanup()
+        os.close(self._lock)
+
+
+def _remove_left_behind(now: float) -> None:
+    """What a killed run left: up to 2 GiB of what its virtual machine had written."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # another one's, in use, or gone meanwhile
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                told = os.fstat(descriptor)
+                if told.st_uid == os.geteuid() and now - told.st_mtime > _YOUNG_SECONDS:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path)
+            finally:
+                os.close(descriptor)
 
 
 def _nobody() -> dict[str, Any]:
