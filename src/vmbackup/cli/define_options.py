@@ -69,6 +69,25 @@ class DefinedGuest:
 
 
 @dataclass(frozen=True)
+class PlannedGuest:
+    """A guest that can be defined: what it will be called, and what does it once its disks are there."""
+
+    definition: "Definition"
+    carry_out: Callable[[], DefinedGuest]
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        made = self.definition.rebuilt
+        return {"name": made.name, "notes": list(made.notes), "warnings": list(self.definition.warnings)}
+
+    def lines(self) -> list[str]:
+        """For people."""
+        made, warnings = self.definition.rebuilt, self.definition.warnings
+        told = [*(f"  {note}" for note in made.notes), *(f"  warning: {warning}" for warning in warnings)]
+        return [f"domain {made.name} would be defined", *told]
+
+
+@dataclass(frozen=True)
 class DefineRequest:
     """The options of one run."""
 
@@ -127,13 +146,13 @@ def planned_guest(
     repository: "Repository",
     point: "Point",
     options: "RestoreOptions",
-) -> Iterator[Callable[[], DefinedGuest | None]]:
-    """Looks, before a byte is restored, whether the guest can be defined; gives what does it once the disks are there.
+) -> Iterator[PlannedGuest | None]:
+    """Looks, before a byte is restored, whether the guest can be defined.
 
-    libvirt is asked only where a guest is to be defined.
+    None where it is not to be: then libvirt is not asked.
     """
     if request is None:
-        yield lambda: None
+        yield None
         return
     from vmbackup.cli import access
     from vmbackup.engine.image_places import image_places
@@ -142,7 +161,7 @@ def planned_guest(
     documents = repository.documents(point)
     with access.opened_host(config) as host:
         definition = request.plan(host, documents, places)
-        yield lambda: request.carry_out(host, definition)
+        yield PlannedGuest(definition, lambda: request.carry_out(host, definition))
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -163,10 +163,10 @@ def _chain(
         points = repository.survey()
         found = resolve(points, name, domains=True)
         wanted = ChainOptions(options.output or Path(), options.disks)
-        with planned_guest(request, config, repository, found, options) as define_guest:
+        with planned_guest(request, config, repository, found, options) as planned:
             with access.progress(state) as progress:
                 made = restore_chain.restore(repository, points, found, begin, wanted, progress)
-            guest = define_guest()
+            guest = planned.carry_out() if planned else None
     return restore_chain.show(made, found.domain, guest, json=state.json)
 
 
@@ -189,13 +189,13 @@ def _run(
     with access.opened_repository(config, state.repository) as repository:
         found = resolve(repository.survey(), name, domains=True)
         memory = SpeedMemory(config.daemon.state_dir)
-        with planned_guest(request, config, repository, found, options) as define_guest:
+        with planned_guest(request, config, repository, found, options) as planned:
             if dry_run:
                 _, settings = access.named_repository(config, state.repository)
-                return tell_cost(state, repository, found, options, settings, memory)
+                return tell_cost(state, repository, found, options, settings, memory, planned)
             with access.progress(state) as progress:
                 done = restore(repository, found, options, progress)
-            guest = define_guest()
+            guest = planned.carry_out() if planned else None
         fetched = sum(file.fetched_bytes for file in done.files)
         memory.remember(repository.config.repository, fetched, done.duration_seconds)
     return tell(state, found, done, guest)

@@ -6,6 +6,7 @@ from vmbackup.cli.options import State
 from vmbackup.cli.output import clean, counted, say, say_json, table
 
 if TYPE_CHECKING:
+    from vmbackup.cli.define_options import PlannedGuest
     from vmbackup.config.models import Repository as Settings
     from vmbackup.engine.restore import RestoreOptions
     from vmbackup.engine.restore_cost import Cost
@@ -21,6 +22,7 @@ def tell_cost(
     options: "RestoreOptions",
     settings: "Settings",
     memory: "SpeedMemory",
+    guest: "PlannedGuest | None" = None,
 ) -> int:
     """Prints it; gives the exit code. Raises what the restore itself would raise before it writes."""
     from vmbackup.engine.restore import choose_targets
@@ -46,9 +48,11 @@ def tell_cost(
         "seconds": round(speed.seconds(total.data_bytes), 1) if speed else None,
     }
     if state.json:
-        say_json(document)
-    else:
-        _say(point, document, costs)
+        say_json(document | ({"domain": guest.document()} if guest else {}))
+        return 0
+    _say(point, document, costs)
+    for line in guest.lines() if guest else ():
+        say(clean(line))
     return 0
 
 

@@ -29,9 +29,10 @@ class Capabilities:
     `domain_type`: what it runs them as: "kvm", or "qemu" where it has no KVM. `machines`: names and aliases -> the
     versioned name. `cpu_fits`: of a <cpu> element as text, whether the host can give it. `enums`: allowed values by
     device, as "graphics", "video", "tpm"; what is missing there is not known, and nothing is changed for it.
-    `switches`: bridges of Open vSwitch. `addresses`: of its network interfaces, None where unknown. `pages`: size of a
-    hugepage in KiB -> how many the host has set aside. `devices`: "pci 0000:03:00.0", "usb 046d:c52b", "mdev UUID",
-    "scsi scsi_host0". `secrets`: UUIDs and usages. `present`: whether a path is there.
+    `idle_networks`: those of `networks` that are not active. `switches`: bridges of Open vSwitch. `addresses`: of its
+    network interfaces, None where unknown. `pages`: size of a hugepage in KiB -> how many the host has set aside.
+    `devices`: "pci 0000:03:00.0", "usb 046d:c52b", "mdev UUID", "scsi scsi_host0". `secrets`: UUIDs and usages.
+    `present`: whether a path is there.
     """
 
     arch: str = "x86_64"
@@ -43,6 +44,7 @@ class Capabilities:
     enums: Mapping[str, frozenset[str]] = field(default_factory=dict)
     firmware: tuple[Firmware, ...] = ()
     networks: frozenset[str] = frozenset()
+    idle_networks: frozenset[str] = frozenset()
     bridges: frozenset[str] = frozenset()
     switches: frozenset[str] = frozenset()
     interfaces: frozenset[str] = frozenset()

@@ -20,6 +20,7 @@ from vmbackup.hypervisor.xmltree import Element, parse
 _SYS = Path("/sys")
 _INCOMPATIBLE = 0  # VIR_CPU_COMPARE_INCOMPATIBLE
 _NO_SUPPORT = 3
+_INACTIVE = 1  # VIR_CONNECT_LIST_NETWORKS_INACTIVE
 _COMMAND_SECONDS = 10.0
 # Capabilities.enums -> where the domain capabilities tell it.
 _ENUMS = {"graphics": ("graphics", "type"), "video": ("video", "modelType"), "tpm": ("tpm", "backendModel")}
@@ -63,6 +64,7 @@ def _read(raw: Any, root: Element) -> Capabilities:
         enums=_enums(can),
         firmware=installed_firmware(arch),
         networks=frozenset(network.name() for network in raw.listAllNetworks(0)),
+        idle_networks=frozenset(network.name() for network in raw.listAllNetworks(_INACTIVE)),
         bridges=frozenset(path.parent.name for path in (_SYS / "class/net").glob("*/bridge")),
         switches=_switches(),
         interfaces=frozenset(path.name for path in (_SYS / "class/net").glob("*")),

@@ -23,6 +23,7 @@ def fit(draft: Draft) -> None:
     _refuse_unknown(networks, interfaces)
     for interface in interfaces:
         if _connect(draft, interface, networks):
+            _active(draft, interface)
             _filter(draft, interface)
             _address(draft, interface)
 
@@ -85,7 +86,7 @@ def _missing(draft: Draft, interface: Element, name: str) -> tuple[str, str]:
     name = name or kind
     choice = _choice(draft)
     among = f"TO is one of {', '.join(choice)}, or none" if choice else "TO is none, for this host has no network"
-    return f"the {what} {name} of the guest is not on this host", f"--network {name}=TO, where {among}"
+    return f"the {what} {name} of the guest is not on this host", f"map it: --network {name}=TO, where {among}"
 
 
 def _choice(draft: Draft) -> list[str]:
@@ -120,6 +121,12 @@ def _split(draft: Draft, wanted: str) -> tuple[str, str]:
             return kind, wanted
     choice = ", ".join(_choice(draft)) or "no network at all"
     raise UsageError(f"this host has no network or bridge '{wanted}'", f"it has {choice}")
+
+
+def _active(draft: Draft, interface: Element) -> None:
+    name = _connection(interface)
+    if interface.get("type") == "network" and name in draft.host.idle_networks:
+        draft.warn(f"network {name} of this host is not active, and the guest needs it: 'virsh net-start {name}'")
 
 
 def _filter(draft: Draft, interface: Element) -> None:

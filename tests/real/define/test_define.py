@@ -141,7 +141,7 @@ def test_what_is_refused(lab: Lab, make_domain: MakeDomain, work_dir: Path) -> N
         assert "there is a domain" in (told := refused(networks=mapped))
         assert "--name NEW" in told
         assert f"domain {horse.name} of this host has the UUID" in refused(name=name, keep_uuid=True, networks=mapped)
-        assert "bridge br-nowhere of the guest is not on this host [--network br-nowhere=TO" in refused(name=name)
+        assert "br-nowhere of the guest is not on this host [map it: --network br-nowhere=TO" in refused(name=name)
         assert "no network or bridge 'br-other'" in refused(name=name, networks={"br-nowhere": "br-other"})
         assert "connected to no network or bridge 'x'" in refused(name=name, networks={"x": "none"})
         assert f"may not pass {closed}" in refused(closed / "deep" / "er", name=name, networks=mapped)
@@ -160,6 +160,9 @@ def test_nothing_is_restored_of_what_is_refused(vmbackup: Program, make_domain: 
     assert "there is a domain" in said["message"]
     assert "maps nothing" in vmbackup(*command, "--define", "--network", "lan", code=2)
     assert "--start goes with --define" in vmbackup(*command, "--start", code=2)
+    told = vmbackup(*command, "--define", "--name", "vmbackup-other", "--dry-run")
+    assert "domain vmbackup-other would be defined" in told
+    assert vmbackup.json(*command, "--define", "--name", "vmbackup-other", "--dry-run")["domain"]["warnings"] == []
     assert not output.exists()
 
 

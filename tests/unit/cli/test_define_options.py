@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vmbackup.cli import define_options
-from vmbackup.cli.define_options import DefinedGuest, DefineRequest
+from vmbackup.cli.define_options import DefinedGuest, DefineRequest, PlannedGuest
 from vmbackup.errors import HypervisorError, UsageError
 from vmbackup.hypervisor.define import Definition
 from vmbackup.hypervisor.wishes import OPTIONAL, Rebuilt
@@ -93,3 +93,14 @@ def test_a_define_that_fails_says_what_is_there() -> None:
     assert str(error.value) == "the disks are restored, but the guest could not be defined: no define"
     assert error.value.hint == "a hint"
     assert host.calls == ["define"]
+
+
+def test_what_would_be_told() -> None:
+    """After a --dry-run: nothing was done."""
+    host: Any = Host()
+    definition = Definition(REBUILT, {}, None, ("a warning",))
+    planned = PlannedGuest(definition, lambda: request().carry_out(host, definition))
+    assert planned.lines() == ["domain web2 would be defined", "  a note", "  warning: a warning"]
+    assert planned.document() == {"name": "web2", "notes": ["a note"], "warnings": ["a warning"]}
+    assert host.calls == []
+    assert planned.carry_out().name == "web2"

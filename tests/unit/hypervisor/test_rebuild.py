@@ -383,7 +383,7 @@ def test_a_network_that_is_not_here() -> None:
         "the bridge br-office of the guest is not on this host",
         "the network device eno2 of the guest is not on this host",
     ]
-    assert lacks[0].hint == "--network br-office=TO, where TO is one of br0, default, or none"
+    assert lacks[0].hint == "map it: --network br-office=TO, where TO is one of br0, default, or none"
     assert root.find("./devices/interface") is None
 
 
@@ -414,6 +414,14 @@ def test_all_others() -> None:
     made, root = rebuilt("virt-manager", networks={"br-office": "br0", "*": "default"})
     assert [each.get("type") for each in root.findall("./devices/interface")] == ["bridge", "network"]
     assert not [lack for lack in made.lacking if lack.kind == "network"]
+
+
+def test_a_network_that_is_not_active() -> None:
+    """The guest would not start: which is said before, with what mends it."""
+    made, root = rebuilt("virt-install", replace(DEBIAN, idle_networks=frozenset(("default",))))
+    assert root.find("./devices/interface") is not None
+    assert "virsh net-start default" in "".join(made.warnings)
+    assert not rebuilt("virt-install")[0].warnings
 
 
 def test_an_interface_that_is_not_wanted() -> None:
