@@ -12,6 +12,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from . import machine
@@ -62,13 +63,14 @@ listen = "127.0.0.1:{port}"
 class Stage:
     """A folder, a bucket and names of guests for one page. A context manager; leaves nothing."""
 
-    def __init__(self, lab: Lab, ceph: Ceph, page: str, guests: tuple[str, ...]) -> None:
+    def __init__(self, lab: Lab, ceph: Ceph, page: str, guests: tuple[str, ...],
+                 environment: Mapping[str, str] = MappingProxyType({})) -> None:
         self._lab, self._ceph = lab, ceph
         self.folder = lab.folder / f"p{secrets.token_hex(2)}"   # short: sockets below have names of 107 bytes at most
         self.names = {guest: lab.new_name() for guest in guests}
         self.bucket = f"test-{secrets.token_hex(4)}"
         self.domains = f'domains = ["{lab.prefix}*"]'   # of a job: not what else runs on this machine
-        self._page = page
+        self._page, self._more = page, environment
         self.port = free_port()
 
     def __enter__(self) -> Self:
@@ -95,7 +97,8 @@ class Stage:
     def environment(self) -> dict[str, str]:
         """Of the page's commands: the programs of this tree before others, and nothing of this user's own."""
         return {**os.environ, "PATH": f"{self.folder}/bin:{PROGRAMS}:{os.environ['PATH']}:/usr/sbin:/sbin",
-                "HOME": f"{self.folder}/home", "VMBACKUP_CONFIG": f"{self.folder}/etc/config.toml", "LC_ALL": "C.UTF-8"}
+                "HOME": f"{self.folder}/home", "VMBACKUP_CONFIG": f"{self.folder}/etc/config.toml", "LC_ALL": "C.UTF-8",
+                **self._more}
 
     def agent_of(self, name: str) -> Agent:
         """The agent of a domain."""
