@@ -111,6 +111,7 @@ class Stage:
             "/etc/vmbackup/": f"{self.folder}/etc/",
             "/var/lib/libvirt/images": f"{self.folder}/images",
             "[daemon]\n": HOST.format(folder=self.folder, port=self.port),
+            "/etc/apparmor.d/local/abstractions/libvirt-qemu": f"{self.folder}/apparmor",
             "ACCESS-KEY": access_key,
             "SECRET-KEY": secret_key,
             'provider = "hetzner:fsn1"': f'endpoint_url = "{self._ceph.http}"',
