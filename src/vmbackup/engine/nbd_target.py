@@ -21,6 +21,7 @@ class NbdTarget:
     def __init__(self, path: Path, image: list[str], connections: int, *, secret: QemuSecret | None = None) -> None:
         """`image`: what tells qemu-nbd what to open. Raises TargetError."""
         self.path = path
+        self._control: NbdClient | None = None
         self.nbd = QemuNbd(path, image, connections + 1, secret=secret)
 
     def open_writer(self) -> Writer:
@@ -32,17 +33,17 @@ class NbdTarget:
 
     def sync(self) -> None:
         """Flushes the image."""
-        client = self.nbd.connect()
         try:
-            client.flush()
+            if self._control is None:
+                self._control = self.nbd.connect()
+            self._control.flush()
         except NbdError as error:
             raise nbd_error(self.path, error) from error
-        finally:
-            client.close()
 
     def finish(self) -> int:
         """Flushes and syncs the image and ends qemu-nbd."""
         self.sync()
+        self._hang_up()
         self.nbd.end()
         with told(self.path):
             self.trim()
@@ -60,7 +61,13 @@ class NbdTarget:
 
     def abandon(self) -> None:
         """Ends qemu-nbd."""
+        self._hang_up()
         self.nbd.abandon()
+
+    def _hang_up(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
 
 
 class NbdWriter:

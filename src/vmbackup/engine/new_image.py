@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from vmbackup.engine.direct_qcow2 import DirectQcow2Target
 from vmbackup.engine.image_options import ImageOptions
-from vmbackup.engine.qcow2_target import Qcow2Target
+from vmbackup.engine.qcow2_target import Qcow2Target, make_image
 from vmbackup.engine.raw_target import RawTarget
 from vmbackup.engine.targets import Target
 
@@ -12,4 +13,8 @@ def new_target(path: Path, size: int, options: ImageOptions, workers: int, *, re
     """An image in the making; `resume`: a part of it lies there. Raises TargetError."""
     if options.driver == "raw":
         return RawTarget(path, size, options.preallocation, resume=resume)
+    if not resume and options.passphrase is None and options.preallocation == "off":
+        make_image(path, size, options, None)
+        if direct := DirectQcow2Target.of(path):
+            return direct
     return Qcow2Target(path, size, options, workers, resume=resume)

@@ -26,7 +26,7 @@ class Qcow2Target(NbdTarget):
         with contextlib.ExitStack() as stack:
             secret = None if options.passphrase is None else stack.enter_context(QemuSecret(options.passphrase))
             if not (resume and _mended(path, options, secret)):
-                _make(path, size, options, secret)
+                make_image(path, size, options, secret)
             image = served_image(path, options.driver, encrypted=secret is not None)
             super().__init__(path, image, connections, secret=secret)
         # Written in order, one cluster behind the other, by QEMU's qcow2 only.
@@ -50,7 +50,8 @@ class Qcow2Target(NbdTarget):
             self._space.close()
 
 
-def _make(path: Path, size: int, options: ImageOptions, secret: QemuSecret | None) -> None:
+def make_image(path: Path, size: int, options: ImageOptions, secret: QemuSecret | None) -> None:
+    """An empty image, for its owner only. Raises TargetError."""
     with told(path):
         path.unlink(missing_ok=True)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))

@@ -1,104 +1,74 @@
 """A new raw file as the target of a restore."""
 
-import errno
-import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmbackup.engine.image_file import serves_directly
+from vmbackup.engine.direct_file import DirectFile, DirectWriter
 from vmbackup.engine.reserved_space import reserve
 from vmbackup.engine.target_errors import told
 from vmbackup.engine.targets import WRITE_BYTES, Writer
 
 _ZEROS = bytes(WRITE_BYTES)
-_ALIGNED = 4096  # bytes: what direct writes must be multiples of, on any disk
 _WORTH_RESERVING = 1 << 20  # bytes: a call for each small part would cost more than it gains
 
 
 class RawTarget:
-    """A raw file, sparse unless its space is to be reserved (`falloc`) or written (`full`) first.
-
-    It is written past the page cache, which would cost more CPU than the write and make the final sync long.
-    """
+    """A raw file, sparse unless its space is to be reserved (`falloc`) or written (`full`) first."""
 
     def __init__(self, path: Path, size: int, preallocation: str = "off", *, resume: bool = False) -> None:
         """`resume`: the file is there, and stays as it is."""
-        self._path, self._direct = path, -1
-        with told(path):
-            new = 0 if resume else os.O_CREAT | os.O_EXCL
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | new, 0o600)
-            try:
-                os.ftruncate(self._fd, size)
-                if serves_directly(path):
-                    self._direct = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        self._path = path
+        self._file = DirectFile(path, 0 if resume else os.O_CREAT | os.O_EXCL)
+        try:
+            with told(path):
+                os.ftruncate(self._file.fd, size)
                 if preallocation != "off" and size and not resume:
-                    os.posix_fallocate(self._fd, 0, size)
+                    os.posix_fallocate(self._file.fd, 0, size)
                 if preallocation == "full" and not resume:
-                    _RawWriter(self._fd, -1, path).zero(0, size)
-            except BaseException:
-                self.abandon()
-                raise
+                    self.open_writer().zero(0, size)
+        except BaseException:
+            self.abandon()
+            raise
 
     def open_writer(self) -> Writer:
         """All threads share the file."""
-        return _RawWriter(self._fd, self._direct, self._path)
+        return _RawWriter(self._file)
 
     def expect(self, offset: int, length: int) -> None:
         """See Target: of a hole that is filled only one direct write at a time would go on."""
-        if self._direct >= 0 and length >= _WORTH_RESERVING:
-            reserve(self._fd, offset, length)
+        if self._file.direct >= 0 and length >= _WORTH_RESERVING:
+            reserve(self._file.fd, offset, length)
 
     def sync(self) -> None:
         """See Target."""
         with told(self._path):
-            os.fdatasync(self._fd)
+            os.fdatasync(self._file.fd)
 
     def finish(self) -> int:
         """Syncs the file."""
         with told(self._path):
-            os.fsync(self._fd)
-        taken = os.fstat(self._fd).st_blocks * 512
+            os.fsync(self._file.fd)
+        taken = os.fstat(self._file.fd).st_blocks * 512
         self.abandon()
         return taken
 
     def abandon(self) -> None:
         """Closes the file."""
-        for fd in (self._fd, self._direct):
-            if fd >= 0:
-                os.close(fd)
-        self._fd = self._direct = -1
+        self._file.close()
 
 
 class _RawWriter:
-    def __init__(self, fd: int, direct: int, path: Path) -> None:
-        self._fd, self._direct, self._path = fd, direct, path
-        self._aligned = mmap.mmap(-1, WRITE_BYTES) if direct >= 0 else None
+    def __init__(self, file: DirectFile) -> None:
+        self._file, self._writer = file, DirectWriter(file)
 
     def write(self, offset: int, pieces: Sequence[bytes]) -> None:
-        length = sum(map(len, pieces))
-        fits = offset % _ALIGNED == 0 and length % _ALIGNED == 0 and length <= WRITE_BYTES
-        with told(self._path):
-            if self._aligned is not None and fits:
-                self._aligned.seek(0)
-                for piece in pieces:
-                    self._aligned.write(piece)
-                with memoryview(self._aligned) as view:
-                    _write_all(self._direct, offset, view[:length])
-            else:
-                _write_all(self._fd, offset, memoryview(b"".join(pieces)))
+        self._writer.write(offset, pieces)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """See Writer."""
-        with told(self._path):
-            while buffer:
-                got = os.preadv(self._fd, [buffer], offset)
-                if not got:
-                    raise OSError(errno.EIO, "it was cut short")
-                buffer, offset = buffer[got:], offset + got
+        self._file.read_into(offset, buffer)
 
     def zero(self, offset: int, length: int) -> None:
-        """Writes zeros."""
         for at in range(offset, offset + length, WRITE_BYTES):
             self.write(at, [_ZEROS[: offset + length - at]])
 
@@ -106,15 +76,4 @@ class _RawWriter:
         """Nothing is held back."""
 
     def abandon(self) -> None:
-        """Frees its memory."""
-        if self._aligned is not None:
-            self._aligned.close()
-            self._aligned = None
-
-
-def _write_all(fd: int, offset: int, data: memoryview) -> None:
-    with data:
-        done = 0
-        while done < len(data):
-            with data[done:] as rest:
-                done += os.pwrite(fd, rest, offset + done)
+        self._writer.close()

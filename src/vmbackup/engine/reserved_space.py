@@ -9,8 +9,8 @@ import errno
 import os
 from pathlib import Path
 
-_STEP = 1 << 30  # bytes: some 10 ms each
-_AHEAD = 512 << 20  # bytes: more than is under way
+STEP = 1 << 30  # bytes: some 10 ms each
+AHEAD = 512 << 20  # bytes: more than is under way
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -33,9 +33,9 @@ class GrowingFile:
     def expect(self, n_bytes: int) -> None:
         """So many more bytes will be written soon."""
         self._expected += n_bytes
-        while self._works and self._expected + _AHEAD > self._end:
-            self._works = reserve(self._fd, self._end, _STEP)
-            self._end += _STEP
+        while self._works and self._expected + AHEAD > self._end:
+            self._works = reserve(self._fd, self._end, STEP)
+            self._end += STEP
 
     def trim(self) -> None:
         """Cuts off what was reserved and not written, once all is."""

@@ -12,9 +12,9 @@ from vmbackup.engine.disk_copy import DiskCopy
 from vmbackup.engine.documents import new_documents, write_documents
 from vmbackup.engine.image_options import ImageWishes, image_options
 from vmbackup.engine.new_files import NewFiles, is_in_the_way, there_already
+from vmbackup.engine.new_image import new_target
 from vmbackup.engine.overlay_target import OverlayTarget
 from vmbackup.engine.pipeline import default_workers
-from vmbackup.engine.qcow2_target import Qcow2Target
 from vmbackup.engine.targets import Target
 from vmbackup.errors import DamageError, TargetError, UsageError
 from vmbackup.progress import Progress
@@ -171,7 +171,7 @@ class _Maker:
     def _new_image(self, level: _Level, path: Path) -> Target:
         disk = level.disk
         if level.below is None:
-            return Qcow2Target(path, disk.virtual_size, image_options(disk, ImageWishes()), self._workers)
+            return new_target(path, disk.virtual_size, image_options(disk, ImageWishes()), self._workers)
         return OverlayTarget(
             path, disk.virtual_size, disk.attributes, self._workers,
             backing=level.below.name, chunk_size=disk.chunk_size,
