@@ -150,10 +150,20 @@ class _Work:
         self._options, self._progress, self._kept = options, progress, kept
         self._workers = options.workers or default_workers()
         self._points = repository.read_points(point.lineage).points if options.quick else []
+        self._marked: set[str] = set()
         self.notes: list[str] = []
 
     def run(self, disks: Sequence[DiskRecord]) -> tuple[InPlaceFile, ...]:
         """All disks: held, compared, marked, written, let go."""
+        try:
+            return self._run(disks)
+        except BaseException:
+            if self._marked:
+                targets = ", ".join(sorted(self._marked))
+                self._progress.note(f"half restored: {targets}. Do not start the guest: run the command again to go on")
+            raise
+
+    def _run(self, disks: Sequence[DiskRecord]) -> tuple[InPlaceFile, ...]:
         with ExitStack() as stack:
             work = [self._open(disk) for disk in disks]
             for one in work:
@@ -216,21 +226,18 @@ class _Work:
             one.check_ready()
         if differing:
             self._mark(differing)
-        try:
-            for one in differing:
-                one.write(self._progress)
-            for one in work:
-                one.finish()
-        except BaseException:
-            targets = ", ".join(one.target for one in differing)
-            self._progress.note(f"half restored: {targets}. Do not start the guest: run this command again to go on")
-            raise
+        for one in differing:
+            one.write(self._progress)
+        for one in work:
+            one.finish()
         if any(one.unfit for one in work) or not self._guest.bitmaps_fit(one.target for one in work):
             self._guest.drop_checkpoints()
         self._guest.whole(one.target for one in work)
 
     def _mark(self, work: Sequence[InPlaceDisk]) -> None:
-        self._guest.mark((one.target for one in work), self._point.id, self._kept)
+        targets = {one.target for one in work}
+        self._guest.mark(targets, self._point.id, self._kept)
+        self._marked |= targets
 
 
 def _file(one: InPlaceDisk) -> InPlaceFile:

@@ -122,7 +122,7 @@ class InPlaceDisk:
     def let_go(self) -> None:
         """Gives the lock back, with nothing changed."""
         self._held.finish()
-        self._server = None
+        self._server = self._info = None
 
     def abandon(self) -> None:
         """Lets go, in whatever state. Never raises."""

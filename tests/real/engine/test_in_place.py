@@ -177,7 +177,7 @@ def test_another_size_is_put_right(kit: Kit, make_domain: Callable[..., Workhors
     second = kit.backup(horse)
     after = state(horse)
     horse.stop()
-    bring(kit, first.id)
+    bring(kit, first.id, quick=True)
     assert state(horse) == before
     assert horse.checkpoints() == []
     horse.disks["vda"] = replace(horse.disks["vda"], size=8 * MiB)
