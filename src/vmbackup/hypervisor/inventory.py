@@ -118,7 +118,7 @@ def _enums(can: Element) -> dict[str, frozenset[str]]:
 
 def _launch_security(can: Element) -> frozenset[str]:
     told = can.find("./features/launchSecurity")
-    kinds = told.findall("./enum[@name='sectype']/value") if told is not None else []
+    kinds = told.findall("./enum[@name='sectype']/value") if told is not None and _yes(told) else []
     features = [name for name in _FEATURES if (f := can.find(f"./features/{name}")) is not None and _yes(f)]
     return frozenset([kind.text or "" for kind in kinds] + features)
 
