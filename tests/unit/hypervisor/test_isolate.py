@@ -90,6 +90,16 @@ def test_nothing_of_the_host_is_left() -> None:
     }  # fmt: skip
 
 
+def test_what_stays_is_bound_to_nothing_of_the_host() -> None:
+    """No keyboard of the host, no watchdog that ends it, no cell of memory, no CPU."""
+    root = isolated()
+    assert [device.get("type") for device in root.findall("./devices/input")] == ["tablet"]
+    assert [device.get("action") for device in root.findall("./devices/watchdog")] == ["none"]
+    assert root.find("./devices/controller/target") is not None
+    assert root.find("./devices/controller/target/node") is None
+    assert [dict(vcpu.attrib) for vcpu in root.findall("vcpu")] == [{}]
+
+
 def test_what_describes_its_drives_stays() -> None:
     (disk,) = isolated().findall("./devices/disk")
     assert (disk.findtext("serial"), disk.find("address") is not None, disk.get("rawio")) == ("KEPT", True, None)
