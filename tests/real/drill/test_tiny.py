@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tests.lab.session import Lab
 from tests.lab.tiny_system import boot_sector
 from tests.real.engine.program import Program
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 Make = Callable[..., Workhorse]
 DRILL = """
@@ -31,95 +31,60 @@ boot_within = "60s"
 """
 
 
-@pytest.fixture
-def program(work_dir: Path) -> Program:
-    program = Program(work_dir, work_dir / "scratch", work_dir / "repository")
-    (work_dir / "state").mkdir()
+@dataclass(frozen=True)
+class World:
+    """A host with a repository, and a domain in it whose restore point is of a system that boots."""
+
+    lab: Lab
+    program: Program
+    horse: Workhorse
+    good: str
+
+    @property
+    def name(self) -> str:
+        """The domain's."""
+        return self.horse.name
+
+    def left(self) -> list[str]:
+        """What drills have on this host."""
+        folders = self.program.scratch, self.program.folder / "state/drills"
+        return [*self.domains(), *(str(path) for folder in folders for path in folder.rglob("*"))]
+
+    def domains(self) -> list[str]:
+        """The throw-away domains that run; of this world, for others may drill as well."""
+        found = [each for each in self.lab.connection.listAllDomains() if each.name().startswith("vmbackup-drill-")]
+        return [domain.name() for domain in found if f"drill of {self.name}:" in domain.XMLDesc(0)]
+
+    def state(self) -> tuple[str, str, bytes]:
+        """All of the domain."""
+        import libvirt
+
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+        self.horse.flush("vda")
+        return self.horse.domain.XMLDesc(flags), self.horse.domain.XMLDesc(0), self.horse.path("vda").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def made(lab: Lab) -> Iterator[World]:
+    folder, horse = lab.new_folder("work"), lab.workhorse()
+    program = Program(folder, folder / "scratch", folder / "repository")
     program.configure()
-    with (work_dir / "config.toml").open("a") as config:
+    with (folder / "config.toml").open("a") as config:
         config.write(DRILL)
     program.json("init")
-    return program
-
-
-@pytest.fixture
-def horse(make_domain: Make, program: Program) -> Workhorse:
-    """A domain with a restore point of a system that boots."""
-    horse = make_domain()
     horse.write_data("vda", 0, boot_sector("the tiny system is up"))
-    program.json("backup", horse.name)
-    return horse
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(lab: Lab, work_dir: Path) -> Iterator[None]:
-    yield
-    assert left(lab, work_dir) == []
-
-
-def left(lab: Lab, folder: Path) -> list[str]:
-    """What drills have on this host."""
-    found = [domain.name() for domain in lab.connection.listAllDomains() if domain.name().startswith("vmbackup-drill-")]
-    found += [str(path) for path in (folder / "scratch").rglob("*") if (folder / "scratch").exists()]
-    return found + [str(path) for path in (folder / "state/drills").glob("*")]
-
-
-def state_of(horse: Workhorse) -> tuple[str, str, bytes]:
-    import libvirt
-
-    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
-    horse.flush("vda")
-    return horse.domain.XMLDesc(flags), horse.domain.XMLDesc(0), horse.path("vda").read_bytes()
-
-
-def test_it_boots(program: Program, horse: Workhorse, lab: Lab) -> None:
-    """What was seen is told and recorded, with a picture; the original is as it was."""
-    before = state_of(horse)
-    (drill,) = program.json("drill", horse.name)["drills"]
-    assert (drill["success"], drill["domain"], drill["problem"]) == (True, horse.name, None)
-    assert 0 < drill["boot_seconds"] < 60
-    assert "the tiny system is up" in drill["console"]
-    assert Path(drill["picture"]).read_bytes()[:4] == b"\x89PNG"
-    told = program.json("show", f"{horse.name}@latest")["points"][0]["drill"]
-    assert (told["success"], told["boot_seconds"]) == (True, drill["boot_seconds"])
-    assert state_of(horse) == before
-    assert {domain.name() for domain in lab.connection.listAllDomains()} >= {horse.name}
-
-
-def test_it_does_not_boot(program: Program, horse: Workhorse) -> None:
-    """Exit code 1, with what was seen; the next drill of another point goes well."""
-    good = program.json("list")["points"][0]["id"]
-    horse.write("vda", 0, 512, 0)
-    program.json("backup", horse.name)
-    failed = program.json("drill", horse.name, "--boot-within", "8s", code=1)
-    assert failed["error"]["kind"] == "drill"
-    assert "had not booted after 8 s: its console showed nothing like tiny system" in failed["error"]["message"]
-    assert not failed["drills"][0]["success"]
-    assert Path(failed["drills"][0]["picture"]).exists()
-    assert program.json("drill", good)["drills"][0]["success"]
-    guests = program.json("info")["guests"][0]["drill"]
-    assert guests["last"]["success"]
-
-
-def test_some_fail(program: Program, horse: Workhorse, make_domain: Make) -> None:
-    other = make_domain()
-    program.json("backup", other.name)
-    document = program.json("drill", "--all", "--boot-within", "15s", code=3)
-    assert {drill["domain"]: drill["success"] for drill in document["drills"]} == {horse.name: True, other.name: False}
-    assert [failed["domain"] for failed in document["failed"]] == [other.name]
+    yield World(lab, program, horse, program.json("backup", horse.name)["points"][0]["id"])
+    horse.remove()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
-def running(program: Program, horse: Workhorse, lab: Lab) -> Iterator[subprocess.Popen[bytes]]:
-    """A drill whose guest runs, and waits for what never comes."""
-    command = program.command("drill", horse.name, "--console", "never", "--boot-within", "5m")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        try:
-            wait(lambda: any(name.startswith("vmbackup-drill-") for name in left(lab, program.folder)), 60)
-            yield process
-        finally:
-            process.kill()
-    subprocess.run(program.command("recover"), check=True, capture_output=True)
+def world(made: World) -> Iterator[World]:
+    """Nothing is left of a drill, however it ended, and the domain is as it was."""
+    before = made.state()
+    yield made
+    assert made.left() == []
+    assert made.state() == before
 
 
 def wait(condition: Callable[[], Any], seconds: float) -> None:
@@ -129,53 +94,78 @@ def wait(condition: Callable[[], Any], seconds: float) -> None:
         time.sleep(0.1)
 
 
-def test_killed(program: Program, horse: Workhorse, lab: Lab, running: subprocess.Popen[bytes]) -> None:
-    """libvirt ends the guest at once; `recover` takes away the rest, and says so. The next drill works."""
-    before = state_of(horse)
+def test_it_boots(world: World) -> None:
+    """What was seen is told and recorded, with a picture."""
+    (drill,) = world.program.json("drill", world.good)["drills"]
+    assert (drill["success"], drill["domain"], drill["problem"]) == (True, world.name, None)
+    assert 0 < drill["boot_seconds"] < 60
+    assert "the tiny system is up" in drill["console"]
+    assert Path(drill["picture"]).read_bytes()[:4] == b"\x89PNG"
+    told = world.program.json("show", world.good)["points"][0]["drill"]
+    assert (told["success"], told["boot_seconds"]) == (True, drill["boot_seconds"])
+
+
+def test_it_does_not_boot(made: World, make_domain: Make) -> None:
+    """Exit code 1 with what was seen, 3 where another one booted."""
+    other = make_domain()
+    made.program.json("backup", other.name)
+    document = made.program.json("drill", other.name, made.good, "--boot-within", "15s", code=3)
+    failed, good = document["drills"]
+    assert (failed["domain"], failed["success"], good["success"]) == (other.name, False, True)
+    assert "had not booted after 15 s: its console showed nothing like tiny system" in failed["problem"]
+    assert [each["domain"] for each in document["failed"]] == [other.name]
+    assert Path(failed["picture"]).exists()
+    assert made.left() == []
+
+
+@pytest.fixture
+def running(world: World) -> Iterator[subprocess.Popen[bytes]]:
+    """A drill whose guest runs, and waits for what never comes."""
+    command = world.program.command("drill", world.good, "--console", "never", "--boot-within", "5m")
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait(world.domains, 60)
+            yield process
+        finally:
+            process.kill()
+    world.program.json("recover")
+
+
+def test_killed(world: World, running: subprocess.Popen[bytes]) -> None:
+    """libvirt ends the guest at once; `recover` takes away the rest, and says so."""
     running.send_signal(signal.SIGKILL)
-    wait(lambda: not any(name.startswith("vmbackup-drill-") for name in left(lab, program.folder)), 30)
-    assert left(lab, program.folder)
-    assert program.json("recover")["recovered"] == [
-        {"domain": horse.name, "what": "removed the throw-away guest and files of a drill that was killed"}
+    wait(lambda: not world.domains(), 60)
+    assert world.left()
+    assert world.program.json("recover")["recovered"] == [
+        {"domain": world.name, "what": "removed the throw-away guest and files of a drill that was killed"}
     ]
-    assert left(lab, program.folder) == []
-    assert program.json("drill", horse.name)["drills"][0]["success"]
-    assert state_of(horse) == before
+    assert world.left() == []
 
 
-def test_ended(program: Program, lab: Lab, running: subprocess.Popen[bytes]) -> None:
-    running.send_signal(signal.SIGTERM)
-    assert running.wait(30) == 130
-    assert left(lab, program.folder) == []
-
-
-def test_while_one_goes_on(program: Program, horse: Workhorse, lab: Lab, running: subprocess.Popen[bytes]) -> None:
-    """A second of the same guest is refused, `recover` leaves it alone, and nobody takes it for a guest to back up."""
-    assert program.json("drill", horse.name, code=1)["error"]["kind"] == "job_conflict"
-    assert program.json("recover")["recovered"] == []
-    (name,) = {name for name in left(lab, program.folder) if name.startswith("vmbackup-drill-")}
-    assert program.json("backup", name, code=5)["error"]["kind"] == "not_found"
-    assert name not in program.run("backup", "--all", "--dry-run").stdout  # of whatever other tests run just now
-    domain = lab.connection.lookupByName(name)
+def test_while_one_goes_on(world: World, running: subprocess.Popen[bytes]) -> None:
+    """A second of the same guest is refused, `recover` leaves it alone, nobody backs it up; SIGTERM ends all of it."""
+    assert world.program.json("drill", world.good, code=1)["error"]["kind"] == "job_conflict"
+    assert world.program.json("recover")["recovered"] == []
+    (name,) = world.domains()
+    assert world.program.json("backup", name, code=5)["error"]["kind"] == "not_found"
+    assert name not in world.program.run("backup", "--all", "--dry-run").stdout  # of whatever other tests run just now
+    domain = world.lab.connection.lookupByName(name)
     assert not domain.isPersistent()
     xml = domain.XMLDesc(0)
-    for nothing in ("<interface", "<hostdev", "<graphics", horse.uuid, str(horse.folder)):
+    for nothing in ("<interface", "<hostdev", "<graphics", world.horse.uuid, str(world.horse.folder)):
         assert nothing not in xml
-    assert f"drill of {horse.name}" in xml
     assert running.poll() is None
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 130
+    assert world.left() == []
 
 
-def test_a_part_that_is_gone(program: Program, horse: Workhorse) -> None:
+def test_a_part_that_is_gone(world: World) -> None:
     """The reason is told, not only that the guest did not come up."""
-    shutil.rmtree(program.repository / "data")
-    failed = program.json("drill", horse.name, "--boot-within", "10s", code=1)
+    data = world.program.repository / "data"
+    data.rename(data.with_name("away"))
+    try:
+        failed = world.program.json("drill", world.good, "--boot-within", "10s", code=1)
+    finally:
+        data.with_name("away").rename(data)
     assert "a part of the restore point could not be read" in failed["error"]["message"]
-
-
-def test_a_file_of_a_drill_that_is_lost(program: Program, horse: Workhorse) -> None:
-    """What lies in the way of the next one goes, whoever left it."""
-    for folder in (program.folder / "state/drills", program.scratch / "drill"):
-        folder.mkdir(parents=True, exist_ok=True)
-    (program.folder / "state/drills/vmbackup-drill-000000000000.json").write_text("{cut")
-    assert program.json("drill", horse.name)["drills"][0]["success"]
-    assert os.listdir(program.folder / "state/drills") == []
