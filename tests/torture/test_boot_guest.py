@@ -46,7 +46,7 @@ def original(make_guest: Callable[..., Guest], rig: Rig) -> Guest:
 
 def agent_of(guest: BootedGuest) -> Agent:
     agent = Agent(guest.domain)
-    agent.wait(BOOT_TIMEOUT)
+    agent.wait(2 * BOOT_TIMEOUT)
     return agent
 
 

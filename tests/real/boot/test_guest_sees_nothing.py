@@ -14,7 +14,7 @@ from tests.lab.session import Lab
 from tests.real.boot.kit import BootedGuest, Rig, wait
 from tests.real.hypervisor.bootsector import BootSectorGuest
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]  # a command is a process: seconds on a busy machine
 SECONDS = 60.0
 ROUNDS = 4
 
