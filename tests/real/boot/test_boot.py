@@ -55,6 +55,12 @@ def check_finished(guest: BootedGuest, horse: Workhorse, output: Path) -> None:
     assert guest.rig.left() == []
 
 
+def check_restored(rig: Rig, guest: BootedGuest, horse: Workhorse, folder: Path) -> None:
+    """The newest restore point of a booted guest is what its disks hold."""
+    rig.program.json("restore", guest.name, "--output", str(folder))
+    assert all(same_content(folder / f"{target}.qcow2", copy) is None for target, copy in horse.copies.items())
+
+
 def follow(guest: BootedGuest, target: str = "vda", mebibytes: int = 4) -> None:
     """Waits for the copy to be under way, and makes it slow."""
     import libvirt
@@ -84,6 +90,12 @@ def test_a_guest_runs_from_the_repository_and_is_moved_while_it_runs(
     planned = rig.program.json("backup", "--job", "all", "--dry-run")["plans"]
     assert guest.name not in [plan["domain"] for plan in planned]
 
+    rig.program.json("backup", guest.name)  # by name it is backed up rightly at any time
+    check_restored(rig, guest, horse, work_dir / "hanging")
+    command = "write -P 0x79 9000000 70000"  # recorded by a bitmap of an image that goes
+    assert guest.io("vda", command) == ""
+    qemu_io(horse.copies["vda"], command)
+
     output = work_dir / "disks"
     done = rig.program.json("boot", "--finish", guest.name, "--output", str(output))
     assert done["running"]
@@ -91,12 +103,12 @@ def test_a_guest_runs_from_the_repository_and_is_moved_while_it_runs(
     check_finished(guest, horse, output)
     planned = rig.program.json("backup", "--job", "all", "--dry-run")["plans"]
     assert guest.name in [plan["domain"] for plan in planned]
-    rig.program.json("backup", guest.name)
+    (point,) = rig.program.json("backup", guest.name)["points"]
+    assert {disk["mode"] for disk in point["disks"]} == {"reread"}
     write(guest, horse)
-    rig.program.json("backup", guest.name)
-    restored = work_dir / "restored"
-    rig.program.json("restore", guest.name, "--output", str(restored))
-    assert all(same_content(restored / f"{t}.qcow2", copy) is None for t, copy in horse.copies.items())
+    (point,) = rig.program.json("backup", guest.name)["points"]
+    assert {disk["mode"] for disk in point["disks"]} == {"incremental"}
+    check_restored(rig, guest, horse, work_dir / "alone")
 
 
 def test_the_move_survives_the_death_of_all_who_take_part(
