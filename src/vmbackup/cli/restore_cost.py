@@ -39,6 +39,7 @@ def tell_cost(
     document = {
         "point": point.id,
         "dry_run": True,
+        "store": settings.url,
         "disks": [{**_disk(disk, cost), "path": str(places[disk.target])} for disk, cost in costs],
         "read_bytes": total.read_bytes,
         "requests": total.requests,
@@ -94,13 +95,16 @@ def _say(point: "Point", document: dict[str, Any], costs: "list[tuple[DiskRecord
     titles = ("DISK", "FILE", "SIZE", "DATA", "READ", "REQUESTS")
     say(table(titles, rows, right=("SIZE", "DATA", "READ", "REQUESTS")))
     say(f"reads about {format_size(document['read_bytes'])} by {counted(document['requests'], 'request')}")
-    say(_price(document["egress"]))
+    say(_price(document))
     say(_time(document))
 
 
-def _price(egress: dict[str, Any] | None) -> str:
+def _price(document: dict[str, Any]) -> str:
+    egress = document["egress"]
+    if egress is None and not document["store"].startswith("s3://"):
+        return "costs nothing: it is read from a folder"
     if egress is None:
-        return "costs nothing that is known here: set egress_price where the provider charges for reading"
+        return "what reading costs there is not known: set egress_price if the provider charges for it"
     whose = f" at {egress['provider']}" if egress["provider"] else ""
     rate = f"{egress['price_per_gb']:g} {egress['currency']} a GB"
     return f"costs up to {egress['cost']:.2f} {egress['currency']}{whose}, at {rate} beyond any free traffic"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from vmbackup.errors import UsageError
+from vmbackup.errors import UsageError, VmbackupError
 
 
 def targets(values: Iterable[str]) -> dict[str, Path]:
@@ -31,5 +31,9 @@ def passphrases(values: Iterable[str]) -> dict[str, bytes]:
         if target in found:
             whose = f"of disk {target}" if target else "of all disks"
             raise UsageError(f"two files are named for the passphrase {whose}", "leave one out")
-        found[target] = read_passphrase_file(Path(path).absolute()).encode()
+        try:
+            found[target] = read_passphrase_file(Path(path).absolute()).encode()
+        except VmbackupError as error:
+            error.hint = "name a file with the passphrase of the guest's disk, mode 0600"
+            raise
     return found

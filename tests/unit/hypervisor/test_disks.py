@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,3 +150,15 @@ def test_a_missing_image_is_one_sentence() -> None:
     with pytest.raises(HypervisorError, match="No such file") as caught:
         images.image_info("/nowhere/x.qcow2")
     assert not str(caught.value).startswith("qemu-img")
+
+
+def test_space_that_an_image_has_reserved(tmp_path: Path) -> None:
+    """All of it, a place for each cluster only, or none: so that a restore makes it alike."""
+    path = tmp_path / "image.qcow2"
+    found = {}
+    for preallocation in ("off", "metadata", "falloc", "full"):
+        options = ["-f", "qcow2", "-o", f"preallocation={preallocation}"]
+        subprocess.run(["qemu-img", "create", "-q", *options, str(path), str(16 << 20)], check=True)
+        found[preallocation] = disks._preallocation(str(path), 16 << 20)
+    assert found == {"off": None, "metadata": "metadata", "falloc": "falloc", "full": "falloc"}
+    assert disks._preallocation("/nowhere", 1) is None
