@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ sync
 """
 CMDLINE = "root=/dev/vda rw console=ttyS0 net.ifnames=0 no_timer_check quiet"
 IMAGE_URL = "https://cloud.debian.org/images/cloud/bookworm/latest/debian-12-generic-amd64.qcow2"
+POWER_OFF = json.dumps(
+    {"execute": "guest-exec", "arguments": {"path": "/bin/systemctl", "arg": ["--no-block", "poweroff"]}})
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,8 @@ def first(lab: Lab, ceph: Ceph, image: GuestImage) -> Iterator[Follower]:
             "--memory 2048 --vcpus 2": f"--memory 384 --vcpus 1 --virt-type {'kvm' if machine.kvm_works() else 'qemu'}",
             "/var/lib/vmbackup/repository": f"{stage.folder}/repository",
             "/srv/files": f"{stage.folder}/files",
+            # the image has no logind, which hears the button, nor can its agent shut down without
+            "virsh shutdown web1": f"virsh qemu-agent-command {stage.names['web1']} '{POWER_OFF}'",
             "http://127.0.0.1:9847/": f"http://127.0.0.1:{stage.port}/",
             'domains = ["*"]': stage.domains,
         })
