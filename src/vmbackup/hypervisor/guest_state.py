@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -73,10 +74,15 @@ class GuestState:
             os.fsync(file.fileno())
 
     def undo(self) -> None:
-        """Takes away what `put` wrote. Never raises."""
+        """Takes away what `put` wrote, and what a TPM at work made of it. Never raises."""
         for path in reversed(self._made):
             with contextlib.suppress(OSError):
-                path.rmdir() if path.is_dir() else path.unlink()
+                if path.parent == self._tpms:
+                    shutil.rmtree(path)
+                elif path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink()
         self._made = []
 
     def drop_stale_checkpoints(self, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import get_args
@@ -12,6 +13,7 @@ import pytest
 
 from tests.lab.domain import remove_domain
 from tests.lab.session import Lab
+from tests.real.define.conftest import SWTPM
 from vmbackup.hypervisor import Host
 from vmbackup.hypervisor.define import DefineOptions
 from vmbackup.hypervisor.wishes import Kind, NewDisk
@@ -49,3 +51,4 @@ def test_it_is_defined_and_starts(guest: str, lab: Lab, work_dir: Path) -> None:
             domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
         finally:
             remove_domain(domain)
+            shutil.rmtree(SWTPM / definition.rebuilt.uuid, ignore_errors=True)
