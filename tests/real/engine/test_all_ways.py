@@ -37,7 +37,7 @@ def chain(guest: Evolution) -> None:
 def in_place(guest: Evolution) -> None:
     """The guest's own disk at every point, in random order."""
     horse = guest.horse
-    points = {point.id: point for point in guest.repository.read_points().points}
+    points = {point.id: point for point in guest.repository.read_points().points if point.uuid == horse.uuid}
     horse.stop()
     for point_id in guest.random.sample(list(points), len(points)):
         options = InPlaceOptions(workers=2, quick=guest.random.random() < 0.5)
