@@ -78,11 +78,11 @@ def test_a_debian_survives_all_deaths_and_stands_alone(rig: Rig, original: Guest
         agent = agent_of(guest)
         work = "sync; echo 3 > /proc/sys/vm/drop_caches; cd /data; sha256sum * | sort -k2"
         for _ in range(RUNS):
-            agent.run(f"({work}) > /run/said 2>&1 &")
+            agent.run(f"rm -f /run/done; ({work}; touch /run/done) > /run/said 2>&1 < /dev/null &")
             time.sleep(0.5)
             os.kill(guest.server(), signal.SIGKILL)
-            wait(lambda: guest.listed["served"], "the server to come back")
-            agent.run("while pgrep sha256sum; do sleep 0.1; done")
+            wait(lambda: guest.listed["served"] and guest.listed["state"] == "running", "the guest to go on")
+            agent.run("while [ ! -e /run/done ]; do sleep 0.1; done")
             assert agent.run("cat /run/said") == original.hashes
         data = os.urandom(MIB)
         agent.put("/data/new", data)
