@@ -26,7 +26,7 @@ COMMANDS = {
     "show": ["show", "guest07@latest"],
     "verify": ["verify"],
 }
-SECONDS = {"list": 1.0, "list --json": 1.0, "info --json": 1.0, "show": 10.0}
+SECONDS = {"list": 1.0, "list --json": 1.0, "info --json": 2.0, "show": 10.0}
 SECONDS |= {"forget (plan)": 10.0, "prune (plan)": 10.0, "verify": 30.0}
 
 
