@@ -1,10 +1,12 @@
 """qemu-img, run."""
 
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from vmbackup.engine.target_errors import tool_error
 from vmbackup.errors import TargetError
 
 
@@ -23,9 +25,10 @@ def run_tool(command: Sequence[str], path: Path, fds: Sequence[int] = ()) -> Non
     """Runs a tool that makes `path`; it inherits `fds`. Raises TargetError."""
     try:
         done = subprocess.run(
-            command, capture_output=True, check=False, text=True, stdin=subprocess.DEVNULL, pass_fds=fds
-        )
+            command, capture_output=True, check=False, text=True, stdin=subprocess.DEVNULL, pass_fds=fds,
+            env={**os.environ, "LC_ALL": "C"},  # what it complains of is looked at
+        )  # fmt: skip
     except FileNotFoundError:
         raise TargetError(f"{command[0]} is not installed", "apt install qemu-utils") from None
     if done.returncode:
-        raise TargetError(f"cannot make {path}: {done.stderr.strip()}")
+        raise tool_error(path, done.stderr.strip())

@@ -8,12 +8,26 @@ from pathlib import Path
 from vmbackup.errors import TargetError
 from vmbackup.nbd.errors import NbdError
 
+_FULL = ("No space left on device", "Disk quota exceeded")
+
+
+def no_space(path: Path) -> TargetError:
+    """The file system is full."""
+    return TargetError(f"no space is left for {path}", "make space, or restore to another folder")
+
+
+def tool_error(path: Path, complaint: str) -> TargetError:
+    """What a tool that was to make `path` says, in English."""
+    if any(full in complaint for full in _FULL):
+        return no_space(path)
+    return TargetError(f"cannot make {path}: {complaint}")
+
 
 def nbd_error(path: Path, error: NbdError) -> TargetError:
     """What a failed write through qemu-nbd says."""
     code = getattr(error, "errno", None)
     if code == errno.ENOSPC:
-        return TargetError(f"no space is left for {path}", "make space, or restore to another folder")
+        return no_space(path)
     return TargetError(f"cannot write {path}: {error}")
 
 
@@ -29,5 +43,5 @@ def told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TargetError(f"no space is left for {path}", "make space, or restore to another folder") from error
+            raise no_space(path) from error
         raise TargetError(f"cannot write {path}: {error.strerror}") from error
