@@ -131,7 +131,7 @@ def test_the_wrong_passphrase_is_6(run: Run, kit: RamKit, offsite: Callable[[], 
 def backed_up_here(kit: RamKit, monkeypatch: pytest.MonkeyPatch) -> None:
     """`backup` works on the guest in memory."""
     host: Any = kit.host
-    host.domains = lambda: [DomainInfo("guest", kit.guest.uuid, 1, "running")]
+    host.own_domains = lambda: [DomainInfo("guest", kit.guest.uuid, 1, "running")]
 
     @contextlib.contextmanager
     def opened(_config: object) -> Iterator[Any]:
