@@ -13,6 +13,7 @@ import pytest
 from tests.lab.domain import Workhorse
 from tests.lab.prometheus import Monitoring, missing
 from tests.lab.service import Service, make_service
+from tests.lab.tiny_system import boot_sector
 from tests.unit.monitoring.dashboard import queries
 from vmbackup.daemon import series
 
@@ -101,15 +102,18 @@ copy_max_age = "1h"
 
 [jobs.nightly.drill]
 schedule = "@every 3s"
-command = ["/bin/true"]
+console = "tiny system"
+boot_within = "60s"
 max_age = "1h"
 """
 
 
+@pytest.mark.timeout(300)
 def test_every_panel_of_the_dashboard_shows_something(make_domain: Make, work_dir: Path) -> None:
     """With work of each kind done, every query finds series; and every metric is scraped."""
     horse = make_domain()
-    horse.write("vda", 0, 1 << 20, 0x11)
+    horse.write("vda", 1 << 20, 1 << 20, 0x11)
+    horse.write_data("vda", 0, boot_sector("the tiny system is up"))
     jobs = ALL_WORK.format(folder=work_dir, domain=horse.name)
     service = make_service(work_dir, jobs, daemon='look_every = "2s"')
     program = [sys.executable, "-m", "vmbackup.cli", "--config", str(service.config)]
@@ -120,13 +124,13 @@ def test_every_panel_of_the_dashboard_shows_something(make_domain: Make, work_di
         waiting = {name: expression for name, (expression, _) in queries().items()}
 
         def shown() -> bool:
-            horse.write_data("vda", 0, os.urandom(1 << 16))  # or there is nothing to store after the first scrape
+            horse.write_data("vda", 1 << 20, os.urandom(1 << 16))  # or there is nothing to store after the first scrape
             for name in [name for name, expression in waiting.items() if monitoring.query(expression)]:
                 del waiting[name]
             return not waiting
 
         try:
-            monitoring.wait_for(shown, "all panels", 60)
+            monitoring.wait_for(shown, "all panels", 120)
         finally:
             print("empty panels:", sorted(waiting))
         assert service.stop() == 0
