@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -81,15 +80,13 @@ def test_a_reload_goes_on_whatever_becomes_of_it(fails: Exception | None) -> Non
     assert service.reloads == 1
 
 
-def test_a_textfile_that_cannot_be_written_is_told_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_textfile_that_cannot_be_written_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "_TEXTFILE_SECONDS", 0.0)
     service = Service("turn", "turn", "turn", textfile=tmp_path / "no" / "such" / "folder.prom")
-    with caplog.at_level(logging.WARNING, "vmbackup.daemon"):
-        logging.getLogger("vmbackup").propagate = True
-        run(service)
-    assert caplog.text.count("cannot write") == 1
+    told: list[str] = []
+    monkeypatch.setattr(serve._log, "log", lambda _level, text, *args: told.append(text % args))
+    run(service)
+    assert [text.count("cannot write") for text in told] == [1]
     good = tmp_path / "vmbackup.prom"
     run(Service("turn", textfile=good))
     assert "vmbackup_build_info" in good.read_text()
