@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from tests.lab.domain import Workhorse
 from tests.lab.service import Service, make_service
+from vmbackup.daemon.timetable import offset
 
 pytestmark = pytest.mark.real
 
@@ -179,11 +181,13 @@ def test_what_came_due_while_it_was_down_is_caught_up_once(make_domain: Make, wo
 def test_what_waits_for_a_job_that_was_renamed_waits_for_its_heir(make_domain: Make, work_dir: Path) -> None:
     """A reload between the firing and the guest's moment in the window loses no run."""
     horse = make_domain()
-    with make_service(work_dir, job(horse.name, schedule="@every 5s", more='window = "1h"')) as service:
-        service.wait_for(lambda: guest(service, horse.name)["queued"], 30)
+    late = next(name for name in map("nightly-{}".format, count()) if offset(name, horse.name, 30) > 22)
+    jobs = job(horse.name, schedule="@every 30s", more='window = "30s"').replace("nightly", late)
+    with make_service(work_dir, jobs) as service:
+        service.wait_for(lambda: guest(service, horse.name)["queued"], 60)
         (before,) = service.status()["runs"]
         text = service.config.read_text()
-        service.config.write_text(text.replace("[jobs.nightly]", "[jobs.renamed]").replace("@every 5s", "@yearly"))
+        service.config.write_text(text.replace(f"[jobs.{late}]", "[jobs.renamed]").replace("@every 30s", "@yearly"))
         assert "error" not in service.ask("POST", "/reload")
         after = service.wait_for(lambda: [r for r in service.status()["runs"] if r["job"] == "renamed"], 10)
         assert [(run["domain"], run["not_before"]) for run in after] == [(horse.name, before["not_before"])]

@@ -10,7 +10,8 @@ import pytest
 from tests.lab.guest import Guest
 from tests.real.engine.program import Program
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]  # two boots, under emulation beside others
+# Two boots, under emulation beside others.
+pytestmark = [pytest.mark.real, pytest.mark.torture, pytest.mark.timeout(900)]
 
 DRILL = """
 [jobs.nightly]

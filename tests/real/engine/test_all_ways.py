@@ -65,7 +65,7 @@ def ways(make_domain: Callable[..., Workhorse], kit: Kit, cluster: int, seed: in
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("cluster", [4096, 65536])
+@pytest.mark.parametrize("cluster", [pytest.param(4096, marks=pytest.mark.torture), 65536])
 def test_all_ways_agree(make_domain: Callable[..., Workhorse], kit: Kit, cluster: int) -> None:
     """And what the guest writes afterwards is backed up right: no bitmap that lost something is believed."""
     ways(make_domain, kit, cluster, seed_of(SEED) + cluster, ROUNDS)
