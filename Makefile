@@ -17,6 +17,8 @@ PACKAGES += ovmf swtpm swtpm-tools
 PACKAGES += debootstrap e2fsprogs
 # To look into guests' file systems with, and to make some.
 PACKAGES += libguestfs0 libguestfs-xfs xfsprogs ntfs-3g dosfstools mtools lvm2
+# What the commands of docs/first-day.md and docs/disaster-day.md use.
+PACKAGES += curl openssl
 # To look at the page with: 64 MB to fetch, 225 MB on disk.
 PACKAGES += chromium-headless-shell
 # To check metrics, alert rules and what becomes of them; their services are not wanted.
