@@ -30,7 +30,8 @@ class Rclone:
         self.folder = Path(tempfile.mkdtemp(prefix="vmbackup-rclone-"))
         self._process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", program, "serve", "s3", "--config", "/dev/null", "--addr",
-             f"127.0.0.1:{port}", "--auth-key", ",".join(KEYS), self.folder],
+             f"127.0.0.1:{port}", "--auth-key", ",".join(KEYS),
+             "--dir-cache-time", "1ms", self.folder],   # tests put buckets there behind its back
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             wait(lambda: answers(self.http), START_TIMEOUT, lambda: "rclone does not answer")
