@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmbackup.cli.output import warn
+from vmbackup.durable import replace_file
 from vmbackup.errors import RepositoryError
 
 if TYPE_CHECKING:
@@ -59,9 +59,7 @@ def remember(state_dir: Path, place: str, probe: "ProbeResult") -> None:
     """From now on this is what the store is compared with."""
     path = _path(state_dir, place)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps({"place": place, **document(probe)}))
-    temporary.replace(path)
+    replace_file(path, json.dumps({"place": place, **document(probe)}).encode(), durable=False)
 
 
 def _path(state_dir: Path, place: str) -> Path:

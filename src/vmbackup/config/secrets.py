@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vmbackup.config.models import Repository
+from vmbackup.durable import sync_folder
 from vmbackup.errors import AccessError, ConfigError
 
 _LONGEST = 64 << 10  # bytes of a passphrase file: more is not a passphrase
@@ -65,7 +66,7 @@ def write_secret_file(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        _sync(path.parent)
+        sync_folder(path.parent)
     except FileExistsError:
         raise ConfigError(f"{path} exists already", "move it away, or name another file") from None
     except OSError as error:
@@ -85,18 +86,10 @@ def replace_secret_file(path: Path, text: str) -> None:
             found = path.stat()
             os.chown(temporary, found.st_uid, found.st_gid)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {path}: {error.strerror}", "check its folder") from None
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_passphrase_file(path: Path) -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vmbackup.durable import replace_file
 from vmbackup.engine.boots import Booted, BootStore
 from vmbackup.errors import AccessError, ConfigError, DamageError, NotFoundError, RepositoryError, VmbackupError
 from vmbackup.repository.processes import is_alive, process_mark
@@ -52,10 +53,7 @@ def read_state(store: BootStore, name: str) -> ServerState:
 
 def write_state(store: BootStore, name: str, state: ServerState) -> None:
     """For others to read, whole or not at all; it need not outlive a crash of the host."""
-    path = store.path(name, "server")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(state)), encoding="utf-8")
-    temporary.replace(path)
+    replace_file(store.path(name, "server"), json.dumps(asdict(state)).encode(), durable=False)
 
 
 class Server:

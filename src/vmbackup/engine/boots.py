@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from vmbackup.durable import replace_file, sync_folder
 from vmbackup.errors import JobConflictError, NotFoundError, TargetError, UsageError
 from vmbackup.hypervisor.aside import FOLDER
 
@@ -106,23 +107,18 @@ class BootStore:
     def put(self, booted: Booted) -> None:
         """On disk before this returns. Raises TargetError."""
         path = self.path(booted.name, "json")
-        temporary = path.with_suffix(".new")
+        text = json.dumps({"version": _VERSION, **asdict(booted)}, indent=1)
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with open(temporary, "w", encoding="utf-8") as file:
-                json.dump({"version": _VERSION, **asdict(booted)}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync(self.folder)
+            replace_file(path, text.encode())
         except OSError as error:
             raise TargetError(f"cannot write {path}: {error.strerror}", "run this as root") from error
 
     def remove(self, name: str) -> None:
         """Nothing of it stays."""
-        for kind in ("server", "log", "point", "new", "keeper", "json", "work"):
+        for kind in ("server", "log", "point", "keeper", "json", "work"):
             self.path(name, kind).unlink(missing_ok=True)
-        _sync(self.folder)
+        sync_folder(self.folder)
 
     def path(self, name: str, kind: str) -> Path:
         """A file of a guest's."""
@@ -207,11 +203,3 @@ def check_socket(booted: Booted) -> None:
             f"the socket {booted.socket} has a longer name than sockets may have",
             "give a shorter --name, or set [libvirt] scratch_dir to a shorter path",
         )
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

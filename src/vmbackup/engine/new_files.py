@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from vmbackup.durable import sync_folder
 from vmbackup.engine.begun import Begun
 from vmbackup.errors import TargetError
 
@@ -99,13 +100,13 @@ class NewFiles:
             for published in done:
                 (self._folder / published).unlink(missing_ok=True)
             raise TargetError(f"cannot put {self._folder / name} in place: {error.strerror}") from error
-        _sync(self._folder)
+        sync_folder(self._folder)
         for name in self._names:
             self._partial(name).unlink(missing_ok=True)
         for _, begun in self._makings.values():
             begun.remove()
         self._names, self._makings = [], {}
-        _sync(self._folder)
+        sync_folder(self._folder)
 
 
 def partial(folder: Path, name: str) -> Path:
@@ -117,14 +118,6 @@ def is_in_the_way(folder: Path, name: str) -> bool:
     """Whether another file has the name: not one that a restore, killed as it gave the names, gave it."""
     path, made = folder / name, partial(folder, name)
     return path.exists() and not (made.exists() and path.samefile(made))
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def there_already(path: Path) -> TargetError:

@@ -9,6 +9,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
+from vmbackup.durable import replace_file
 from vmbackup.errors import TargetError
 
 FOLDER = "pictures"
@@ -24,14 +25,10 @@ def keep(state_dir: Path, repository: str, uuid: str, time: datetime, png: bytes
     """
     folder = state_dir / FOLDER
     path = folder / f"{uuid}-{int(time.timestamp())}-{repository}.png"
-    temporary = folder / f"{path.name}.{os.getpid()}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(png)
         before = [old for old in folder.iterdir() if _of(old.name) == (uuid, repository)]
-        temporary.replace(path)
+        replace_file(path, png, durable=False)
         for old in before:
             if old != path:
                 old.unlink(missing_ok=True)

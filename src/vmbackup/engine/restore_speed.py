@@ -2,11 +2,12 @@
 
 import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from vmbackup.durable import replace_file
 
 _NAME = "restore-speed.json"
 _LEAST_BYTES = 64 << 20  # less says more of the start of a process than of a store
@@ -57,7 +58,5 @@ class SpeedMemory:
         return found if isinstance(found, dict) else {}
 
     def _write(self, known: dict[str, Any]) -> None:
-        new = self._path.with_suffix(f".{os.getpid()}")
         with contextlib.suppress(OSError):
-            new.write_text(json.dumps(known, indent=1))
-            new.replace(self._path)
+            replace_file(self._path, json.dumps(known, indent=1).encode(), durable=False)

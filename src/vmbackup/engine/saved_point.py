@@ -1,9 +1,8 @@
 """A restore point's object kept on this host: what is held can be opened again after it was forgotten."""
 
-import contextlib
-import os
 from pathlib import Path
 
+from vmbackup.durable import replace_file
 from vmbackup.errors import NotFoundError, TargetError
 from vmbackup.repository.catalog import fetch
 from vmbackup.repository.layout import Lineage
@@ -28,16 +27,9 @@ def save_point(repository: Repository, point: Point, path: Path) -> None:
     if path.exists():
         return
     data = fetch(repository.store, point.key)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
-            file.write(point.key.encode() + b"\n" + data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_file(path, point.key.encode() + b"\n" + data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise TargetError(f"cannot write {path}: {error.strerror}") from error
 
 

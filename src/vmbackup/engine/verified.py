@@ -2,12 +2,12 @@
 
 import contextlib
 import json
-import os
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from vmbackup.durable import replace_file
 from vmbackup.engine.findings import Damage
 from vmbackup.engine.verify import VerifySummary
 from vmbackup.errors import TargetError
@@ -83,17 +83,9 @@ def known_damage(kept: Verified | None) -> frozenset[str]:
 
 def write_atomically(path: Path, text: str, *, mode: int) -> None:
     """A file that is there whole or as it was before. Raises TargetError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace_file(path, text.encode(), mode=mode)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise TargetError(f"cannot write {path}: {error.strerror}", "name a file in a folder that is there") from error
 
 

@@ -8,7 +8,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
+from vmbackup.durable import replace_file, sync_folder
 from vmbackup.errors import HypervisorError
 
 _VERSION = 1
@@ -67,7 +69,7 @@ class HalfDoneStore:
             return
         with self._told(), contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(uuid))
-            self._sync()
+            sync_folder(Path(self._folder))
 
     def _path(self, uuid: str) -> str:
         return os.path.join(self._folder, f"{uuid}.json")
@@ -78,19 +80,7 @@ class HalfDoneStore:
         del document["unreadable"]
         with self._told():
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
-            with open(path + ".new", "w", encoding="utf-8") as file:
-                file.write(json.dumps(document) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(path + ".new", path)
-            self._sync()
-
-    def _sync(self) -> None:
-        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+            replace_file(Path(path), json.dumps(document).encode() + b"\n")
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

@@ -11,8 +11,10 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Self
 
+from vmbackup.durable import replace_file
 from vmbackup.errors import HypervisorError
 
 _VERSION = 1
@@ -72,12 +74,7 @@ class IntentStore:
         path = self._path(intent.session)
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
-            with open(path + ".new", "w", encoding="utf-8") as file:
-                file.write(json.dumps({"version": _VERSION, **asdict(intent)}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(path + ".new", path)
-            self._sync_folder()
+            replace_file(Path(path), json.dumps({"version": _VERSION, **asdict(intent)}).encode() + b"\n")
         except OSError as error:
             raise HypervisorError(
                 f"the intent of the run cannot be written to {self._folder}: {error.strerror}",
@@ -112,13 +109,6 @@ class IntentStore:
     def of_domain(self, uuid: str) -> list[Intent]:
         """The intents of one domain, oldest first."""
         return [intent for intent in self.all() if intent.domain_uuid == uuid]
-
-    def _sync_folder(self) -> None:
-        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def _read(path: str) -> Intent:

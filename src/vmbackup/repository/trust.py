@@ -1,10 +1,10 @@
 """What a host remembers of a repository, so that a store cannot put an older or another one in its place."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vmbackup.durable import replace_file
 from vmbackup.errors import DamageError
 from vmbackup.repository.crypto import digest
 
@@ -62,12 +62,7 @@ class Trust:
             )
         if path and now != before:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary = path.with_suffix(f".{os.getpid()}")
-            with open(temporary, "w", encoding="utf-8") as file:
-                json.dump(asdict(now), file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            replace_file(path, json.dumps(asdict(now)).encode())
 
     def forget(self, url: str) -> None:
         """Another repository is being made there."""

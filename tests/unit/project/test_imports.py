@@ -9,19 +9,20 @@ import pytest
 
 from tests.unit.project.tree import modules
 
-_BELOW_ENGINE = {"hypervisor", "repository", "nbd", "storage_backends", "errors", "progress", "sqlite"}
+_BELOW_ENGINE = {"hypervisor", "repository", "nbd", "storage_backends", "errors", "progress", "sqlite", "durable"}
 MAY_IMPORT = {
     "cli": {"daemon", "engine", "config"} | _BELOW_ENGINE,
     "daemon": {"engine", "config"} | _BELOW_ENGINE,
     "engine": _BELOW_ENGINE,
-    "hypervisor": {"nbd", "errors"},
-    "repository": {"storage_backends", "errors", "progress", "sqlite"},
-    "config": {"errors", "storage_backends"},
+    "hypervisor": {"nbd", "errors", "durable"},
+    "repository": {"storage_backends", "errors", "progress", "sqlite", "durable"},
+    "config": {"errors", "storage_backends", "durable"},
     "nbd": set(),
     "storage_backends": set(),
     "errors": set(),
     "progress": set(),
     "sqlite": set(),
+    "durable": set(),
     "": set(),
 }
 """Part of the package, and the other parts that it may import; "" is vmbackup/__init__.py."""
