@@ -6,7 +6,6 @@ QEMU makes the empty image, header and all; here clusters are given out one behi
 import os
 import struct
 import sys
-import threading
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,7 +59,6 @@ class Qcow2Layout:
         self._written_blocks = 0
         self._tables: dict[int, array[int]] = {}
         self._dirty: set[int] = set()
-        self._lock = threading.Lock()
         end = max(os.fstat(fd).st_size, head.l1_offset + 8 * head.l1_size)
         self._next = -(-end // head.cluster)
         self._reserved = self._next * head.cluster

@@ -7,16 +7,20 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blake3 import blake3
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from tests.unit.engine.kit import RamKit
 from vmbackup.repository import cache as cache_module
 from vmbackup.repository import pointcache
 from vmbackup.repository.cache import Cache
 from vmbackup.repository.hookcache import HookCache
+from vmbackup.repository.points import Verify
+from vmbackup.storage_backends import Entry
 
 POINTS = 4
 
@@ -123,6 +127,51 @@ def test_a_proof_that_is_another_s_proves_nothing(kit: RamKit, checked: list[byt
         (kept,) = cache.rows("SELECT proofs FROM points WHERE key = ?", [key])
         assert kept[0].startswith(proof)
         assert len(kept[0]) <= 8 * 32
+
+
+def test_what_a_proof_is_of() -> None:
+    """Who signed, the signature, every byte, and whose cache it is: with any other the signature is checked."""
+    writer, other = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    public, message = writer.public_key(), b"a commit"
+    signature = writer.sign(message)
+    first = pointcache.Proofs(bytes(32), b"")
+    first.verify(public, signature, message)
+    assert first.grown
+    again = pointcache.Proofs(bytes(32), first.to_bytes())
+    again.verify(public, signature, message)
+    assert not again.grown
+    for wrong in ((other.public_key(), signature, message), (public, bytes(64), message), (public, signature, b"lie")):
+        with pytest.raises(InvalidSignature):
+            again.verify(*wrong)
+    with pytest.raises(InvalidSignature):
+        first.verify(public, bytes(64), message)
+    elsewhere = pointcache.Proofs(bytes([1] * 32), first.to_bytes())
+    elsewhere.verify(public, signature, message)
+    assert elsewhere.grown
+
+
+def test_another_key_has_proofs_of_its_own(tmp_path: Path) -> None:
+    """Who can write the cache, but lacks the key, proves nothing by it."""
+    writer = Ed25519PrivateKey.generate()
+    body = b"a commit"
+    signature = writer.sign(body)
+    checked: list[bool] = []
+
+    def decode(data: bytes, verify: Verify) -> bytes:
+        proofs: Any = verify
+        verify(writer.public_key(), signature, data)
+        checked.append(proofs.__self__.grown)
+        return data
+
+    cache = Cache(tmp_path / "cache.sqlite")
+    mine, theirs = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    entry = Entry("points/default/00/00", len(body), 1.0)
+    for own in (mine, mine, theirs, theirs, mine):
+        known = pointcache.PointCache(cache, own)
+        assert known.get(entry, lambda _key: body, decode) == body
+        known.close("points/", {entry.key})
+    assert checked == [True, False, True, False, False]
+    cache.close()
 
 
 def test_a_forged_body_with_the_old_proof(kit: RamKit) -> None:
