@@ -1,4 +1,4 @@
-"""Lets tests import `tests...` while the root folder stays off sys.path.
+"""What holds before any test: `tests...` can be imported, the root folder is off sys.path, and bytecode is kept.
 
 On sys.path the root folder's nbd/ would shadow libnbd's module of the same name.
 """
@@ -22,5 +22,8 @@ def _import_tests_package() -> None:
     spec.loader.exec_module(module)
 
 
+# Commands that tests start keep their bytecode, as an installed package does: without, each compiles all of it anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 sys.path[:] = [path for path in sys.path if os.path.abspath(path or os.getcwd()) != _ROOT]
 _import_tests_package()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import subprocess
@@ -53,7 +54,7 @@ class World:
     def domains(self) -> list[str]:
         """The throw-away domains that run; of this world, for others may drill as well."""
         found = [each for each in self.lab.connection.listAllDomains() if each.name().startswith("vmbackup-drill-")]
-        return [domain.name() for domain in found if f"drill of {self.name}:" in domain.XMLDesc(0)]
+        return [domain.name() for domain in found if f"drill of {self.name}:" in _xml(domain)]
 
     def state(self) -> tuple[str, str, bytes]:
         """All of the domain."""
@@ -62,6 +63,15 @@ class World:
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
         self.horse.flush("vda")
         return self.horse.domain.XMLDesc(flags), self.horse.domain.XMLDesc(0), self.horse.path("vda").read_bytes()
+
+
+def _xml(domain: Any) -> str:
+    """Nothing where it went meanwhile."""
+    import libvirt
+
+    with contextlib.suppress(libvirt.libvirtError):
+        return str(domain.XMLDesc(0))
+    return ""
 
 
 @pytest.fixture(scope="module")
