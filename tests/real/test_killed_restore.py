@@ -34,7 +34,9 @@ state_dir = "{folder}/state"
 PROGRAM = """
 import os, sys, threading
 from vmbackup.cli import main
-from vmbackup.engine import direct_qcow2, nbd_target, restore
+from vmbackup.engine.images import direct_qcow2
+from vmbackup.engine.images import nbd_target
+from vmbackup.engine.restore import flat as restore
 left = iter(range(int(sys.argv.pop(1))))
 for kind in (nbd_target.NbdWriter, direct_qcow2._DirectQcow2Writer):
     def stopping(self, offset, pieces, write=kind.write):

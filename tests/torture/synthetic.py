@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.ram import RamDisk, RamGuest, RamHost
-from vmbackup.engine.backup import BackupOptions, backup
+from vmbackup.engine.backup.run import BackupOptions, backup
 from vmbackup.hypervisor.source import DiskInfo
 from vmbackup.nbd.extents import Extent, Kind
 from vmbackup.progress import Silent

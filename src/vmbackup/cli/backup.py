@@ -15,7 +15,7 @@ from vmbackup.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from vmbackup.config.models import Config, Job
-    from vmbackup.engine.backup import BackupOptions
+    from vmbackup.engine.backup.run import BackupOptions
     from vmbackup.hypervisor import Host
     from vmbackup.hypervisor.plan import Plan
     from vmbackup.hypervisor.source import QuiescePolicy
@@ -68,8 +68,8 @@ def command(
 def _options(full: bool, quiesce: str | None, job: "Job | None", pace: Path) -> "BackupOptions":
     """What the command line says, else the job. `pace`: where its runs agree on their pace."""
     from vmbackup.cli.output import warn
-    from vmbackup.engine.backup import BackupOptions
-    from vmbackup.engine.pace import Limit
+    from vmbackup.engine.backup.run import BackupOptions
+    from vmbackup.engine.pipeline.pace import Limit
 
     policy = cast("QuiescePolicy", quiesce or (job.quiesce if job else "auto"))
     if job is None:
@@ -137,7 +137,7 @@ class _Run:
         from vmbackup.cli.copying import Copies
         from vmbackup.cli.findings import look
         from vmbackup.cli.points import document
-        from vmbackup.engine.backup import backup
+        from vmbackup.engine.backup.run import backup
 
         turns = Turns(self.state)
         points: list[PointSummary] = []
@@ -162,7 +162,7 @@ class _Run:
     def plan(self, domains: Sequence[str]) -> int:
         """Tell what a backup would read, return the exit code."""
         from vmbackup.cli.plans import document, text
-        from vmbackup.engine.plan import plan
+        from vmbackup.engine.backup.plan import plan
 
         turns = Turns(self.state)
         plans: list[Plan] = []

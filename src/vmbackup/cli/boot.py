@@ -13,7 +13,7 @@ from vmbackup.errors import UsageError
 
 if TYPE_CHECKING:
     from vmbackup.config.models import Config
-    from vmbackup.engine.boot import Boots
+    from vmbackup.engine.boot.boot import Boots
 
 _HINT = "'vmbackup boot POINT --name NEW' boots, 'boot --list' shows what hangs on a repository"
 
@@ -80,7 +80,7 @@ def _boot(state: State, text: str, name: str, network: str | None) -> int:
     from vmbackup.cli import access
     from vmbackup.cli.boot_output import booted_document, booted_text
     from vmbackup.cli.output import say, say_json, warn
-    from vmbackup.engine.boot import BootOptions
+    from vmbackup.engine.boot.boot import BootOptions
     from vmbackup.repository.resolve import resolve
 
     config = access.load_config(state)
@@ -106,7 +106,7 @@ def _finish(state: State, name: str, output: Path | None) -> int:
     from vmbackup.cli import access
     from vmbackup.cli.boot_output import finished_document, finished_text
     from vmbackup.cli.output import say, say_json
-    from vmbackup.engine.boot_finish import Finish
+    from vmbackup.engine.boot.finish import Finish
 
     config = access.load_config(state)
     with _boots(state, config) as boots, access.progress(state) as progress:
@@ -163,8 +163,8 @@ def _keep(state: State, name: str) -> int:
     import contextlib
 
     from vmbackup.cli import access
-    from vmbackup.engine.boots import BootStore
-    from vmbackup.engine.keeper import Keeper
+    from vmbackup.engine.boot.keeper import Keeper
+    from vmbackup.engine.boot.records import BootStore
     from vmbackup.hypervisor.booted import BootedDomain
 
     config = access.load_config(state)
@@ -184,9 +184,9 @@ def _keep(state: State, name: str) -> int:
 @contextmanager
 def _boots(state: State, config: "Config") -> Iterator["Boots"]:
     from vmbackup.cli import access
-    from vmbackup.engine.boot import Boots
-    from vmbackup.engine.boots import BootStore
-    from vmbackup.engine.keeping import Keeping
+    from vmbackup.engine.boot.boot import Boots
+    from vmbackup.engine.boot.keeping import Keeping
+    from vmbackup.engine.boot.records import BootStore
 
     store = BootStore(config.daemon.state_dir)
     access.make_folder(config.daemon.state_dir)

@@ -8,8 +8,8 @@ from vmbackup.cli.output import clean, local_time, table
 from vmbackup.config.units import format_duration, format_size
 
 if TYPE_CHECKING:
-    from vmbackup.engine.boot import BootSummary, ListedBoot
-    from vmbackup.engine.boot_finish import FinishSummary
+    from vmbackup.engine.boot.boot import BootSummary, ListedBoot
+    from vmbackup.engine.boot.finish import FinishSummary
 
 _STATES = {
     "running": "runs",

@@ -143,7 +143,7 @@ def _residency_check(name: str, repository: "Repository") -> Check:
 
 def _verified_check(state_dir: Path, name: str, repository: str, points: list["Point"]) -> Check:
     """When this host last verified the repository, and whether damage is known."""
-    from vmbackup.engine.verified import recall
+    from vmbackup.engine.care.verified import recall
 
     verify, repair = (f"vmbackup --repository {shlex.quote(name)} {command}" for command in ("verify", "repair"))
     kept, now = recall(state_dir, name, repository), datetime.now(UTC)

@@ -12,7 +12,7 @@ from vmbackup.progress import Progress
 
 if TYPE_CHECKING:
     from vmbackup.config.models import Config
-    from vmbackup.engine.copy import Copier, History
+    from vmbackup.engine.replica.copy import Copier, History
     from vmbackup.repository.repository import Repository
     from vmbackup.repository.summary import PointSummary
 
@@ -40,7 +40,7 @@ class Copies:
     def run(self, config: "Config", source: "Repository", domains: Sequence[str], progress: Progress) -> None:
         """Copies what the target lacks of these domains, or of all. Raises what concerns all of them."""
         from vmbackup.cli import access
-        from vmbackup.engine.copy import Copier, CopyOptions
+        from vmbackup.engine.replica.copy import Copier, CopyOptions
 
         options = CopyOptions(
             config.daemon.state_dir / "copies", secret=lambda: access.secret_of(config, self.target)

@@ -11,8 +11,8 @@ from vmbackup.errors import UsageError, VmbackupError
 
 if TYPE_CHECKING:
     from vmbackup.config.models import Config
-    from vmbackup.engine.image_places import ImagePlace
-    from vmbackup.engine.restore import RestoreOptions
+    from vmbackup.engine.restore.flat import RestoreOptions
+    from vmbackup.engine.restore.image_places import ImagePlace
     from vmbackup.hypervisor import Host
     from vmbackup.hypervisor.define import Definition
     from vmbackup.repository.points import Point
@@ -155,7 +155,7 @@ def planned_guest(
         yield None
         return
     from vmbackup.cli import access
-    from vmbackup.engine.image_places import image_places
+    from vmbackup.engine.restore.image_places import image_places
 
     places = image_places(point, options)
     documents = repository.documents(point)

@@ -8,7 +8,7 @@ from vmbackup.cli.options import State
 
 if TYPE_CHECKING:
     from vmbackup.config.models import Config
-    from vmbackup.engine.existing_image import DiskUser
+    from vmbackup.engine.images.existing_image import DiskUser
 
 
 def users_of(config: "Config", state: State) -> "Callable[[Path], Sequence[DiskUser]]":

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vmbackup.engine.estate import Garbage
+    from vmbackup.engine.care.estate import Garbage
     from vmbackup.repository.doubt import Doubtful
 
 _MOST_NAMES = 8  # of garbage: more are counted, not listed

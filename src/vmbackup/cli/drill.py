@@ -15,7 +15,7 @@ from vmbackup.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from vmbackup.config.models import Config, Drill
-    from vmbackup.engine.drill import DrillOptions, DrillReport
+    from vmbackup.engine.drill.drill import DrillOptions, DrillReport
     from vmbackup.hypervisor import Host
     from vmbackup.progress import Progress
     from vmbackup.repository.points import Point
@@ -129,7 +129,7 @@ class _Run:
         return turns.exit_code(warned=False)
 
     def _one(self, point: "Point") -> None:
-        from vmbackup.engine.drill import Clocks, DrillFailedError, drill
+        from vmbackup.engine.drill.drill import Clocks, DrillFailedError, drill
 
         try:
             report = drill(self.host, self.repository, point, self._options(point), self.progress, Clocks())
@@ -143,8 +143,8 @@ class _Run:
     def _options(self, point: "Point") -> "DrillOptions":
         """What the command line says, else the job's drill: that of --job, or the first that means the guest."""
         from vmbackup.cli.access import host_name
-        from vmbackup.engine.drill import DrillOptions
-        from vmbackup.engine.drill_checks import Check
+        from vmbackup.engine.drill.checks import Check
+        from vmbackup.engine.drill.drill import DrillOptions
 
         settings = self._settings(point.domain)
         options = DrillOptions(host=host_name())
@@ -180,7 +180,7 @@ class _Run:
     def _kept(self, report: "DrillReport") -> Path | None:
         """The picture's file. It is no reason to fail."""
         from vmbackup.cli.output import warn
-        from vmbackup.engine import pictures
+        from vmbackup.engine.drill import pictures
         from vmbackup.errors import TargetError
 
         if report.picture is None:

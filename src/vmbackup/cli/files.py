@@ -9,9 +9,9 @@ from vmbackup.cli.options import Command, State
 from vmbackup.errors import UsageError
 
 if TYPE_CHECKING:
-    from vmbackup.engine.files import Entry, GuestFiles
-    from vmbackup.engine.guest_layout import FileSystem
-    from vmbackup.engine.landing import Landed
+    from vmbackup.engine.files.files import Entry, GuestFiles
+    from vmbackup.engine.files.guest_layout import FileSystem
+    from vmbackup.engine.files.landing import Landed
 
 _SHOWN = 10  # files that were left out, named one by one without -v
 _LATEST = 253_402_300_000  # seconds: the end of the year 9999, the last that a date can tell
@@ -45,7 +45,7 @@ def command(
     """
     from vmbackup.cli import access
     from vmbackup.cli.output import say_json, warn
-    from vmbackup.engine.files import guest_files
+    from vmbackup.engine.files.files import guest_files
     from vmbackup.repository.resolve import resolve
 
     _check(verb, paths, output)

@@ -11,7 +11,7 @@ from vmbackup.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from vmbackup.config.models import Config, Job
-    from vmbackup.engine.forget import Verdict
+    from vmbackup.engine.care.forget import Verdict
     from vmbackup.repository.points import Point
     from vmbackup.repository.repository import PointList, Repository
     from vmbackup.repository.retention import Rules
@@ -56,7 +56,7 @@ def command(
     """
     from vmbackup.cli import access
     from vmbackup.cli.output import counted, say, say_json
-    from vmbackup.engine.forget import by_name, by_policy, check_lost, forget, known_damaged
+    from vmbackup.engine.care.forget import by_name, by_policy, check_lost, forget, known_damaged
 
     config = access.load_config(state)
     asked = {word: counts[f"keep_{word}"] for word in _COUNTS}
@@ -135,7 +135,7 @@ def _store_time(repository: "Repository") -> datetime:
 def _suspects(config: "Config", name: str | None, repository: "Repository") -> set[str]:
     """Ids of the restore points that suffer, as this host's last verification found."""
     from vmbackup.cli import access
-    from vmbackup.engine.verified import recall
+    from vmbackup.engine.care.verified import recall
 
     known, _ = access.named_repository(config, name)
     kept = recall(config.daemon.state_dir, known, repository.config.repository.hex())

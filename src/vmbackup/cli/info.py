@@ -8,7 +8,7 @@ import click
 from vmbackup.cli.options import Command, State
 
 if TYPE_CHECKING:
-    from vmbackup.engine.verified import Verified
+    from vmbackup.engine.care.verified import Verified
     from vmbackup.repository.drills import Drill
     from vmbackup.repository.layout import Lineage
     from vmbackup.repository.points import Point
@@ -26,8 +26,8 @@ def command(state: State, sizes: bool) -> int:
     """
     from vmbackup.cli import access
     from vmbackup.cli.output import say_json
-    from vmbackup.engine.forget import known_damaged
-    from vmbackup.engine.verified import recall
+    from vmbackup.engine.care.forget import known_damaged
+    from vmbackup.engine.care.verified import recall
     from vmbackup.repository import drills
     from vmbackup.repository.quarantine import quarantined
 

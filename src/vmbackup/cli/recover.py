@@ -9,7 +9,7 @@ from vmbackup.cli.options import Command, State
 
 if TYPE_CHECKING:
     from vmbackup.config.models import Config
-    from vmbackup.engine.recover import Candidate, Recovery
+    from vmbackup.engine.backup.recover import Candidate, Recovery
     from vmbackup.hypervisor import Host
     from vmbackup.hypervisor.intents import Intent
 
@@ -26,7 +26,7 @@ def command(state: State, domains: tuple[str, ...]) -> int:
     """
     from vmbackup.cli import access
     from vmbackup.cli.output import say_json
-    from vmbackup.engine.recover import recover
+    from vmbackup.engine.backup.recover import recover
 
     config = access.load_config(state)
     with access.opened_host(config) as host:
@@ -43,8 +43,8 @@ def command(state: State, domains: tuple[str, ...]) -> int:
 
 
 def _end_drills(host: "Host", done: "Recovery") -> None:
-    from vmbackup.engine.drill_bench import left_over
-    from vmbackup.engine.recover import Trouble
+    from vmbackup.engine.backup.recover import Trouble
+    from vmbackup.engine.drill.bench import left_over
     from vmbackup.errors import HypervisorError, TargetError
 
     try:
@@ -68,7 +68,7 @@ def _candidates(config: "Config") -> "Iterator[Candidate]":
     from functools import partial
 
     from vmbackup.cli import access
-    from vmbackup.engine.recover import Candidate
+    from vmbackup.engine.backup.recover import Candidate
 
     ids = {name: _remembered(config, name) for name in config.repositories}
     for name in sorted(ids, key=lambda name: ids[name] is None):

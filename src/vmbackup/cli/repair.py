@@ -11,8 +11,8 @@ from vmbackup.errors import TargetError, UsageError
 
 if TYPE_CHECKING:
     from vmbackup.config.models import Config
-    from vmbackup.engine.repair import RepairSummary
-    from vmbackup.engine.verified import Verified
+    from vmbackup.engine.care.repair import RepairSummary
+    from vmbackup.engine.care.verified import Verified
     from vmbackup.repository.repository import Repository
 
 # What to do about damage that stays, by the folder of the object.
@@ -49,8 +49,8 @@ def command(state: State, replica: str | None, read_data: bool, dry_run: bool) -
     if the guest still had them) and in the repository --from.
     """
     from vmbackup.cli import access
-    from vmbackup.engine.repair import RepairOptions, repair
-    from vmbackup.engine.verified import known_damage, recall
+    from vmbackup.engine.care.repair import RepairOptions, repair
+    from vmbackup.engine.care.verified import known_damage, recall
 
     config = access.load_config(state)
     name, _ = access.named_repository(config, state.repository)
@@ -87,7 +87,7 @@ def _keep(
 ) -> None:
     """A repair has looked at everything, twice where it healed something."""
     from vmbackup.cli.output import warn
-    from vmbackup.engine.verified import after, keep
+    from vmbackup.engine.care.verified import after, keep
 
     place = repository.config.repository.hex()
     try:

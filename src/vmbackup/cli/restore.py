@@ -11,7 +11,7 @@ from vmbackup.errors import UsageError
 
 if TYPE_CHECKING:
     from vmbackup.config.models import Config
-    from vmbackup.engine.restore import RestoreOptions
+    from vmbackup.engine.restore.flat import RestoreOptions
 
 
 @click.command("restore", cls=Command, short_help="Write the disks of a restore point as images.")
@@ -86,7 +86,7 @@ def command(
     from vmbackup.cli import access
     from vmbackup.cli.disk_users import users_of
     from vmbackup.cli.restore_values import passphrases, targets
-    from vmbackup.engine.restore import RestoreOptions
+    from vmbackup.engine.restore.flat import RestoreOptions
 
     if at is not None and "@" in point:
         raise UsageError(
@@ -129,7 +129,7 @@ def _in_place(
 ) -> int:
     from vmbackup.cli import access, restore_in_place
     from vmbackup.cli.restore_values import passphrases
-    from vmbackup.engine.in_place import InPlaceOptions
+    from vmbackup.engine.restore.in_place import InPlaceOptions
 
     options = InPlaceOptions(disks or None, **wishes, passphrases=passphrases(passphrase_files))
     return restore_in_place.run(state, access.load_config(state), name, options)
@@ -156,7 +156,7 @@ def _chain(
     request: DefineRequest | None,
 ) -> int:
     from vmbackup.cli import access, restore_chain
-    from vmbackup.engine.restore_chain import ChainOptions
+    from vmbackup.engine.restore.chained import ChainOptions
     from vmbackup.repository.resolve import resolve
 
     with access.opened_repository(config, state.repository) as repository:
@@ -182,8 +182,8 @@ def _run(
     from vmbackup.cli import access
     from vmbackup.cli.restore_cost import tell_cost
     from vmbackup.cli.restore_result import tell
-    from vmbackup.engine.restore import restore
-    from vmbackup.engine.restore_speed import SpeedMemory
+    from vmbackup.engine.restore.flat import restore
+    from vmbackup.engine.restore.speed import SpeedMemory
     from vmbackup.repository.resolve import resolve
 
     with access.opened_repository(config, state.repository) as repository:

@@ -6,7 +6,7 @@ from vmbackup.cli.output import clean, say, say_json, table, warn
 
 if TYPE_CHECKING:
     from vmbackup.cli.define_options import DefinedGuest
-    from vmbackup.engine.restore_chain import ChainOptions, ChainSummary
+    from vmbackup.engine.restore.chained import ChainOptions, ChainSummary
     from vmbackup.progress import Progress
     from vmbackup.repository.points import Point
     from vmbackup.repository.repository import PointList, Repository
@@ -21,7 +21,7 @@ def restore(
     progress: "Progress",
 ) -> "ChainSummary":
     """The chain up to `last`, from the point that `begin` names on."""
-    from vmbackup.engine.restore_chain import chain_points, restore_chain
+    from vmbackup.engine.restore.chained import chain_points, restore_chain
     from vmbackup.repository.resolve import resolve
 
     first = resolve(found, begin) if begin is not None else None

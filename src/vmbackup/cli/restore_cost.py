@@ -8,9 +8,9 @@ from vmbackup.cli.output import clean, counted, say, say_json, table
 if TYPE_CHECKING:
     from vmbackup.cli.define_options import PlannedGuest
     from vmbackup.config.models import Repository as Settings
-    from vmbackup.engine.restore import RestoreOptions
-    from vmbackup.engine.restore_cost import Cost
-    from vmbackup.engine.restore_speed import SpeedMemory
+    from vmbackup.engine.restore.cost import Cost
+    from vmbackup.engine.restore.flat import RestoreOptions
+    from vmbackup.engine.restore.speed import SpeedMemory
     from vmbackup.repository.points import DiskRecord, Point
     from vmbackup.repository.repository import Repository
 
@@ -25,8 +25,8 @@ def tell_cost(
     guest: "PlannedGuest | None" = None,
 ) -> int:
     """Prints it; gives the exit code. Raises what the restore itself would raise before it writes."""
-    from vmbackup.engine.restore import choose_targets
-    from vmbackup.engine.restore_cost import Cost, disk_cost
+    from vmbackup.engine.restore.cost import Cost, disk_cost
+    from vmbackup.engine.restore.flat import choose_targets
 
     repository.check_may_read()
     targets = choose_targets(point, options)

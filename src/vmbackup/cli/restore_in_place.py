@@ -7,13 +7,13 @@ from vmbackup.cli.output import clean, say, say_json, table, warn
 
 if TYPE_CHECKING:
     from vmbackup.config.models import Config
-    from vmbackup.engine.in_place import InPlaceFile, InPlaceOptions, InPlaceSummary
+    from vmbackup.engine.restore.in_place import InPlaceFile, InPlaceOptions, InPlaceSummary
 
 
 def run(state: State, config: "Config", name: str, options: "InPlaceOptions") -> int:
     """Does it for the restore point that `name` means, prints the result, returns the exit code."""
     from vmbackup.cli import access
-    from vmbackup.engine.in_place import restore_in_place
+    from vmbackup.engine.restore.in_place import restore_in_place
     from vmbackup.repository.resolve import resolve
 
     with access.opened_repository(config, state.repository) as repository:

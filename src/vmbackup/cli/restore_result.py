@@ -7,7 +7,7 @@ from vmbackup.cli.output import clean, say, say_json, table, warn
 
 if TYPE_CHECKING:
     from vmbackup.cli.define_options import DefinedGuest
-    from vmbackup.engine.restore import RestoreSummary
+    from vmbackup.engine.restore.flat import RestoreSummary
     from vmbackup.repository.points import Point
 
 

@@ -55,8 +55,8 @@ def command(
     DOMAIN@latest or DOMAIN@TIME. While it is served, do not forget it and prune, or --hold it.
     """
     from vmbackup.cli import access
-    from vmbackup.engine.saved_point import open_point
-    from vmbackup.engine.served import ServedPoint
+    from vmbackup.engine.backup.saved_point import open_point
+    from vmbackup.engine.serve.served import ServedPoint
     from vmbackup.nbd.server import NbdServer
 
     if socket is not None and listen is not None:
@@ -88,9 +88,9 @@ def _held(
 ) -> "Point":
     """The point, which stays to the end: it was not forgotten before the hold on it."""
     from vmbackup.cli import access
-    from vmbackup.engine.hold import Hold
+    from vmbackup.engine.backup.hold import Hold
+    from vmbackup.engine.backup.saved_point import open_point, save_point
     from vmbackup.engine.identity import host_identity
-    from vmbackup.engine.saved_point import open_point, save_point
 
     progress = stack.enter_context(access.progress(state))
     stack.enter_context(Hold(repository, point.lineage.group, host_identity(), progress))

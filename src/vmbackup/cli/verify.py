@@ -11,9 +11,9 @@ from vmbackup.errors import NotFoundError, TargetError, UsageError
 
 if TYPE_CHECKING:
     from vmbackup.config.models import Config
-    from vmbackup.engine.findings import Damage
-    from vmbackup.engine.verified import Verified
-    from vmbackup.engine.verify import VerifySummary
+    from vmbackup.engine.care.findings import Damage
+    from vmbackup.engine.care.verified import Verified
+    from vmbackup.engine.care.verify import VerifySummary
 
 
 class _Verify(Command):
@@ -68,8 +68,8 @@ def _verify(
 ) -> tuple["Verified", "VerifySummary"]:
     from vmbackup.cli import access
     from vmbackup.cli.output import warn
-    from vmbackup.engine.verified import after, keep, known_damage, recall
-    from vmbackup.engine.verify import verify
+    from vmbackup.engine.care.verified import after, keep, known_damage, recall
+    from vmbackup.engine.care.verify import verify
     from vmbackup.repository.resolve import resolve
 
     folder = config.daemon.state_dir
@@ -88,7 +88,7 @@ def _verify(
 
 
 def _recall(config: "Config", name: str) -> "Verified":
-    from vmbackup.engine.verified import recall
+    from vmbackup.engine.care.verified import recall
 
     kept = recall(config.daemon.state_dir, name)
     if kept is None:

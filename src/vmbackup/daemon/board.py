@@ -14,7 +14,7 @@ from vmbackup.daemon.outlook import Outlook
 from vmbackup.daemon.plan import Guest
 from vmbackup.daemon.snapshot import CopyState, DrillState, GuestState, RepositoryState, RunState, Snapshot
 from vmbackup.daemon.work import Kind, Request, Run
-from vmbackup.engine.pictures import newest
+from vmbackup.engine.drill.pictures import newest
 
 NextFiring = Callable[[str], float | None]  # by the id of a firing
 Pictures = Mapping[tuple[str, str], str]  # of drills: names, by the guest's UUID and the repository's name

@@ -10,7 +10,7 @@ from vmbackup.daemon.exposition import Values
 from vmbackup.daemon.reasons import REASONS
 from vmbackup.daemon.snapshot import CopyState, DrillState, GuestState, RepositoryState, Snapshot, Totals
 from vmbackup.daemon.work import Kind, Skip, Status
-from vmbackup.engine.verified import Verified, write_atomically
+from vmbackup.engine.care.verified import Verified, write_atomically
 
 RUNNING = "running"  # vmbackup_last_run_status, beside Status
 STAGES = ("total", "freeze", "seal")

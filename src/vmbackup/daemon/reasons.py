@@ -6,7 +6,7 @@ from typing import Any
 FULL = "full"  # the disk has no earlier point, or all was asked for
 SCHEDULED = "scheduled"  # reread_every
 OTHER = "other"
-_SENTENCES = (  # what stands in the sentences of hypervisor/plan.py, disks.py and engine/backup.py
+_SENTENCES = (  # what stands in the sentences of hypervisor/plan.py, disks.py and engine/backup/run.py
     ("has no dirty bitmap", "untracked"),
     ("and its bitmaps are gone from the domain", "checkpoint_gone"),
     ("is missing or broken", "bitmap_broken"),

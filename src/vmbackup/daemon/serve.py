@@ -13,7 +13,7 @@ from vmbackup.daemon.notify import Notifier
 from vmbackup.daemon.service import STOP_SECONDS, Service
 from vmbackup.daemon.text import status_line
 from vmbackup.daemon.web import WebServer
-from vmbackup.engine.pictures import read as read_picture
+from vmbackup.engine.drill.pictures import read as read_picture
 from vmbackup.errors import VmbackupError
 
 _TURN_SECONDS = 1.0  # the main loop turns at least so often: for signals, the watchdog, the status line

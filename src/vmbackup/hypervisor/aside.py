@@ -7,7 +7,7 @@ FOLDER = "booted"
 
 
 def set_aside(state_dir: str) -> frozenset[str]:
-    """UUIDs of the domains that `boot` made on this host and that are not finished (engine/boots.py writes them)."""
+    """UUIDs of the domains that `boot` made on this host and that are not finished (engine/boot/records.py)."""
     folder = os.path.join(state_dir, FOLDER)
     try:
         names = os.listdir(folder)

@@ -14,7 +14,7 @@ from tests.lab.disk import Disk, MiB, same_content
 from tests.lab.domain import Workhorse
 from tests.real.boot.kit import BootedGuest, Rig, qemu_io, running, wait
 from tests.real.hypervisor.bootsector import tiny_file_system
-from vmbackup.engine.qemu_img import image_info
+from vmbackup.engine.images.qemu_img import image_info
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]  # a command is a process: seconds on a busy machine
 Boot = Callable[..., BootedGuest]

@@ -21,9 +21,9 @@ from typing import Any
 
 from tests.lab.ceph import USERS
 from tests.ram import RamDisk, RamGuest, RamHost
-from vmbackup.engine.backup import BackupOptions, backup
-from vmbackup.engine.copy import Copier, CopyOptions
-from vmbackup.engine.forget import by_name, forget
+from vmbackup.engine.backup.run import BackupOptions, backup
+from vmbackup.engine.care.forget import by_name, forget
+from vmbackup.engine.replica.copy import Copier, CopyOptions
 from vmbackup.errors import UsageError, VmbackupError
 from vmbackup.progress import Silent
 from vmbackup.repository import layout

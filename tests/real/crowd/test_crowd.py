@@ -19,8 +19,8 @@ import pytest
 
 from tests.lab.ceph import Ceph
 from tests.real.crowd.actor import HOST, SECRET, opened, store
-from vmbackup.engine.restore import RestoreOptions, restore
-from vmbackup.engine.verify import verify
+from vmbackup.engine.care.verify import verify
+from vmbackup.engine.restore.flat import RestoreOptions, restore
 from vmbackup.progress import Silent
 from vmbackup.repository.collect import PruneOptions, prune
 from vmbackup.repository.points import Point

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.lab.disk import Disk, MiB, same_content
 from tests.lab.domain import Workhorse
 from tests.real.engine.kit import Kit
-from vmbackup.engine.restore import RestoreOptions, restore
+from vmbackup.engine.restore.flat import RestoreOptions, restore
 from vmbackup.hypervisor import Host
 from vmbackup.progress import Silent
 from vmbackup.repository import PointSummary, Repository
@@ -116,7 +116,7 @@ class Evolution:
         self._broken = broken
 
     def _backup(self) -> PointSummary:
-        from vmbackup.engine.backup import BackupOptions, backup
+        from vmbackup.engine.backup.run import BackupOptions, backup
 
         full = self.random.random() < 0.03
         options = BackupOptions(full=full, workers=2, verify_uploads="all")

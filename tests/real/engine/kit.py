@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.lab.domain import Workhorse
-from vmbackup.engine.backup import BackupOptions, backup
-from vmbackup.engine.restore import Format, RestoreOptions, RestoreSummary, restore
+from vmbackup.engine.backup.run import BackupOptions, backup
+from vmbackup.engine.restore.flat import Format, RestoreOptions, RestoreSummary, restore
 from vmbackup.hypervisor import Host
 from vmbackup.progress import Silent
 from vmbackup.repository import PointSummary, Repository

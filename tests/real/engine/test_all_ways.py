@@ -11,8 +11,8 @@ import pytest
 from tests.lab.domain import Workhorse
 from tests.real.engine.evolution import SEED_VARIABLE, Evolution, content, seed_of
 from tests.real.engine.kit import Kit
-from vmbackup.engine.in_place import InPlaceOptions, restore_in_place
-from vmbackup.engine.restore_chain import ChainOptions, chain_points, restore_chain
+from vmbackup.engine.restore.chained import ChainOptions, chain_points, restore_chain
+from vmbackup.engine.restore.in_place import InPlaceOptions, restore_in_place
 from vmbackup.progress import Silent
 
 pytestmark = pytest.mark.real

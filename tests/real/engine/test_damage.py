@@ -10,7 +10,7 @@ import pytest
 from tests.lab.disk import Disk
 from tests.lab.domain import Workhorse
 from tests.real.engine.kit import SECRET, Kit, same
-from vmbackup.engine.verify import VerifySummary, verify
+from vmbackup.engine.care.verify import VerifySummary, verify
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository

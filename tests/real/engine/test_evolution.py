@@ -11,7 +11,7 @@ import pytest
 from tests.lab.domain import Workhorse
 from tests.real.engine.evolution import SEED_VARIABLE, Evolution, seed_of
 from tests.real.engine.kit import SECRET, Kit
-from vmbackup.engine.verify import verify
+from vmbackup.engine.care.verify import verify
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository
 

@@ -15,7 +15,7 @@ from tests.lab.disk import Disk, MiB
 from tests.lab.domain import Workhorse
 from tests.real.engine.evolution import content
 from tests.real.engine.kit import Kit
-from vmbackup.engine.in_place import InPlaceOptions, InPlaceSummary, restore_in_place
+from vmbackup.engine.restore.in_place import InPlaceOptions, InPlaceSummary, restore_in_place
 from vmbackup.errors import HypervisorError, JobConflictError, NotFoundError, TargetError
 from vmbackup.progress import Silent
 

@@ -13,7 +13,7 @@ import pytest
 from tests.lab.disk import Disk
 from tests.lab.domain import Workhorse
 from tests.real.engine.kit import Kit, same
-from vmbackup.engine.restore import RestoreOptions, RestoreSummary, restore
+from vmbackup.engine.restore.flat import RestoreOptions, RestoreSummary, restore
 from vmbackup.errors import TargetError
 from vmbackup.progress import Silent
 

@@ -12,8 +12,8 @@ import pytest
 from tests.lab.disk import Disk
 from tests.lab.domain import Workhorse
 from tests.real.engine.kit import Kit
-from vmbackup.engine import wholereads
-from vmbackup.engine.plan import plan
+from vmbackup.engine.backup import wholereads
+from vmbackup.engine.backup.plan import plan
 from vmbackup.repository.tombstones import forget
 
 MIB = 1 << 20

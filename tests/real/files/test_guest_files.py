@@ -14,7 +14,7 @@ import pytest
 from tests.lab.appliance import ApplianceError, kernel
 from tests.lab.guest_disks import DiskError, data_disk, system_disk
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.files import GuestFiles, guest_files
+from vmbackup.engine.files.files import GuestFiles, guest_files
 from vmbackup.errors import NotFoundError, TargetError, UsageError
 from vmbackup.progress import Silent
 

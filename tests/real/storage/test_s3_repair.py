@@ -13,7 +13,7 @@ import pytest
 from tests.lab.fault_proxy import Fault, FaultProxy
 from tests.unit.copy.pair import ReplicaPair
 from tests.unit.engine.kit import SECRET, RamKit
-from vmbackup.engine.repair import RepairOptions, repair
+from vmbackup.engine.care.repair import RepairOptions, repair
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository
 from vmbackup.repository.trust import Trust

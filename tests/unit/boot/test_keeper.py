@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.boot.test_state import BOOTED
-from vmbackup.engine.boot_server import ServerState, read_state, write_state
-from vmbackup.engine.boots import Booted, BootStore
-from vmbackup.engine.keeper import Keeper, Pace
-from vmbackup.engine.keeping import Keeping
+from vmbackup.engine.boot.keeper import Keeper, Pace
+from vmbackup.engine.boot.keeping import Keeping
+from vmbackup.engine.boot.records import Booted, BootStore
+from vmbackup.engine.boot.server import ServerState, read_state, write_state
 from vmbackup.errors import AccessError, HypervisorError, RepositoryError
 from vmbackup.repository.processes import process_mark
 
@@ -190,7 +190,7 @@ def test_tries_come_further_apart_until_none_was_needed_for_a_while() -> None:
 
 
 def test_a_keeper_that_does_not_appear_is_said(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmbackup.engine.keeping._APPEAR_SECONDS", 0.2)
+    monkeypatch.setattr("vmbackup.engine.boot.keeping._APPEAR_SECONDS", 0.2)
     with pytest.raises(RepositoryError, match="is not served") as failed:
         Keeping(rig.store, []).wait(rig.booted)
     assert str(rig.store.path(rig.booted.name, "log")) in failed.value.hint
@@ -209,8 +209,8 @@ def _refuse(*_: object, **__: object) -> None:
 def test_the_keeper_is_nobodys_child_and_is_ended_with_its_server(rig: Rig) -> None:
     """It leads a session of its own and has no parent of ours; `end` leaves no process."""
     code = (
-        "import sys; from pathlib import Path; from vmbackup.engine.boots import BootStore; "
-        "from vmbackup.engine.keeper import Keeper\n"
+        "import sys; from pathlib import Path; from vmbackup.engine.boot.records import BootStore; "
+        "from vmbackup.engine.boot.keeper import Keeper\n"
         f"store = BootStore(Path({str(rig.store.folder.parent)!r}))\n"
         "class Guest:\n    def state(self): return 'running'\n"
         f"server = [sys.executable, '-c', {SERVER!r}, {str(rig.folder)!r}]\n"

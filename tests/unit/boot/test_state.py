@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vmbackup.engine.boots import Booted, BootedDisk, BootStore, check_name, check_socket, held, holder
+from vmbackup.engine.boot.records import Booted, BootedDisk, BootStore, check_name, check_socket, held, holder
 from vmbackup.errors import JobConflictError, NotFoundError, TargetError, UsageError
 from vmbackup.hypervisor.aside import set_aside
 
@@ -81,7 +81,7 @@ def test_a_damaged_state_is_said(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from vmbackup.engine.boots import held
+from vmbackup.engine.boot.records import held
 with held(Path(sys.argv[1])) as got:
     print(got, flush=True)
     sys.stdin.read()

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-import vmbackup.engine.backup
-import vmbackup.engine.plan
+import vmbackup.engine.backup.plan
+import vmbackup.engine.backup.run
 from vmbackup.cli import access
-from vmbackup.engine.backup import BackupOptions
-from vmbackup.engine.pace import Limit
+from vmbackup.engine.backup.run import BackupOptions
+from vmbackup.engine.pipeline.pace import Limit
 from vmbackup.errors import DamageError, HypervisorError, NotFoundError
 from vmbackup.hypervisor.plan import DiskPlan, Plan
 from vmbackup.hypervisor.source import DiskInfo, DomainInfo
@@ -67,7 +67,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, asked: list[tuple[str, BackupOption
 
     monkeypatch.setattr(access, "opened_host", opened)
     monkeypatch.setattr(access, "opened_repository", opened)
-    monkeypatch.setattr(vmbackup.engine.backup, "backup", backup)
+    monkeypatch.setattr(vmbackup.engine.backup.run, "backup", backup)
     return given
 
 
@@ -252,7 +252,7 @@ def test_a_dry_run_tells_the_plan(
     run: Run, answers: Answers, asked: list[tuple[str, BackupOptions]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned: Callable[..., Plan] = lambda *_: PLAN
-    monkeypatch.setattr(vmbackup.engine.plan, "plan", planned)
+    monkeypatch.setattr(vmbackup.engine.backup.plan, "plan", planned)
     result = run("backup", "web1", "--dry-run")
     assert (result.code, asked) == (0, [])
     assert result.out.splitlines() == [

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.boot.test_state import BOOTED
 from vmbackup.cli import access
 from vmbackup.cli.boot_output import listed_document, listed_text
-from vmbackup.engine.boot import ListedBoot
+from vmbackup.engine.boot.boot import ListedBoot
 from vmbackup.errors import AccessError
 
 Run = Callable[..., Any]

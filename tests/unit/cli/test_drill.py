@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-import vmbackup.engine.drill
+import vmbackup.engine.drill.drill
 from vmbackup.cli import access
-from vmbackup.engine.drill import DrillFailedError, DrillOptions, DrillReport
-from vmbackup.engine.drill_checks import Check, Checked
+from vmbackup.engine.drill.checks import Check, Checked
+from vmbackup.engine.drill.drill import DrillFailedError, DrillOptions, DrillReport
 from vmbackup.errors import AccessError, JobConflictError
 from vmbackup.repository.drills import Seen
 from vmbackup.repository.points import Point
@@ -84,7 +84,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, asked: list[tuple[Point, DrillOptio
     monkeypatch.setattr(access, "opened_host", opened)
     monkeypatch.setattr(access, "opened_repository", opened)
     monkeypatch.setattr(access, "host_name", lambda: "hv1")
-    monkeypatch.setattr(vmbackup.engine.drill, "drill", drill)
+    monkeypatch.setattr(vmbackup.engine.drill.drill, "drill", drill)
     return given
 
 

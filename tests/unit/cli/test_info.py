@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.ram import RamDisk, RamGuest, RamHost
-from vmbackup.engine.backup import BackupOptions, backup
+from vmbackup.engine.backup.run import BackupOptions, backup
 from vmbackup.progress import Silent
 from vmbackup.repository import PointSummary, Repository
 from vmbackup.repository.keys import Secret

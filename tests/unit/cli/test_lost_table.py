@@ -1,9 +1,9 @@
 """What people are told of a lost table of moves: by repair, and by forget, which refuses it."""
 
 from vmbackup.cli.repair import _text
-from vmbackup.engine.findings import TABLE, Damage
-from vmbackup.engine.repair import RepairSummary
-from vmbackup.engine.verify import VerifySummary
+from vmbackup.engine.care.findings import TABLE, Damage
+from vmbackup.engine.care.repair import RepairSummary
+from vmbackup.engine.care.verify import VerifySummary
 
 
 def test_its_advice_is_not_to_forget_it() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-import vmbackup.engine.restore
+import vmbackup.engine.restore.flat
 import vmbackup.repository.usage
 from vmbackup.cli import access
-from vmbackup.engine.restore import RestoredFile, RestoreOptions, RestoreSummary
+from vmbackup.engine.restore.flat import RestoredFile, RestoreOptions, RestoreSummary
 from vmbackup.errors import DamageError
 from vmbackup.repository import drills
 from vmbackup.repository.points import Point
@@ -112,7 +112,7 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Point, RestoreOption
         path = (options.output or Path("/")) / f"vda.{image_format}"
         return RestoreSummary(chosen.id, (RestoredFile("vda", path, image_format, 1 << 30, 5 << 20, 7),), 1.23456)
 
-    monkeypatch.setattr(vmbackup.engine.restore, "restore", restore)
+    monkeypatch.setattr(vmbackup.engine.restore.flat, "restore", restore)
     return calls
 
 

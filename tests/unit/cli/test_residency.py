@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.cli.conftest import Run
 from tests.unit.engine.kit import SECRET, RamKit
-from vmbackup.engine.copy import Copier, CopyOptions
+from vmbackup.engine.replica.copy import Copier, CopyOptions
 from vmbackup.errors import RepositoryError, UsageError
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository, residency

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-import vmbackup.engine.verify
+import vmbackup.engine.care.verify
 from vmbackup.cli import access
-from vmbackup.engine.findings import Damage
-from vmbackup.engine.verify import VerifySummary
+from vmbackup.engine.care.findings import Damage
+from vmbackup.engine.care.verify import VerifySummary
 from vmbackup.repository.points import Point
 from vmbackup.repository.repository import PointList
 
@@ -59,7 +59,7 @@ def finding(monkeypatch: pytest.MonkeyPatch, calls: Calls) -> dict[str, VerifySu
         return given["summary"]
 
     monkeypatch.setattr(access, "opened_repository", opened)
-    monkeypatch.setattr(vmbackup.engine.verify, "verify", verify)
+    monkeypatch.setattr(vmbackup.engine.care.verify, "verify", verify)
     return given
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.unit.collection.steps import DAY, Actor, MemoryStore
-from vmbackup.engine.encoder import Encoder
-from vmbackup.engine.lost import lost_parts, uncovered
-from vmbackup.engine.units import OldMap, units
+from vmbackup.engine.pipeline.encoder import Encoder
+from vmbackup.engine.pipeline.lost import lost_parts, uncovered
+from vmbackup.engine.pipeline.units import OldMap, units
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.nbd.extents import Extent, Kind
 from vmbackup.repository import condemned

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.unit.engine.kit import SECRET, RamKit, sha
-from vmbackup.engine.copy import Copied, Copier, CopyOptions, History
-from vmbackup.engine.verify import verify
+from vmbackup.engine.care.verify import verify
+from vmbackup.engine.replica.copy import Copied, Copier, CopyOptions, History
 from vmbackup.progress import Silent
 from vmbackup.repository import PointSummary, Repository
 from vmbackup.repository.points import Point

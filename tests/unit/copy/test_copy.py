@@ -13,9 +13,9 @@ import pytest
 from tests.unit.copy.pair import MIB, Pair, change, size, three_points
 from tests.unit.engine.kit import SECRET, RamKit
 from vmbackup.engine import point_disk
-from vmbackup.engine.copy import Copier, CopyOptions
-from vmbackup.engine.forget import Verdict
-from vmbackup.engine.forget import forget as forget_all
+from vmbackup.engine.care.forget import Verdict
+from vmbackup.engine.care.forget import forget as forget_all
+from vmbackup.engine.replica.copy import Copier, CopyOptions
 from vmbackup.errors import AccessError, DamageError, NotFoundError, UsageError
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository, enrolling
@@ -189,8 +189,8 @@ def test_the_wreck_of_a_failed_copy_keeps_nothing_away(pair: Pair, monkeypatch: 
     pair.kit.backup()
     with monkeypatch.context() as patch:
         patch.setattr(point_disk.PointReader, "_read", damaged)
-        patch.setattr("vmbackup.engine.worker.READ_BYTES", 16384)
-        patch.setattr("vmbackup.engine.packing.PackBuilder", lambda: PackBuilder(65536))
+        patch.setattr("vmbackup.engine.pipeline.worker.READ_BYTES", 16384)
+        patch.setattr("vmbackup.engine.pipeline.packing.PackBuilder", lambda: PackBuilder(65536))
         assert [name for name, _ in pair.copy().failed] == [middle.id]
     assert [p.origin for p in pair.found().partials] == [middle.origin]
     prune(pair.there, PruneOptions())
@@ -270,7 +270,7 @@ def test_two_copies_at_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None
             other_host = Repository.open(pair.store, SECRET, Trust(None))
             options = CopyOptions(pair.kit.root / "locks of another host")
             copier = Copier(pair.kit.repository, other_host, options, Silent())
-            monkeypatch.setattr("vmbackup.engine.point_copy.host_identity", lambda: "another host")
+            monkeypatch.setattr("vmbackup.engine.replica.point_copy.host_identity", lambda: "another host")
             for history in copier.histories():
                 copier.copy(history, lambda _p: None)
         return commit(self, *args)

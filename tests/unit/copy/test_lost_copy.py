@@ -10,7 +10,7 @@ import pytest
 from tests.ram import RamDisk, RamGuest
 from tests.unit.copy.pair import Pair, ReplicaPair, size
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.verify import verify
+from vmbackup.engine.care.verify import verify
 from vmbackup.progress import Silent
 from vmbackup.repository.cache import Cache
 from vmbackup.repository.collect import PruneOptions, prune

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.copy.pair import Pair, ReplicaPair
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.repair import RepairOptions, repair
+from vmbackup.engine.care.repair import RepairOptions, repair
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository
 from vmbackup.repository.collect import PruneOptions, prune

@@ -10,8 +10,8 @@ import pytest
 
 from tests.unit.copy.pair import ReplicaPair
 from tests.unit.engine.kit import SECRET, RamKit
-from vmbackup.engine import remap
-from vmbackup.engine.repair import RepairOptions, repair
+from vmbackup.engine.care import remap
+from vmbackup.engine.care.repair import RepairOptions, repair
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository, maps
 from vmbackup.repository.trust import Trust

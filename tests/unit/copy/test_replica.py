@@ -11,8 +11,8 @@ import pytest
 from tests.ram import RamDisk
 from tests.unit.copy.pair import MIB, ReplicaPair, change, size, three_points
 from tests.unit.engine.kit import SECRET
-from vmbackup.engine.copy import Copier, CopyOptions
-from vmbackup.engine.verify import verify
+from vmbackup.engine.care.verify import verify
+from vmbackup.engine.replica.copy import Copier, CopyOptions
 from vmbackup.errors import AccessError, RepositoryError
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository, enrolling, slots

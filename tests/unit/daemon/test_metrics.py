@@ -19,8 +19,8 @@ from vmbackup.daemon.metrics import exposition, verified_exposition, write_textf
 from vmbackup.daemon.reasons import REASONS
 from vmbackup.daemon.snapshot import CopyState, DrillState, Snapshot, Totals
 from vmbackup.daemon.work import Skip, Status
-from vmbackup.engine.findings import Damage
-from vmbackup.engine.verified import Verified
+from vmbackup.engine.care.findings import Damage
+from vmbackup.engine.care.verified import Verified
 from vmbackup.errors import TargetError
 
 GUEST = {"domain", "job_name", "repository"}

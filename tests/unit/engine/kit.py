@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.ram import RamDisk, RamGuest, RamHost
-from vmbackup.engine.backup import BackupOptions, backup
-from vmbackup.engine.restore import RestoreOptions, restore
-from vmbackup.engine.verify import VerifySummary, verify
+from vmbackup.engine.backup.run import BackupOptions, backup
+from vmbackup.engine.care.verify import VerifySummary, verify
+from vmbackup.engine.restore.flat import RestoreOptions, restore
 from vmbackup.errors import DamageError
 from vmbackup.progress import Silent
 from vmbackup.repository import PointSummary, Repository

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.ram import RamDisk, RamGuest, RamHost
-from vmbackup.engine.backup import BackupOptions, backup
-from vmbackup.engine.pace import Limit
+from vmbackup.engine.backup.run import BackupOptions, backup
+from vmbackup.engine.pipeline.pace import Limit
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository
 from vmbackup.repository.keys import Secret

@@ -13,8 +13,8 @@ import pytest
 from tests.unit.collection.steps import MemoryStore
 from tests.unit.engine.kit import SECRET, RamKit
 from tests.unit.engine.test_repack import scattered
-from vmbackup.engine.repair import RepairOptions, repair
-from vmbackup.engine.verify import verify
+from vmbackup.engine.care.repair import RepairOptions, repair
+from vmbackup.engine.care.verify import verify
 from vmbackup.errors import NotFoundError, RepositoryError
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository
@@ -168,7 +168,7 @@ def test_a_repository_that_never_rests(whole: RamKit, monkeypatch: pytest.Monkey
     """What seems damaged is judged only so often; then it is said so, and nothing is recorded."""
     store = copied(whole)
     harmed(store)
-    monkeypatch.setattr("vmbackup.engine.verify.changed", lambda _before, _now: True)
+    monkeypatch.setattr("vmbackup.engine.care.verify.changed", lambda _before, _now: True)
     with pytest.raises(RepositoryError, match="changes too fast"):
         verify(opened(store), None, None, Silent())
     assert not list(store.list("damage/"))
@@ -176,7 +176,7 @@ def test_a_repository_that_never_rests(whole: RamKit, monkeypatch: pytest.Monkey
 
 def test_a_healing_whose_table_went_at_once(whole: RamKit, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prune that found it needless: what is damaged is judged anew. Where nothing has changed, the error is told."""
-    from vmbackup.engine import repair as module
+    from vmbackup.engine.care import repair as module
 
     store, original, calls = copied(whole), module.heal, 0
     harmed(store)

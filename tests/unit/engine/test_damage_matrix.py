@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.engine.damaged import DAMAGES, Specimen, specimen, unreadable
-from vmbackup.engine.verify import VerifySummary
+from vmbackup.engine.care.verify import VerifySummary
 from vmbackup.errors import DamageError
 from vmbackup.repository import Repository
 from vmbackup.repository.keys import Secret

@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.restore import RestoreOptions, restore
+from vmbackup.engine.restore.flat import RestoreOptions, restore
 from vmbackup.errors import DamageError
 from vmbackup.progress import Silent
 from vmbackup.repository import frames, points

@@ -10,7 +10,7 @@ import pytest
 
 from tests.ram import RamDisk, RamGuest
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.lost import uncovered
+from vmbackup.engine.pipeline.lost import uncovered
 from vmbackup.nbd.extents import Extent, Kind
 from vmbackup.repository.points import Point
 

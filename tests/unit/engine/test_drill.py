@@ -12,9 +12,9 @@ import pytest
 
 from tests.unit.engine.test_drill_checks import HOSTNAME, SSH, Guest, ended
 from tests.unit.engine.test_drill_records import NOON, Kit
-from vmbackup.engine import drill as module
-from vmbackup.engine.drill import Clocks, DrillFailedError, DrillOptions, DrillReport, drill
-from vmbackup.engine.drill_guest import DrillGuest
+from vmbackup.engine.drill import drill as module
+from vmbackup.engine.drill.drill import Clocks, DrillFailedError, DrillOptions, DrillReport, drill
+from vmbackup.engine.drill.guest import DrillGuest
 from vmbackup.errors import AccessError, DamageError, HypervisorError, TargetError
 from vmbackup.hypervisor.agent import AgentSilentError
 from vmbackup.hypervisor.console import Console

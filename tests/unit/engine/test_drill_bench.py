@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from vmbackup.engine import drill_bench
-from vmbackup.engine.drill_bench import Bench, left_over
+from vmbackup.engine.drill import bench as drill_bench
+from vmbackup.engine.drill.bench import Bench, left_over
 from vmbackup.errors import HypervisorError, JobConflictError
 
 UUID = "f707ff3b-b71b-4e4e-8f78-acacb883c7e3"

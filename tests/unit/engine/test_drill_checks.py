@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vmbackup.engine.drill_checks import Check, Checked, Checker
+from vmbackup.engine.drill.checks import Check, Checked, Checker
 from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor.agent import AgentRefusedError, AgentSilentError
 

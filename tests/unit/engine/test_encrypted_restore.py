@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine import qcow2_target
-from vmbackup.engine.image_options import ImageOptions, ImageWishes, image_options
-from vmbackup.engine.qemu_secret import QemuSecret
-from vmbackup.engine.restore import RestoreOptions, restore
+from vmbackup.engine.images import qcow2_target
+from vmbackup.engine.images.image_options import ImageOptions, ImageWishes, image_options
+from vmbackup.engine.images.qemu_secret import QemuSecret
+from vmbackup.engine.restore.flat import RestoreOptions, restore
 from vmbackup.errors import TargetError, UsageError
 from vmbackup.progress import Silent
 from vmbackup.repository.points import DiskRecord
@@ -86,7 +86,7 @@ def test_gone_on_with(kit: RamKit, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """An encrypted image is one too that is gone on with."""
     options = RestoreOptions(tmp_path / "out", workers=2, passphrases=KEY, sync_seconds=0)
     with monkeypatch.context() as patch:
-        patch.setattr("vmbackup.engine.nbd_target.NbdTarget.finish", _interrupted)
+        patch.setattr("vmbackup.engine.images.nbd_target.NbdTarget.finish", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             into(kit, options)
     done = restore(kit.repository, kit.points()[0], options, Silent())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.verify import verify
+from vmbackup.engine.care.verify import verify
 from vmbackup.progress import Silent
 from vmbackup.repository import condemned
 from vmbackup.repository.collect import PruneOptions, prune

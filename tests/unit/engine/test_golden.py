@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.engine.kit import sha
-from vmbackup.engine.backup import BackupOptions, backup
-from vmbackup.engine.restore import RestoreOptions, restore
-from vmbackup.engine.verify import verify
+from vmbackup.engine.backup.run import BackupOptions, backup
+from vmbackup.engine.care.verify import verify
+from vmbackup.engine.restore.flat import RestoreOptions, restore
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository
 from vmbackup.repository.keys import Secret

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.hold import Hold
-from vmbackup.engine.saved_point import open_point, save_point
+from vmbackup.engine.backup.hold import Hold
+from vmbackup.engine.backup.saved_point import open_point, save_point
 from vmbackup.errors import DamageError, NotFoundError
 from vmbackup.progress import SILENT, Silent
 from vmbackup.repository.collect import prune
@@ -97,7 +97,7 @@ def test_a_hold_dies_with_its_process(kit: RamKit, monkeypatch: pytest.MonkeyPat
     """The next prune on its host takes what it held; on another one it waits."""
     point = first(kit)
     with subprocess.Popen(["sleep", "60"]) as other:
-        monkeypatch.setattr("vmbackup.engine.hold.process_mark", lambda: process_mark(other.pid))
+        monkeypatch.setattr("vmbackup.engine.backup.hold.process_mark", lambda: process_mark(other.pid))
         Hold(kit.repository, point.lineage.group, HOST, SILENT).__enter__()
         forget(kit.repository, point.lineage, point.session)
         assert pruned(kit).waited_for

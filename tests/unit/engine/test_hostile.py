@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.torture.scale import CHUNK, Writer
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.backup import BackupOptions
-from vmbackup.engine.plan import plan
+from vmbackup.engine.backup.plan import plan
+from vmbackup.engine.backup.run import BackupOptions
 from vmbackup.errors import DamageError
 from vmbackup.hypervisor.plan import Plan
 from vmbackup.repository import packs, points

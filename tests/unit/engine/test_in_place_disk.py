@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.image_server import ImageServer
-from vmbackup.engine.in_place_disk import InPlaceDisk
+from vmbackup.engine.images.image_server import ImageServer
+from vmbackup.engine.restore.in_place_disk import InPlaceDisk
 from vmbackup.errors import DamageError, TargetError, UsageError
 from vmbackup.hypervisor.disks import StoppedDisk
 from vmbackup.progress import Silent

@@ -11,8 +11,8 @@ import pytest
 from tests.unit.engine.kit import SECRET, RamKit
 from tests.unit.engine.test_repack import collect, drop, scattered, tables
 from tests.unit.engine.test_writers import enrolled
-from vmbackup.engine.forget import check_lost
-from vmbackup.engine.repair import RepairOptions, RepairSummary, repair
+from vmbackup.engine.care.forget import check_lost
+from vmbackup.engine.care.repair import RepairOptions, RepairSummary, repair
 from vmbackup.errors import DamageError, UsageError
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository, frames

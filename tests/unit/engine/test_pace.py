@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.pace import Limit, Pacer
+from vmbackup.engine.pipeline.pace import Limit, Pacer
 from vmbackup.errors import VmbackupError
 
 MiB = 1 << 20
@@ -88,7 +88,7 @@ def test_a_low_limit_holds_too(tmp_path: Path, clock: Clock) -> None:
 def test_a_file_that_cannot_be_had_leaves_the_process_its_own_limit(
     limit: Limit, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vmbackup.engine.pace._LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("vmbackup.engine.pipeline.pace._LOCK_SECONDS", 0.05)
     one = pacer(limit, clock)
     one.claim(MiB)
     with limit.path.open("rb") as stopped:  # in the middle of a claim

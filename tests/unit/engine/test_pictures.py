@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vmbackup.engine import pictures
-from vmbackup.engine.picture import to_png
+from vmbackup.engine.drill import pictures
+from vmbackup.engine.drill.picture import to_png
 
 WEB, DB = "f707ff3b-b71b-4e4e-8f78-acacb883c7e3", "00000000-0000-0000-0000-000000000001"
 

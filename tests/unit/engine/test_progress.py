@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.unit.engine.test_repack import history
-from vmbackup.engine.verify import verify
+from vmbackup.engine.care.verify import verify
 from vmbackup.repository.collect import PruneOptions, prune
 
 

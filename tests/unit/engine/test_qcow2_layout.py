@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from vmbackup.engine import qcow2_layout
-from vmbackup.engine.direct_qcow2 import DirectQcow2Target
-from vmbackup.engine.image_options import ImageOptions
-from vmbackup.engine.qcow2_target import make_image
+from vmbackup.engine.images import qcow2_layout
+from vmbackup.engine.images.direct_qcow2 import DirectQcow2Target
+from vmbackup.engine.images.image_options import ImageOptions
+from vmbackup.engine.images.qcow2_target import make_image
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 

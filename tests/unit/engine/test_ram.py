@@ -11,7 +11,7 @@ import pytest
 
 from tests.ram import RamDisk
 from tests.unit.engine.kit import SECRET, RamKit
-from vmbackup.engine import backup as backup_module
+from vmbackup.engine.backup import run as backup_module
 from vmbackup.errors import DamageError, JobConflictError, PointInTimeLostError, RepositoryError, VmbackupError
 from vmbackup.repository import Repository
 from vmbackup.repository import run as run_module
@@ -111,7 +111,7 @@ def test_dirty_zeros_replace_data(make_kit: Callable[..., RamKit]) -> None:
 
 def test_long_run_keeps_partials(make_kit: Callable[..., RamKit], monkeypatch: pytest.MonkeyPatch) -> None:
     """A run over several sessions gives one point; its partials are never listed, and its chunks restore."""
-    monkeypatch.setattr("vmbackup.engine.units.UNIT_BYTES", 256 * KIB)
+    monkeypatch.setattr("vmbackup.engine.pipeline.units.UNIT_BYTES", 256 * KIB)
     monkeypatch.setattr("vmbackup.repository.packs.PACK_BYTES", 256 * KIB)
     monkeypatch.setattr("vmbackup.repository.packs.PackBuilder.__init__.__defaults__", (256 * KIB,))
     kit = make_kit({"vda": 12 * MIB})

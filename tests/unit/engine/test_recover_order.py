@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.recover import Candidate, Recovery, recover
+from vmbackup.engine.backup.recover import Candidate, Recovery, recover
 from vmbackup.errors import JobConflictError, NotFoundError
 from vmbackup.hypervisor.intents import Intent
 from vmbackup.hypervisor.names import CheckpointName

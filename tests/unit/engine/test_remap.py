@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.unit.engine.kit import SECRET, RamKit
-from vmbackup.engine import heal, remap
-from vmbackup.engine.repair import RepairOptions, RepairSummary, repair
+from vmbackup.engine.care import heal, remap
+from vmbackup.engine.care.repair import RepairOptions, RepairSummary, repair
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository, maps, packs
 from vmbackup.repository.collect import PruneOptions, prune

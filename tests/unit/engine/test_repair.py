@@ -12,8 +12,8 @@ from typing import Any, cast
 import pytest
 
 from tests.unit.engine.kit import SECRET, RamKit
-from vmbackup.engine.backup import backup
-from vmbackup.engine.repair import RepairOptions, RepairSummary, repair
+from vmbackup.engine.backup.run import backup
+from vmbackup.engine.care.repair import RepairOptions, RepairSummary, repair
 from vmbackup.errors import AccessError
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository

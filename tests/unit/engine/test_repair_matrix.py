@@ -10,7 +10,7 @@ import pytest
 from tests.unit.engine.damaged import DAMAGES, Specimen, deleted, flipped, specimen, unreadable
 from tests.unit.engine.kit import SECRET, RamKit
 from tests.unit.engine.test_writers import as_host, enrolled
-from vmbackup.engine.repair import RepairOptions, RepairSummary, repair
+from vmbackup.engine.care.repair import RepairOptions, RepairSummary, repair
 from vmbackup.errors import AccessError
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository

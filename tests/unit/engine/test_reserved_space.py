@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vmbackup.engine import reserved_space
-from vmbackup.engine.reserved_space import GrowingFile, reserve
+from vmbackup.engine.images import reserved_space
+from vmbackup.engine.images.reserved_space import GrowingFile, reserve
 
 MIB = 1 << 20
 

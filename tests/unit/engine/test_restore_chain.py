@@ -13,8 +13,8 @@ import pytest
 
 from tests.unit.engine.kit import RamKit
 from tests.unit.engine.test_repack import collect, history
-from vmbackup.engine.changed_runs import changed_runs
-from vmbackup.engine.restore_chain import ChainFile, ChainOptions, chain_points, restore_chain
+from vmbackup.engine.restore.chained import ChainFile, ChainOptions, chain_points, restore_chain
+from vmbackup.engine.restore.changed_runs import changed_runs
 from vmbackup.errors import DamageError, TargetError, UsageError
 from vmbackup.progress import Silent
 from vmbackup.repository.chunks import Secrets

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.restore import RestoreOptions, restore
-from vmbackup.engine.restore_cost import Cost, disk_cost
-from vmbackup.engine.restore_speed import SpeedMemory
+from vmbackup.engine.restore.cost import Cost, disk_cost
+from vmbackup.engine.restore.flat import RestoreOptions, restore
+from vmbackup.engine.restore.speed import SpeedMemory
 from vmbackup.progress import Silent
 from vmbackup.storage_backends import Store, open_store
 from vmbackup.storage_backends.s3_settings import EgressPrice, egress_price

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine import nbd_target
-from vmbackup.engine.restore import RestoreOptions, RestoreSummary, restore
+from vmbackup.engine.images import nbd_target
+from vmbackup.engine.restore.flat import RestoreOptions, RestoreSummary, restore
 from vmbackup.errors import NotFoundError, TargetError, UsageError
 from vmbackup.progress import Silent
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.restore import RestoreOptions, restore
+from vmbackup.engine.restore.flat import RestoreOptions, restore
 from vmbackup.errors import TargetError
 from vmbackup.progress import Silent
 
@@ -54,7 +54,7 @@ def test_a_file_that_appears_meanwhile_is_named(kit: RamKit, tmp_path: Path, mon
     """The one that is in the way, and none of the restored files stays."""
     folder = tmp_path / "out"
     folder.mkdir()
-    monkeypatch.setattr("vmbackup.engine.restore._refuse_existing", lambda *_: None)
+    monkeypatch.setattr("vmbackup.engine.restore.flat._refuse_existing", lambda *_: None)
     (folder / "vdb.raw").write_text("mine")
     with pytest.raises(TargetError, match=r"vdb\.raw in place"):
         into(kit, folder)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine import raw_target
-from vmbackup.engine.restore import RestoreOptions, restore
+from vmbackup.engine.images import raw_target
+from vmbackup.engine.restore.flat import RestoreOptions, restore
 from vmbackup.errors import TargetError
 from vmbackup.progress import Silent
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.verify import VerifySummary, verify
+from vmbackup.engine.care.verify import VerifySummary, verify
 from vmbackup.errors import AccessError, DamageError
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository

@@ -15,7 +15,7 @@ import pytest
 from tests.unit.collection.steps import MemoryStore
 from tests.unit.engine.kit import RamKit
 from tests.unit.engine.test_repack import scattered
-from vmbackup.engine.served import ServedDisk, ServedPoint
+from vmbackup.engine.serve.served import ServedDisk, ServedPoint
 from vmbackup.errors import AccessError
 from vmbackup.nbd.errors import ReadFailed
 from vmbackup.nbd.extents import Kind

@@ -11,7 +11,7 @@ import pytest
 
 from tests.ram import RamDisk, RamGuest
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.verify import verify
+from vmbackup.engine.care.verify import verify
 from vmbackup.progress import Silent
 from vmbackup.repository import condemned, damage, dedup, hooks
 from vmbackup.repository.cache import Cache
@@ -145,7 +145,7 @@ def test_packs_are_looked_up_ahead(hosts: Hosts, monkeypatch: pytest.MonkeyPatch
     """Where a guest's map leads on from packs that hit, the following ones need no hook."""
     monkeypatch.setattr(hooks, "HOOK", 32)
     monkeypatch.setattr(dedup, "HOOK", 32)
-    monkeypatch.setattr("vmbackup.engine.packing.PackBuilder", lambda: PackBuilder(MIB))
+    monkeypatch.setattr("vmbackup.engine.pipeline.packing.PackBuilder", lambda: PackBuilder(MIB))
     data = random.Random(5).randbytes(SIZE)
     hosts.guest("second", data)
     hosts.backup("second")
@@ -227,7 +227,7 @@ def test_what_may_go_or_is_broken_is_not_used(hosts: Hosts, trouble: Callable[[H
 
 def test_only_what_a_valid_point_reaches_is_used(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest point knows a session for its last pack alone: its other ones are there, and are not built on."""
-    monkeypatch.setattr("vmbackup.engine.packing.PackBuilder", lambda: PackBuilder(MIB))
+    monkeypatch.setattr("vmbackup.engine.pipeline.packing.PackBuilder", lambda: PackBuilder(MIB))
     hosts.kit.options = replace(hosts.kit.options, workers=1)
     disk = hosts.guest("second", random.Random(5).randbytes(SIZE))
     hosts.backup("second")
@@ -303,7 +303,7 @@ def test_chunks_that_a_repack_moved(hosts: Hosts, monkeypatch: pytest.MonkeyPatc
     """Hooks of a session whose packs were rewritten lead to where its chunks lie now, on any host (rule W5)."""
     monkeypatch.setattr(hooks, "HOOK", 64)
     monkeypatch.setattr(dedup, "HOOK", 64)
-    monkeypatch.setattr("vmbackup.engine.packing.PackBuilder", lambda: PackBuilder(MIB))
+    monkeypatch.setattr("vmbackup.engine.pipeline.packing.PackBuilder", lambda: PackBuilder(MIB))
     disk = hosts.guest("second", random.Random(5).randbytes(SIZE))
     hosts.backup("second")
     old = bytes(disk.data)

@@ -11,8 +11,8 @@ import pytest
 
 from tests.ram import RamDisk
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine import wholereads
-from vmbackup.engine.wholereads import is_due, last_whole_read, scheduled
+from vmbackup.engine.backup import wholereads
+from vmbackup.engine.backup.wholereads import is_due, last_whole_read, scheduled
 from vmbackup.repository import points as points_module
 from vmbackup.repository.points import Point
 from vmbackup.repository.summary import PointSummary

@@ -14,10 +14,10 @@ import pytest
 from tests.lab.cli import CONFIG
 from tests.unit.engine.kit import RamKit
 from vmbackup.cli import main
-from vmbackup.engine import appliance, files
-from vmbackup.engine.files import Entry
-from vmbackup.engine.guest_layout import FileSystem
-from vmbackup.engine.landing import Landed, LeftOut
+from vmbackup.engine.files import appliance, files
+from vmbackup.engine.files.files import Entry
+from vmbackup.engine.files.guest_layout import FileSystem
+from vmbackup.engine.files.landing import Landed, LeftOut
 from vmbackup.errors import NotFoundError
 
 

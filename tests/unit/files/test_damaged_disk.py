@@ -11,9 +11,9 @@ from typing import Any, Self
 import pytest
 
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine import files
-from vmbackup.engine.files import guest_files
-from vmbackup.engine.guest_process import RunFolder
+from vmbackup.engine.files import files
+from vmbackup.engine.files.files import guest_files
+from vmbackup.engine.files.guest_process import RunFolder
 from vmbackup.errors import DamageError, GuestFilesError, NotFoundError, UsageError
 from vmbackup.nbd.client import NbdClient
 from vmbackup.nbd.errors import RequestFailed

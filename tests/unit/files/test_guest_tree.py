@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from vmbackup.engine.guest_layout import FileSystem, FstabEntry, guest_name, parse_fstab
-from vmbackup.engine.guest_process import GuestRefusal
-from vmbackup.engine.guest_tree import GuestTree
+from vmbackup.engine.files.guest_layout import FileSystem, FstabEntry, guest_name, parse_fstab
+from vmbackup.engine.files.guest_process import GuestRefusal
+from vmbackup.engine.files.guest_tree import GuestTree
 from vmbackup.errors import GuestFilesError, NotFoundError, UsageError
 
 DEBIAN = """\

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vmbackup.engine.landing import Landed, Landing
+from vmbackup.engine.files.landing import Landed, Landing
 from vmbackup.errors import GuestFilesError, TargetError
 
 

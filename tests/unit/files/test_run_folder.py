@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vmbackup.engine.guest_process import RunFolder
+from vmbackup.engine.files.guest_process import RunFolder
 
 
 @pytest.fixture(autouse=True)

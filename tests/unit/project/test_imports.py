@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,18 @@ def test_libraries_stay_where_they_belong(name: str) -> None:
         assert not (at_load and library in ONLY_IN_FUNCTIONS), f"{imported} at module level"
 
 
+def test_folders_of_a_part_make_no_circle() -> None:
+    """Neither do engine's folders, whatever their order."""
+    uses: dict[str, set[str]] = {}
+    for name in MODULES:
+        for imported, _ in imports(name):
+            own, other = folder(name), folder(imported)
+            if own and other and own != other:
+                uses.setdefault(own, set()).add(other)
+    assert "backup" in uses
+    tuple(TopologicalSorter(uses).static_order())
+
+
 def test_an_import_is_seen_wherever_it_stands() -> None:
     """The rules above would notice each form of an import."""
     source = (
@@ -91,6 +104,12 @@ def part(name: str) -> str:
     """Name of the part of the package that a module (or a name in one) belongs to, "" for the package itself."""
     first = [*name.split("."), ""][1]
     return first if first in MAY_IMPORT or f"vmbackup.{first}" in MODULES else ""
+
+
+def folder(name: str) -> str:
+    """engine's folder that a name is of, "" outside of any."""
+    _, engine, found, *rest = [*name.split("."), "", "", ""]
+    return found if engine == "engine" and rest[0] else ""
 
 
 def imports(name: str) -> Iterator[tuple[str, bool]]:

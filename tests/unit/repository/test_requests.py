@@ -10,7 +10,7 @@ import pytest
 
 from tests.torture.scale import CHUNK, build
 from tests.unit.collection.steps import MemoryStore
-from vmbackup.engine.verify import verify
+from vmbackup.engine.care.verify import verify
 from vmbackup.progress import Silent
 from vmbackup.repository import catalog, maps
 from vmbackup.repository.collect import PruneOptions, prune

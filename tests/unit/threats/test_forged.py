@@ -13,8 +13,8 @@ import pytest
 
 from tests.unit.engine.kit import SECRET, RamKit
 from tests.unit.threats.world import DAY, Kit, Thief
-from vmbackup.engine.copy import Copier, CopyOptions
-from vmbackup.engine.forget import by_name, by_policy, forget
+from vmbackup.engine.care.forget import by_name, by_policy, forget
+from vmbackup.engine.replica.copy import Copier, CopyOptions
 from vmbackup.errors import RepositoryError, UsageError
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository, enrolling, tombstones

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.engine.kit import SECRET
 from tests.unit.threats.world import Kit
-from vmbackup.engine.repair import RepairOptions, repair
+from vmbackup.engine.care.repair import RepairOptions, repair
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository, frames, residency, slots
 from vmbackup.repository.collect import PruneOptions, prune

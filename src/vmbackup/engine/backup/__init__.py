@@ -1,0 +1,1 @@
+"""A backup: what is planned, read, proven and kept of it."""

@@ -1,0 +1,1 @@
+"""Guests that run from the repository, and how they come to stand alone."""

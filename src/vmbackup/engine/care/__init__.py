@@ -1,0 +1,1 @@
+"""The repository looked after: verified, healed, forgotten from."""

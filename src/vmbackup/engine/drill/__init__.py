@@ -1,0 +1,1 @@
+"""Restore points that prove that they boot."""

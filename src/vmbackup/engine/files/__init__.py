@@ -1,0 +1,1 @@
+"""Files out of a guest's file systems, read in a confined process."""

@@ -1,0 +1,1 @@
+"""Image files and devices of this host: looked at, made, written, served."""

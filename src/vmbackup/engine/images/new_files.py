@@ -1,0 +1,125 @@
+"""Files in the making: under a temporary name until all are whole, then published together."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from vmbackup.durable import sync_folder
+from vmbackup.engine.images.begun import Begun
+from vmbackup.errors import TargetError
+
+
+@dataclass
+class Making:
+    """An image in the making. `again`: a part of it was written by an earlier restore of just the same."""
+
+    path: Path
+    again: bool
+    kept: bool = False
+
+    def keep(self) -> None:
+        """It stays if the restore fails: the same command goes on with it."""
+        self.kept = True
+
+
+class NewFiles:
+    """New files of a folder under `NAME.partial`, published together; what is neither published nor kept is removed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names: list[str] = []
+        self._makings: dict[str, tuple[Making, Begun]] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TargetError(f"cannot make {folder}: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in self._names:
+            making, begun = self._makings.pop(name, (None, None))
+            if making is None or not making.kept:
+                self._partial(name).unlink(missing_ok=True)
+            if begun is not None and making is not None:
+                begun.release() if making.kept else begun.remove()
+
+    @property
+    def kept(self) -> list[Path]:
+        """What stays if the restore fails now."""
+        return [making.path for making, _ in self._makings.values() if making.kept]
+
+    def _partial(self, name: str) -> Path:
+        return partial(self._folder, name)
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[Path]:
+        """The path to write to. What an earlier, killed restore left there is replaced."""
+        path = self._partial(name)
+        self._names.append(name)
+        try:
+            path.unlink(missing_ok=True)
+            yield path
+        except OSError as error:
+            raise TargetError(f"cannot write {path}: {error.strerror}") from error
+
+    @contextlib.contextmanager
+    def begin(self, name: str, description: Mapping[str, str]) -> Iterator[Making]:
+        """An image to write, or to go on with: what lies there is replaced unless it was begun as `description` says.
+
+        Raises TargetError, also while another restore writes it.
+        """
+        path = self._partial(name)
+        begun = Begun(self._folder / f"{name}.partial.json", path, description)
+        making = Making(path, begun.again and path.exists())
+        self._names.append(name)
+        self._makings[name] = making, begun
+        if making.again:
+            making.keep()
+        try:
+            if not making.again:
+                path.unlink(missing_ok=True)
+                begun.write()
+            yield making
+        except OSError as error:
+            raise TargetError(f"cannot write {path}: {error.strerror}") from error
+
+    def publish(self) -> None:
+        """Gives all files their names; refuses to replace any. Raises TargetError."""
+        done = []
+        try:
+            for name in self._names:
+                if is_in_the_way(self._folder, name) or not (self._folder / name).exists():
+                    os.link(self._partial(name), self._folder / name)
+                    done.append(name)
+        except OSError as error:
+            for published in done:
+                (self._folder / published).unlink(missing_ok=True)
+            raise TargetError(f"cannot put {self._folder / name} in place: {error.strerror}") from error
+        sync_folder(self._folder)
+        for name in self._names:
+            self._partial(name).unlink(missing_ok=True)
+        for _, begun in self._makings.values():
+            begun.remove()
+        self._names, self._makings = [], {}
+        sync_folder(self._folder)
+
+
+def partial(folder: Path, name: str) -> Path:
+    """What a file in the making is called."""
+    return folder / f"{name}.partial"
+
+
+def is_in_the_way(folder: Path, name: str) -> bool:
+    """Whether another file has the name: not one that a restore, killed as it gave the names, gave it."""
+    path, made = folder / name, partial(folder, name)
+    return path.exists() and not (made.exists() and path.samefile(made))
+
+
+def there_already(path: Path) -> TargetError:
+    """No file is ever replaced."""
+    return TargetError(f"{path} is already there", "choose another folder, or move it away")

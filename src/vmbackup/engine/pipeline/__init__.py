@@ -1,0 +1,1 @@
+"""Chunks on their way: read, encoded, packed, stored, and back again, by several workers."""

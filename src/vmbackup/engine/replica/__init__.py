@@ -1,0 +1,1 @@
+"""Restore points copied to another repository."""

@@ -1,0 +1,1 @@
+"""A restore point as blocks that are read in any order."""
