@@ -1,4 +1,4 @@
-# The front door: make setup | demo | check | test | bench | torture | rehearse | scale | fuzz | unit-test | clean
+# The front door: make setup | demo | check | test | bench | torture | trixie | rehearse | scale | fuzz | unit-test | clean
 # On a hypervisor: make install | uninstall
 # Made for a bare Debian 12 (git, make, python3), as root; elsewhere install what PACKAGES names yourself.
 
@@ -36,7 +36,7 @@ INSTALL_QUIET = ( test -e $(POLICY) || { trap 'rm -f $(POLICY)' EXIT; \
   printf '\#!/bin/sh\nexit 101\n' >$(POLICY); chmod 755 $(POLICY); }; \
   $(APT) $(filter $(QUIET),$(MISSING)) && rm -f $(patsubst %,$(WANTS)/%.service,$(filter $(QUIET),$(MISSING))) )
 
-.PHONY: setup packages demo check test bench torture rehearse scale fuzz soak unit-test install uninstall clean
+.PHONY: setup packages demo check test bench torture trixie rehearse scale fuzz soak unit-test install uninstall clean
 .DELETE_ON_ERROR:
 
 setup: packages $(VENV)/ready
@@ -83,6 +83,11 @@ soak: setup
 
 torture: setup
 	$(BIN)/python -m pytest -m torture --timeout 0
+
+# What depends on libvirt and QEMU, on Debian 13's in a folder (400 MB, made once), and between both.
+trixie: setup
+	VMBACKUP_LAB_LIBVIRT=trixie $(BIN)/python -m pytest -m versions
+	$(BIN)/python -m pytest -m 'versions and torture' --timeout 0
 
 # The pages of the first day and of disaster day, each command of them, with a real guest; virt-install is for these alone.
 rehearse: PACKAGES += virtinst

@@ -14,7 +14,9 @@ from tests.lab.disk import Disk
 from tests.lab.domain import Workhorse
 from tests.lab.guest import Guest
 from tests.lab.guest_image import GuestImageError, guest_image
+from tests.lab.second import SecondLibvirt
 from tests.lab.session import Lab
+from tests.lab.trixie import TrixieError, trixie_root
 
 
 @pytest.fixture(scope="session")
@@ -23,10 +25,34 @@ def lab() -> Iterator[Lab]:
     reason = machine.missing()
     if reason:
         pytest.skip(reason)
-    with Lab() as running:
+    try:
+        running = Lab().__enter__()
+    except TrixieError as error:
+        pytest.skip(str(error))
+    try:
         yield running
         left = running.leftovers()
+    finally:
+        running.__exit__()
     assert not left, "left behind by the tests:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="module")
+def second(lab: Lab) -> Iterator[SecondLibvirt]:
+    """A second libvirt of this machine's version, for the tests of one file."""
+    with lab.second() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def trixie(lab: Lab) -> Iterator[SecondLibvirt]:
+    """Debian 13's libvirt and QEMU beside this machine's, for the tests of one file."""
+    try:
+        root = trixie_root()
+    except TrixieError as error:
+        pytest.skip(str(error))
+    with lab.second(root) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

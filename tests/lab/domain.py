@@ -32,6 +32,7 @@ from .disk import Disk, same_content
 HOTPLUG_PORTS = 8
 STATE_TIMEOUT = 30.0   # seconds
 LOG_DIR = Path("/var/log/libvirt/qemu")
+RUN_FOLDER = Path("/run/libvirt")   # libvirt's
 
 
 def remove_domain(domain: Any) -> None:
@@ -58,8 +59,10 @@ class Workhorse:
     `connection` is an open libvirt connection, `folder` an empty folder that QEMU's user may enter.
     """
 
-    def __init__(self, connection: Any, name: str, folder: Path, disks: Iterable[Disk]) -> None:
+    def __init__(self, connection: Any, name: str, folder: Path, disks: Iterable[Disk],
+                 run_folder: Path = RUN_FOLDER) -> None:
         self.name = name
+        self._run_folder = run_folder
         self.uuid = str(uuid.uuid4())
         self.folder = folder
         self.disks: dict[str, Disk] = {}
@@ -93,6 +96,23 @@ class Workhorse:
         remove_domain(self.domain)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def migrate(self, connection: Any, run_folder: Path = RUN_FOLDER, *, undefine: bool = True) -> None:
+        """Moves the running domain to another libvirt of this machine; `undefine`: the old one forgets it.
+
+        The images stay where they are.
+        """
+        import libvirt
+
+        flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNSAFE
+        if undefine:
+            flags |= libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+        self.domain = self.domain.migrate3(connection, {libvirt.VIR_MIGRATE_PARAM_URI: "tcp://127.0.0.1"}, flags)
+        self._connection, self._run_folder = connection, run_folder
+        self._devices.clear()
+        # QEMU 7.2 takes images over as a guest goes on: it dies of a write by qemu-io before that.
+        self.domain.resume()
+        self.domain.suspend()
+
     @property
     def running(self) -> bool:
         """True while QEMU runs (paused or not)."""
@@ -101,7 +121,7 @@ class Workhorse:
     @property
     def pid(self) -> int:
         """QEMU's process id."""
-        return int(Path(f"/run/libvirt/qemu/{self.name}.pid").read_text())
+        return int((self._run_folder / f"qemu/{self.name}.pid").read_text())
 
     # Disks
 

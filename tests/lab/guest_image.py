@@ -121,21 +121,22 @@ def _make(making: Path, recipe: Recipe) -> None:
     image.mkdir(mode=0o755)
     # In namespaces of their own: no mount and no process of debootstrap outlives it, however it ends
     isolated = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]
-    _run(*isolated, machine.program("debootstrap"), "--variant=minbase", f"--include={recipe.packages}", RELEASE,
-         str(system), _mirror())
+    run_as_maker(*isolated, machine.program("debootstrap"), "--variant=minbase", f"--include={recipe.packages}",
+                 RELEASE, str(system), mirror_of_host())
     if recipe.more:
-        (system / "etc/apt/apt.conf.d/00outside").write_text(_apt_settings())
-        _run(*isolated, "chroot", str(system), "/bin/sh", "-c", INSTALL.format(recipe.more))
-    _run(*isolated, "chroot", str(system), "/bin/sh", "-c", recipe.configure)
+        (system / "etc/apt/apt.conf.d/00outside").write_text(apt_settings())
+        run_as_maker(*isolated, "chroot", str(system), "/bin/sh", "-c", INSTALL.format(recipe.more))
+    run_as_maker(*isolated, "chroot", str(system), "/bin/sh", "-c", recipe.configure)
     for name in ("vmlinuz", "initrd.img"):
         newest = max(system.glob(f"boot/{name}-*"))
         shutil.copyfile(newest, image / name)
     with raw.open("wb") as file:
         file.truncate(recipe.bytes)
     # Lazy initialisation would have the guest's kernel write for minutes after the first boot
-    _run(machine.program("mke2fs"), "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0",
-         "-d", str(system), str(raw))
-    _run(machine.program("qemu-img"), "convert", "-f", "raw", "-O", "qcow2", str(raw), str(image / "root.qcow2"))
+    run_as_maker(machine.program("mke2fs"), "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0",
+                 "-d", str(system), str(raw))
+    run_as_maker(machine.program("qemu-img"), "convert", "-f", "raw", "-O", "qcow2", str(raw),
+                 str(image / "root.qcow2"))
     for path in image.iterdir():
         path.chmod(0o644)
         with path.open("rb") as file:
@@ -144,7 +145,8 @@ def _make(making: Path, recipe: Recipe) -> None:
         system.rename(image / "system")
 
 
-def _run(*command: str) -> None:
+def run_as_maker(*command: str) -> None:
+    """Runs a program that fetches or makes a system, with apt's proxy. Raises GuestImageError."""
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive",
                    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **_proxy()}
     done = subprocess.run(command, env=environment, check=False, stdin=subprocess.DEVNULL,
@@ -154,7 +156,7 @@ def _run(*command: str) -> None:
         raise GuestImageError(f"`{shlex.join(command)[:200]}` failed ({done.returncode}): {tail}")
 
 
-def _mirror() -> str:
+def mirror_of_host() -> str:
     """The mirror of Debian 12 that apt is configured with, else Debian's own."""
     output = _output("apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages",
                      "Component: main")
@@ -165,7 +167,7 @@ def _mirror() -> str:
     return DEFAULT_MIRROR
 
 
-def _apt_settings() -> str:
+def apt_settings() -> str:
     """How apt reaches its mirrors here."""
     wanted = ("Acquire::http", "Acquire::https", "Acquire::Check")
     return "".join(f"{line}\n" for line in _output("apt-config", "dump").splitlines() if line.startswith(wanted))

@@ -14,14 +14,20 @@ from typing import IO, Any, Self
 
 from . import machine
 from .disk import Disk
-from .domain import LOG_DIR, Workhorse, remove_domain
+from .domain import LOG_DIR, RUN_FOLDER, Workhorse, remove_domain
 from .libvirtd import URI, LibvirtService
+from .second import SecondLibvirt
+from .trixie import trixie_root
 
+LIBVIRT_OF_LAB = "VMBACKUP_LAB_LIBVIRT"
 FOLDER_MODE = 0o711   # QEMU's user passes through; with 0700 libvirt's scratch files would be refused
 
 
 class Lab:
     """Everything that one test run, demo or benchmark makes. A context manager.
+
+    Where $VMBACKUP_LAB_LIBVIRT is "trixie", its domains are Debian 13's libvirt's, at `uri`, which keeps its folders
+    of domains in `domain_folders`; else this machine's own.
 
     All its domains are named `vmbackup-lab-<run>-<n>`, all its files lie in `folder`. Leaving it removes
     both, and what dead runs left too: each run holds a lock that dies with it.
@@ -32,7 +38,9 @@ class Lab:
         self.prefix = f"{machine.PREFIX}{self.run}-"
         self.folder = machine.LAB_DIR / self.run
         self.connection: Any = None
+        self.uri, self.domain_folders, self.run_folder = URI, "/var/lib/libvirt/qemu", RUN_FOLDER
         self._service: LibvirtService
+        self._other: SecondLibvirt | None = None
         self._count = 0
         self._stack = contextlib.ExitStack()
 
@@ -49,11 +57,24 @@ class Lab:
             self.folder.mkdir(mode=FOLDER_MODE)
             stack.callback(self.clean)
             stack.enter_context(_held(self.folder / "lock"))
+            if os.environ.get(LIBVIRT_OF_LAB) == "trixie":
+                self._use(stack.enter_context(self.second(trixie_root())))
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def second(self, root: Path = Path("/"), **options: Any) -> SecondLibvirt:
+        """A second libvirt beside this one, not started yet; `root`: of another system than this machine's."""
+        path = self.folder / f"s{secrets.token_hex(2)}"   # sockets of QEMU's have their place in it
+        path.mkdir(mode=FOLDER_MODE)
+        return SecondLibvirt(path, root, **options)
+
+    def _use(self, other: SecondLibvirt) -> None:
+        self.connection.close()
+        self._other, self.connection, self.uri = other, other.connection, other.uri
+        self.domain_folders, self.run_folder = other.domain_folders, other.run_folder
 
     @property
     def started_libvirt(self) -> bool:
@@ -76,7 +97,7 @@ class Lab:
         """A new workhorse with these disks (one of 64 MiB unless told), started paused."""
         name = self.new_name()
         folder = self.new_folder("domain")
-        horse = Workhorse(self.connection, name, folder, disks or (Disk(),))
+        horse = Workhorse(self.connection, name, folder, disks or (Disk(),), self.run_folder)
         if start:
             horse.start()
         return horse
@@ -85,9 +106,11 @@ class Lab:
         """What of this run is still on the machine, a line each; empty when all is clean."""
         found = [f"domain {domain.name()}" for domain in self.connection.listAllDomains()
                  if domain.name().startswith(self.prefix)]
-        found += [f"process {pid}: {command}" for pid, command in _processes(self._marks())]
+        own = [self.folder / "lock", *([self._other.folder] if self._other else [])]
+        found += [f"process {pid}: {command}" for pid, command in _processes(self._marks())
+                  if not any(f"{path}/" in command for path in own[1:])]
         found += [f"mount {point}" for point in _mounts(self.folder)]
-        found += [f"file {path}" for path in self.folder.rglob("*") if path != self.folder / "lock"]
+        found += [f"file {path}" for path in self.folder.rglob("*") if not any(map(path.is_relative_to, own))]
         found += [f"folder {path}" for path in Path("/var/lib/libvirt/qemu").glob(f"domain-*-{self.prefix}*")]
         found += [f"file {path}" for path in LOG_DIR.glob(f"{self.prefix}*")]
         return found

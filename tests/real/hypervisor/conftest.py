@@ -22,6 +22,13 @@ OTHER_REPOSITORY = "89ef4567"
 _READ = 1 << 20
 
 
+def open_host(lab: Lab, scratch_dir: Path, state_dir: Path, keep: int = 1) -> Host:
+    """A Host on the libvirt that the lab's domains are in."""
+    return Host.open(
+        lab.uri, scratch_dir=str(scratch_dir), state_dir=str(state_dir), domain_folders=lab.domain_folders, keep=keep
+    )
+
+
 def new_session() -> str:
     """A session id: 48 bits of milliseconds, 80 of chance."""
     return f"{int(time.time() * 1000):012x}{secrets.token_hex(10)}"
@@ -119,7 +126,7 @@ class Shadow:
 @pytest.fixture
 def host(lab: Lab, scratch_dir: Path, work_dir: Path) -> Iterator[Host]:
     """A host whose runs leave neither intents nor scratch files: the test fails if they do."""
-    with Host.open(URI, scratch_dir=str(scratch_dir), state_dir=str(work_dir / "state")) as opened:
+    with open_host(lab, scratch_dir, work_dir / "state") as opened:
         yield opened
         left = opened.intents()
     assert not left, f"intents left behind: {left}"

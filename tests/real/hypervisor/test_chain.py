@@ -12,11 +12,12 @@ import pytest
 
 from tests.lab.disk import Disk, MiB
 from tests.lab.domain import Workhorse
-from tests.real.hypervisor.conftest import OTHER_REPOSITORY, REPOSITORY, URI, Shadow, new_session
+from tests.lab.session import Lab
+from tests.real.hypervisor.conftest import OTHER_REPOSITORY, REPOSITORY, Shadow, new_session, open_host
 from vmbackup.hypervisor import CheckpointName, Host
 from vmbackup.nbd import Kind
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.versions]
 MakeDomain = Callable[..., Workhorse]
 MakeShadow = Callable[..., Shadow]
 K64 = 65536
@@ -386,12 +387,12 @@ def test_a_transient_domain_is_backed_up(make_domain: MakeDomain, make_shadow: M
 
 
 @pytest.fixture
-def lab_host(lab: object, scratch_dir: Path, work_dir: Path) -> Callable[[int], Host]:
+def lab_host(lab: Lab, scratch_dir: Path, work_dir: Path) -> Callable[[int], Host]:
     """Opens hosts that keep more than one checkpoint."""
     opened: list[Host] = []
 
     def make(keep: int) -> Host:
-        opened.append(Host.open(URI, scratch_dir=str(scratch_dir), state_dir=str(work_dir / "state"), keep=keep))
+        opened.append(open_host(lab, scratch_dir, work_dir / "state", keep))
         return opened[-1]
 
     yield make  # type: ignore[misc]

@@ -14,12 +14,12 @@ import pytest
 from tests.lab.disk import Disk, MiB
 from tests.lab.domain import Workhorse
 from tests.lab.session import Lab
-from tests.real.hypervisor.conftest import REPOSITORY, URI, Shadow, new_session
+from tests.real.hypervisor.conftest import REPOSITORY, Shadow, new_session, open_host
 from vmbackup.errors import HypervisorError, JobConflictError
 from vmbackup.hypervisor import Check, Host
 from vmbackup.hypervisor.domains import DomainNotFound
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.versions]
 MakeDomain = Callable[..., Workhorse]
 
 
@@ -58,11 +58,11 @@ def test_a_stopped_domain_is_refused(make_domain: MakeDomain, host: Host) -> Non
     assert host.intents() == []
 
 
-def test_a_foreign_job_is_refused_at_once(make_domain: MakeDomain, host: Host) -> None:
+def test_a_foreign_job_is_refused_at_once(lab: Lab, make_domain: MakeDomain, host: Host) -> None:
     """Somebody's backup job: JobConflictError without libvirt's 30 s, and the job lives on."""
     horse = make_domain(Disk(size=MiB))
     number = horse.domain.ID()
-    (folder,) = Path("/var/lib/libvirt/qemu").glob(f"domain-{number}-*")
+    (folder,) = Path(lab.domain_folders).glob(f"domain-{number}-*")
     horse.domain.backupBegin(
         f"<domainbackup mode='pull'><server transport='unix' socket='{folder}/theirs.sock'/><disks>"
         f"<disk name='vda' type='file'><scratch file='{horse.folder}/theirs.qcow2'/></disk></disks></domainbackup>",
@@ -122,12 +122,14 @@ def test_nothing_to_back_up(make_domain: MakeDomain, host: Host) -> None:
     assert "vda is left out: it is read-only" in caught.value.hint
 
 
-def test_a_host_with_no_right_to_its_state(make_domain: MakeDomain, work_dir: Path, scratch_dir: Path) -> None:
+def test_a_host_with_no_right_to_its_state(
+    lab: Lab, make_domain: MakeDomain, work_dir: Path, scratch_dir: Path
+) -> None:
     """A file where the state folder should be: an error before anything is begun."""
     horse = make_domain(Disk(size=MiB))
     (work_dir / "file").write_text("")
     with (
-        Host.open(URI, scratch_dir=str(scratch_dir), state_dir=str(work_dir / "file")) as host,
+        open_host(lab, scratch_dir, work_dir / "file") as host,
         pytest.raises(HypervisorError, match="cannot be opened"),
     ):
         host.begin(host.domain(horse.name), repository_id=REPOSITORY, session=new_session(), parent=None)

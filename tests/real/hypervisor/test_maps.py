@@ -13,7 +13,7 @@ from tests.lab.domain import Workhorse
 from tests.real.hypervisor.conftest import Shadow
 from vmbackup.nbd import Kind
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.versions]
 MakeDomain = Callable[..., Workhorse]
 MakeShadow = Callable[..., Shadow]
 K64 = 65536

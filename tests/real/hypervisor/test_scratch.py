@@ -12,7 +12,7 @@ from tests.lab.disk import Disk, MiB
 from tests.lab.domain import Workhorse
 from tests.lab.session import Lab
 from tests.real.hypervisor.bootsector import BootSectorGuest, tiny_file_system
-from tests.real.hypervisor.conftest import Shadow, new_session
+from tests.real.hypervisor.conftest import Shadow, new_session, open_host
 from vmbackup.errors import HypervisorError, ScratchFullError
 from vmbackup.hypervisor import Host, scratch
 from vmbackup.hypervisor.job import LiveJob
@@ -152,26 +152,26 @@ def test_many_writes_of_a_paused_domain_are_noticed_by_looking(
 
 
 def test_a_scratch_folder_that_cannot_be_made(
-    make_domain: MakeDomain, host: Host, work_dir: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, make_domain: MakeDomain, host: Host, work_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file stands where the folder should be: one sentence, and nothing begun."""
     horse = make_domain(Disk(size=MiB))
     (work_dir / "file").write_text("")
     bad = work_dir / "file" / "scratch"
     with (
-        Host.open("qemu:///system", scratch_dir=str(bad), state_dir=str(work_dir / "state")) as other,
+        open_host(lab, bad, work_dir / "state") as other,
         pytest.raises(HypervisorError, match=r"scratch folder .* cannot be made"),
     ):
         begin(other, horse.name)
     assert horse.domain.jobInfo()[0] == 0
 
 
-def test_a_scratch_folder_that_qemu_cannot_pass(make_domain: MakeDomain, host: Host, work_dir: Path) -> None:
+def test_a_scratch_folder_that_qemu_cannot_pass(lab: Lab, make_domain: MakeDomain, host: Host, work_dir: Path) -> None:
     """0700 and root's: the begin fails with the cure, and leaves nothing."""
     horse = make_domain(Disk(size=MiB))
     closed = work_dir / "closed"
     closed.mkdir(mode=0o700)
-    with Host.open("qemu:///system", scratch_dir=str(closed), state_dir=str(work_dir / "state")) as other:
+    with open_host(lab, closed, work_dir / "state") as other:
         with pytest.raises(HypervisorError) as caught:
             begin(other, horse.name)
         assert "0711" in caught.value.hint

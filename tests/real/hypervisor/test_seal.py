@@ -19,7 +19,7 @@ from tests.real.hypervisor.conftest import Shadow, read_disk
 from vmbackup.errors import HypervisorError, PointInTimeLostError
 from vmbackup.hypervisor import Host
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.versions]
 MakeDomain = Callable[..., Workhorse]
 K64 = 65536
 
