@@ -1,30 +1,25 @@
-"""Begins a job: everything slow before the freeze, the intent on disk before the begin, thawed after it."""
+"""Prepares the begin of a job: everything slow before the freeze, and the intent on disk before the begin."""
 
 import glob
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
-from vmbackup.errors import HypervisorError, JobConflictError, VmbackupError
-from vmbackup.hypervisor import _libvirt as lv
-from vmbackup.hypervisor import checkpoints, cleanup, scratch
+from vmbackup.errors import HypervisorError, JobConflictError
+from vmbackup.hypervisor import cleanup, scratch
+from vmbackup.hypervisor.beginning import Beginning, Prepared
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.documents import read_documents
 from vmbackup.hypervisor.domains import describe, handle, require_running
-from vmbackup.hypervisor.failures import broken_disk, translate
 from vmbackup.hypervisor.intents import Intent, IntentStore
-from vmbackup.hypervisor.job import JobParts, LiveJob
-from vmbackup.hypervisor.jobxml import JobDisk, backup_xml, checkpoint_xml, scratch_devices
+from vmbackup.hypervisor.job import LiveJob
 from vmbackup.hypervisor.locks import DomainLock
 from vmbackup.hypervisor.names import SOCKET_PATH_MAX, CheckpointName, file_tag, scratch_name, socket_name
-from vmbackup.hypervisor.plan import Plan, Request, broken_reason, make_plan
+from vmbackup.hypervisor.plan import Plan, Request, make_plan
 from vmbackup.hypervisor.quiesce import Freezer
-from vmbackup.hypervisor.readers import Connections, LiveDisk
 from vmbackup.hypervisor.recovery import Leftover
-from vmbackup.hypervisor.source import Anchor, DomainInfo, QuiescePolicy
-from vmbackup.hypervisor.watch import JobWatch
+from vmbackup.hypervisor.source import DomainInfo, FreezeOptions, QuiescePolicy
 
 DOMAIN_FOLDERS = "/var/lib/libvirt/qemu"
 
@@ -61,13 +56,19 @@ class Beginner:
         request: Request,
         session: str,
         policy: QuiescePolicy,
+        freezing: FreezeOptions,
         readers: int,
     ) -> None:
         self._connection, self._store, self._places = connection, store, places
         self._request, self._session, self._policy, self._readers = request, session, policy, readers
+        self._freezing = freezing
 
     def begin(self, info: DomainInfo, lock: DomainLock, recovered: Sequence[Leftover]) -> LiveJob:
         """The job; it takes over the lock. Raises HypervisorError and its kinds, with nothing left behind."""
+        return self.prepare(info, lock, recovered).run()
+
+    def prepare(self, info: DomainInfo, lock: DomainLock, recovered: Sequence[Leftover]) -> Beginning:
+        """Everything slow before the freeze; the intent is on disk from here on. Raises as `begin` does."""
         info = self._connection.call("look at the domain", lambda raw: describe(handle(raw, info)), info.name)
         require_running(info)
         self._refuse_conflict(info, recovered)
@@ -81,7 +82,7 @@ class Beginner:
             raise HypervisorError(
                 f"domain {info.name} has no disk that can be backed up", "; ".join(why) or "it has no disks"
             )
-        return self._start(info, plan, lock, recovered)
+        return self._prepared(info, plan, lock, recovered)
 
     def _refuse_conflict(self, info: DomainInfo, recovered: Sequence[Leftover]) -> None:
         """Looks before the freeze: a conflicting job would block the begin for 30 s."""
@@ -100,46 +101,20 @@ class Beginner:
             hint = f"a run that died left work behind, and it could not be done: {trouble}"
         raise JobConflictError(f"{what} runs on domain {info.name}", hint)
 
-    def _start(self, info: DomainInfo, plan: Plan, lock: DomainLock, recovered: Sequence[Leftover]) -> LiveJob:
+    def _prepared(self, info: DomainInfo, plan: Plan, lock: DomainLock, recovered: Sequence[Leftover]) -> Beginning:
         scratch.prepare_folder(self._places.scratch_dir)
         others = [other for other in self._store.all() if other.session != self._session]
         need = scratch.needed_bytes(disk.info.virtual_size for disk in plan.included)
         allowance = scratch.budget(self._places.scratch_dir, need, others)
-        freezer = Freezer(self._connection, info, self._policy)
+        freezer = Freezer(self._connection, info, self._policy, self._freezing)
         intent = self._intent(info, plan, need, frozen=freezer.eligible())
         documents = self._connection.call(
             "read the domain's XML", lambda raw: read_documents(handle(raw, info), self._places.domain_folders)
         )
         self._store.write(intent)
-        job: LiveJob | None = None
-        connections = Connections(intent.socket, lambda: job.prove() if job else None)
-        watch = JobWatch(self._connection, info, lambda: job.give_up() if job else None)
-        try:
-            with freezer:
-                time = datetime.now(UTC)
-                plan = self._begin(info, plan, intent)
-            intent = self._store.update(intent, phase="begun", frozen=intent.frozen and freezer.thaw_failed)
-            xml, anchor = self._connection.call(
-                "look at the backup job", lambda raw: _begun(handle(raw, info), intent, plan), info.name
-            )
-            job = LiveJob(
-                JobParts(
-                    connection=self._connection, store=self._store, lock=lock, watch=watch, intent=intent,
-                    domain=info, time=time, quiesced=freezer.outcome, connections=connections,
-                    disks=_sources(connections, plan), anchor=anchor, documents=documents.files,
-                    notes=[*plan.notes, *documents.notes], recovered=recovered,
-                )
-            )  # fmt: skip
-            for disk in job.disks:
-                disk.prepare(self._readers)
-            paths = dict(zip(intent.disks, intent.scratch, strict=True))
-            devices = {device: paths[target] for target, device in scratch_devices(xml).items()}
-            watch.start(scratch.ScratchWatch(self._places.scratch_dir, intent.scratch, allowance), devices)
-            return job
-        except BaseException:
-            connections.abort()
-            self._undo(info, intent, watch, freezer)
-            raise
+        watch = scratch.ScratchWatch(self._places.scratch_dir, intent.scratch, allowance)
+        parts = Prepared(info, plan, intent, lock, freezer, documents, recovered, watch, self._readers)
+        return Beginning(self._connection, self._store, parts)
 
     def _intent(self, info: DomainInfo, plan: Plan, need: int, *, frozen: bool) -> Intent:
         tag = file_tag(self._session)
@@ -170,78 +145,3 @@ class Beginner:
             frozen=frozen,
             superseded=plan.superseded[: len(plan.superseded) - kept] if kept else plan.superseded,
         )
-
-    def _begin(self, info: DomainInfo, plan: Plan, intent: Intent) -> Plan:
-        """backupBegin; a disk whose bitmap turns out to be broken is read whole, in a second attempt."""
-        while True:
-            xml, checkpoint = _job_xml(plan, intent)
-            raw = self._connection.live()
-            try:
-                handle(raw, info).backupBegin(xml, checkpoint, 0)
-                return plan
-            except lv.binding().libvirtError as error:
-                target = broken_disk(error)
-                hit = [d for d in plan.included if d.target == target and d.mode == "incremental"]
-                if not hit:
-                    raise translate(error, "begin the backup", info.name) from error
-                reason = broken_reason(plan.parent or "")
-                plan = _reread(plan, hit[0].target, reason)
-
-    def _undo(self, info: DomainInfo, intent: Intent, watch: JobWatch, freezer: Freezer) -> None:
-        """After a begin that failed, or was interrupted: job, checkpoint (a failing begin can leave it), files."""
-        watch.expect_end()
-        watch.stop()
-
-        def undo(raw: Any) -> None:
-            domain = handle(raw, info)
-            cleanup.abort_job(domain, intent.socket)
-            if intent.checkpoint and checkpoints.lookup(domain, intent.checkpoint):
-                checkpoints.remove(domain, intent.checkpoint, intent.paths)
-
-        try:
-            self._connection.call("undo the begin", undo, info.name)
-            cleanup.unlink_all((intent.socket, *intent.scratch))
-            if not freezer.thaw_failed:
-                self._store.remove(intent.session)
-        except VmbackupError:
-            return  # the intent stays, and the next run puts it right
-
-
-def _job_xml(plan: Plan, intent: Intent) -> tuple[str, str | None]:
-    disks = [
-        JobDisk(disk.target, disk.mode or "full", path)
-        for disk, path in zip(plan.included, intent.scratch, strict=True)
-    ]
-    left_out = [disk.target for disk in plan.disks if not disk.included]
-    tracked = [disk.target for disk in plan.included if disk.tracked]
-    untracked = [disk.target for disk in plan.disks if disk.target not in tracked]
-    checkpoint = checkpoint_xml(intent.checkpoint, tracked, untracked) if intent.checkpoint else None
-    return backup_xml(intent.socket, disks, left_out, plan.parent), checkpoint
-
-
-def _reread(plan: Plan, target: str, reason: str) -> Plan:
-    disks = tuple(
-        replace(disk, mode="reread", reason=reason, dirty_bytes=None) if disk.target == target else disk
-        for disk in plan.disks
-    )
-    return replace(plan, disks=disks)
-
-
-def _begun(domain: Any, intent: Intent, plan: Plan) -> tuple[str, Anchor | None]:
-    """The job's XML, and the anchor of the new checkpoint."""
-    xml = domain.backupGetXMLDesc(0)
-    if intent.checkpoint is None:
-        return xml, None
-    made = domain.checkpointLookupByName(intent.checkpoint)
-    sizes = {disk.target: disk.info.virtual_size for disk in plan.included if disk.tracked}
-    return xml, Anchor("libvirt", intent.checkpoint, checkpoints.minimal_xml(made), sizes)
-
-
-def _sources(connections: Connections, plan: Plan) -> list[LiveDisk]:
-    """The longest read first, so that the last one to end is short."""
-
-    def expected(disk: Any) -> int:
-        return int(disk.info.virtual_size if disk.dirty_bytes is None else disk.dirty_bytes)
-
-    ordered = sorted(plan.included, key=expected, reverse=True)
-    return [LiveDisk(connections, disk.info, disk.mode or "full", disk.reason, disk.earlier_size) for disk in ordered]

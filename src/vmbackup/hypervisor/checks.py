@@ -17,7 +17,7 @@ from vmbackup.hypervisor.half_done import HalfDoneStore
 from vmbackup.hypervisor.intents import IntentStore
 from vmbackup.hypervisor.locks import DomainLock
 from vmbackup.hypervisor.names import PREFIX
-from vmbackup.hypervisor.quiesce import agent_trouble
+from vmbackup.hypervisor.probe import agent_trouble
 from vmbackup.hypervisor.source import DomainInfo
 from vmbackup.hypervisor.xmltree import parse
 

@@ -17,6 +17,7 @@ _STATES = {
 }  # fmt: skip
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 PAUSED_BY_IO_ERROR = (3, 5)  # VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_IOERROR
+PAUSED_BY_USER = (3, 1)  # VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_USER
 RUNNING = 1
 
 

@@ -23,7 +23,7 @@ from vmbackup.hypervisor.names import CheckpointName, session_tag
 from vmbackup.hypervisor.plan import Committed, Plan, Request, make_plan
 from vmbackup.hypervisor.purge import PurgeReport, purge_domain
 from vmbackup.hypervisor.recovery import Leftover, recover_domain, thaw_domain
-from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, QuiescePolicy
+from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, FreezeOptions, QuiescePolicy
 from vmbackup.hypervisor.wishes import NewDisk
 
 
@@ -124,6 +124,7 @@ class Host:
         parent: Anchor | None,
         full: bool = False,
         quiesce: QuiescePolicy = "auto",
+        freezing: FreezeOptions | None = None,
         earlier: Mapping[str, DiskInfo] | None = None,
         reread: Mapping[str, str] | None = None,
         committed: Committed | None = None,
@@ -150,8 +151,8 @@ class Host:
             half_done = self.half_done.of(domain.uuid)
             request = Request(repository_id, parent, full, earlier or {}, reread or {}, committed, half_done)
             recovered = self._recover_locked(domain.uuid, committed or _only(parent, repository_id))
-            beginner = Beginner(self.connection, self._store, self.places, request, session, quiesce, readers)
-            return beginner.begin(domain, lock, recovered)
+            given = request, session, quiesce, freezing or FreezeOptions(), readers
+            return Beginner(self.connection, self._store, self.places, *given).begin(domain, lock, recovered)
         except BaseException:
             lock.release()
             raise

@@ -24,11 +24,11 @@ _VERSION = 1
 class Intent:
     """A run's traces on the host.
 
-    `frozen` is True while the guest may be frozen. `phase`: `beginning` until backupBegin has returned (libvirtd may
-    still be at it when the run is dead), `begun`, `committed` once the restore point is durable: then only
-    `superseded` checkpoints are left to delete. `disks` are the targets of the job; `paths` target -> image of those
-    with a bitmap, for its removal when the domain is off; `scratch` the files, in the order of `disks`;
-    `scratch_bytes` what the run reserved.
+    `frozen` is True while the guest may be frozen, `paused` while it may be paused by us. `phase`: `beginning` until
+    backupBegin has returned (libvirtd may still be at it when the run is dead), `begun`, `committed` once the restore
+    point is durable: then only `superseded` checkpoints are left to delete. `disks` are the targets of the job; `paths`
+    target -> image of those with a bitmap, for its removal when the domain is off; `scratch` the files, in the order of
+    `disks`; `scratch_bytes` what the run reserved.
     """
 
     session: str
@@ -48,6 +48,7 @@ class Intent:
     frozen: bool
     phase: Literal["beginning", "begun", "committed"] = "beginning"
     superseded: tuple[str, ...] = field(default=())
+    paused: bool = False
 
     @classmethod
     def load(cls, data: dict[str, Any]) -> Self:

@@ -15,7 +15,7 @@ from vmbackup.hypervisor.domains import handle
 from vmbackup.hypervisor.failures import translated
 from vmbackup.hypervisor.intents import Intent, IntentStore
 from vmbackup.hypervisor.locks import DomainLock
-from vmbackup.hypervisor.quiesce import Quiesced, thaw_after_death
+from vmbackup.hypervisor.quiesce import Quiesced, let_go_after_death
 from vmbackup.hypervisor.readers import Connections, LiveDisk
 from vmbackup.hypervisor.recovery import Leftover
 from vmbackup.hypervisor.source import Anchor, Consistency, DomainInfo
@@ -187,9 +187,14 @@ class LiveJob:
 
     def _thaw_late(self) -> bool:
         """A guest whose thaw failed gets one more; then it is left to the watchdog and the next run."""
-        if not self._intent.frozen:
+        frozen, paused = self._intent.frozen, self._intent.paused
+        if not (frozen or paused):
             return True
-        return bool(self._connection.call("thaw the guest", lambda raw: thaw_after_death(handle(raw, self.domain))))
+
+        def let_go(raw: Any) -> bool:
+            return let_go_after_death(handle(raw, self.domain), frozen=frozen, paused=paused)
+
+        return bool(self._connection.call("thaw the guest", let_go))
 
     def _try(self, doing: str, function: Any) -> bool:
         try:

@@ -6,136 +6,240 @@ failed (the intent says `frozen`).
 """
 
 import contextlib
-import os
-import select
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from vmbackup.errors import HypervisorError, NotFoundError, QuiesceError, VmbackupError
+from vmbackup.errors import NotFoundError, QuiesceError, VmbackupError
 from vmbackup.hypervisor import _libvirt as lv
+from vmbackup.hypervisor.agent import GuestAgent
 from vmbackup.hypervisor.connection import Connection
-from vmbackup.hypervisor.domains import RUNNING, handle
-from vmbackup.hypervisor.source import Consistency, DomainInfo, QuiescePolicy
-from vmbackup.hypervisor.xmltree import parse
+from vmbackup.hypervisor.domains import PAUSED_BY_USER, RUNNING, handle
+from vmbackup.hypervisor.guard import Watchdog
+from vmbackup.hypervisor.hooks import GuestHooks
+from vmbackup.hypervisor.probe import NO_LIMIT, Probe
+from vmbackup.hypervisor.source import Consistency, DomainInfo, FreezeOptions, QuiescePolicy
 
 # Seconds the agent has for an answer; without a limit libvirt waits for ever.
 AGENT_TIMEOUT = 10
-# Seconds after the freeze at which the watchdog thaws: Windows' own limit, and far more than a begin takes.
-WATCHDOG_SECONDS = 10.0
-# Seconds the watchdog process has to start.
-_WATCHDOG_START = 10.0
+# Seconds for the begin, beyond those for the freeze, after which the watchdog lets the guest go on.
+BEGIN_SECONDS = 5.0
 # Waits between attempts to thaw, in seconds: about five minutes in all.
 _THAW_WAITS = (1, 2, 4, 8, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16)
-_AGENT_CHANNEL = "org.qemu.guest_agent.0"
-_BLOCK_FOR_EVER = -2  # VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, libvirt's own setting
 
 
 @dataclass(frozen=True)
 class Quiesced:
-    """What came of it: the consistency, how long the guest was frozen (None: not at all), and a note."""
+    """What came of it: the consistency, how long the guest stood still (None: not at all), and a note."""
 
     consistency: Consistency
     seconds: float | None
     note: str | None
 
 
-def agent_trouble(domain: Any) -> str | None:
-    """Why the guest agent cannot freeze this domain now; None where it is connected."""
-    state = domain.state()[0]
-    if state != RUNNING:
-        return "the guest is paused, so its agent cannot answer" if state == 3 else "the guest is not running"
-    for channel in parse(domain.XMLDesc(0)).findall("./devices/channel/target"):
-        if channel.get("name") == _AGENT_CHANNEL:
-            return None if channel.get("state") == "connected" else "the guest agent is not connected"
-    return "the domain has no guest agent channel"
-
-
 class Freezer:
-    """A context around the begin: frozen inside, thawed outside. `outcome` afterwards.
+    """One guest around its begin: `prepare`, `freeze`, `pause` where it must stand still without a freeze, `release`,
+    `finish`. As a context: frozen inside, thawed outside. `outcome` and `warnings` afterwards.
 
-    Raises QuiesceError on entering where the policy is `required` and the guest cannot be frozen; the guest
-    has been told to thaw before that, whatever the agent said.
-    """
+    Whatever was begun, `release` and `finish` must be called. `freeze` and `verdict` raise QuiesceError where the
+    policy is `required` and the guest was not frozen; it has been told to thaw before that, whatever its agent said.
+    """  # noqa: D205
 
-    def __init__(self, connection: Connection, info: DomainInfo, policy: QuiescePolicy) -> None:
+    def __init__(
+        self, connection: Connection, info: DomainInfo, policy: QuiescePolicy, options: FreezeOptions | None = None
+    ) -> None:
         self._connection, self._info, self._policy = connection, info, policy
+        self._options = options or FreezeOptions()
+        self._agent = GuestAgent(connection, info.uuid)
+        self._hooks = GuestHooks(self._options.hooks, info, self._agent)
+        self._limit = max(1, round(self._options.seconds or AGENT_TIMEOUT))
         self._watchdog: Watchdog | None = None
+        self._tries = False
         self._frozen = 0
-        self._since = 0.0
-        self._windows = False
+        self._since = self._paused_since = 0.0
+        self._windows = self._paused = self._released = self._early = False
         self.thaw_failed = False
+        self.warnings: list[str] = []
         self.outcome = Quiesced("crash", None, "quiesce is off" if policy == "never" else None)
+
+    # Before anything stands still.
 
     def eligible(self) -> bool:
         """Whether there is a freeze to try; says why not in `outcome`. Raises QuiesceError where required."""
         if self._policy == "never":
             return False
-        trouble = self._call("look for the guest agent", agent_trouble)
-        if trouble is None:
-            return True
-        self._give_up(trouble)
-        return False
+        probe = Probe(self._connection, self._info, self._agent)
+        self._windows, self._tries = probe.windows, probe.trouble is None
+        if probe.trouble is not None:
+            self._give_up(probe.trouble)
+        return self._tries
 
-    def __enter__(self) -> Self:
-        if self._policy == "never" or self.outcome.note:
-            return self
+    def prepare(self) -> None:
+        """Runs the hooks before. Raises QuiesceError for one that fails where the policy is `required`."""
+        if not self._hooks:
+            return
+        if owed := self._hooks.owed():
+            self._guarded().hooks(owed)
+        trouble = self._hooks.before()
+        if trouble is None:
+            return
+        if self._policy == "required":
+            raise QuiesceError(
+                f"domain {self._info.name} could not be brought to rest: {trouble}",
+                "put the hook right, or use --quiesce auto",
+            )
+        self.warnings.append(trouble)
+
+    # Standing still.
+
+    def freeze(self) -> None:
+        """Freezes it, where there is a freeze to try."""
+        if not self._tries:
+            return
+        mounts = list(self._options.mounts) or None
         try:
-            self._watchdog = Watchdog(self._connection.uri, self._info.uuid)
-            self._call("set the agent's time limit", lambda d: d.agentSetResponseTimeout(AGENT_TIMEOUT, 0))
-            self._windows = self._call("ask for the guest's system", _is_windows)
+            watchdog = self._guarded()
+            self._call("set the agent's time limit", lambda d: d.agentSetResponseTimeout(self._limit, 0))
             self._since = time.monotonic()
-            self._watchdog.arm()
-            self._frozen = int(self._call("freeze the guest", lambda d: d.fsFreeze()))
+            watchdog.arm(self._limit + BEGIN_SECONDS, "thaw")
+            self._frozen = int(self._call("freeze the guest", lambda d: d.fsFreeze(mounts) if mounts else d.fsFreeze()))
         except VmbackupError as error:
             # A freeze that failed or timed out may still happen.
-            self.__exit__(None, None, None)
+            self.release()
+            self._released = False
+            self._since = 0.0
             self.outcome = Quiesced("crash", None, None)
             self._give_up(str(error))
+
+    @property
+    def still(self) -> bool:
+        """Whether nothing of the guest is written now: frozen as a whole, or paused."""
+        return self._paused or (self._frozen > 0 and not self._options.mounts)
+
+    @property
+    def stood_still(self) -> bool:
+        """Whether nothing was written all the while, as far as is known; after `release`."""
+        return self.still and not self._early
+
+    def pause(self) -> None:
+        """Stops a guest that does not stand still, until `release`: guests of a group are at one instant that way."""
+        if self.still or self._call("look at the domain", lambda d: d.state()[0]) != RUNNING:
+            self._paused = True
+            return
+        self._guarded().arm(BEGIN_SECONDS * 2, "resume", *(("thaw",) if self._frozen else ()))
+        self._paused_since = time.monotonic()
+        self._call("pause the guest", lambda d: d.suspend())
+        self._paused = True
+
+    def release(self) -> None:
+        """Lets it go on: resumed and thawed, tried again for minutes."""
+        watchdog = self._watchdog
+        if self._released or watchdog is None:
+            return
+        self._released = True
+        if not self._since and not self._paused_since:
+            return
+        thawed: int | None = None
+        try:
+            resumed = not self._paused_since or self._again(self._resume, _THAW_WAITS) is not None
+            thawed = self._thaw() if self._since else 0
+        finally:
+            seconds = time.monotonic() - (self._since or self._paused_since)
+            free = thawed is not None and resumed
+            acted = self._stand_down(watchdog, free=free)
+        self.outcome = self._judge(thawed if resumed else None, seconds, watchdog_acted=acted)
+
+    def _stand_down(self, watchdog: Watchdog, *, free: bool) -> bool:
+        if free and self._hooks.owes:
+            return watchdog.calm()
+        self._watchdog = None
+        return watchdog.stop() if free else watchdog.leave()
+
+    def finish(self) -> None:
+        """Runs the hooks after, if any before were begun; what went wrong with them is in `warnings`."""
+        self.warnings += self._hooks.after()
+        watchdog, self._watchdog = self._watchdog, None
+        if watchdog is not None:
+            watchdog.stop()
+
+    def verdict(self) -> None:
+        """Raises QuiesceError where the policy is `required` and the guest was not frozen all the while."""
+        if self._policy == "required" and self.outcome.consistency == "crash":
+            self._give_up(self.outcome.note or "nobody knows why")
+
+    def __enter__(self) -> Self:
+        try:
+            self.prepare()
+            self.freeze()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        watchdog, self._watchdog = self._watchdog, None
-        if watchdog is None:
-            return
-        if not self._since:
-            watchdog.stop()
-            return
-        thawed: int | None = None
         try:
-            thawed = self._thaw()
+            self.release()
         finally:
-            seconds = time.monotonic() - self._since
-            barked = watchdog.stop() if thawed is not None else watchdog.leave()
-        self.outcome = self._judge(thawed, seconds, watchdog_barked=barked)
+            self.finish()
 
-    def _judge(self, thawed: int | None, seconds: float, *, watchdog_barked: bool) -> Quiesced:
-        self.thaw_failed = thawed is None and not watchdog_barked
-        if self.thaw_failed:
+    def _judge(self, thawed: int | None, seconds: float, *, watchdog_acted: bool) -> Quiesced:
+        failed = thawed is None and not watchdog_acted
+        self._early = watchdog_acted or (thawed is not None and thawed != self._frozen)
+        self.thaw_failed = self.thaw_failed or failed
+        if failed:
             return Quiesced("crash", seconds, f"the guest could not be thawed: look at {self._info.name} now")
+        if not self._since:
+            return self._judge_paused(seconds, watchdog_acted=watchdog_acted)
         if self._frozen == 0:
             return Quiesced("crash", seconds, "the agent froze no file system")
-        if watchdog_barked or thawed != self._frozen:
+        if watchdog_acted or thawed != self._frozen:
             return Quiesced(
                 "crash", seconds, f"the guest thawed early ({self._frozen} file systems frozen, {thawed or 0} thawed)"
             )
-        return Quiesced("application" if self._windows else "filesystem", seconds, None)
+        mounts = self._options.mounts
+        if mounts and self._frozen < len(mounts):
+            return Quiesced(
+                "crash", seconds, f"only {self._frozen} of the mount points {', '.join(mounts)} were frozen"
+            )
+        note = f"only these mount points were frozen: {', '.join(mounts)}" if mounts else None
+        return Quiesced("application" if self._windows or self._hooks.held else "filesystem", seconds, note)
+
+    def _judge_paused(self, seconds: float, *, watchdog_acted: bool) -> Quiesced:
+        why = f"{self.outcome.note}; " if self.outcome.note else ""
+        if watchdog_acted:
+            return Quiesced("crash", seconds, f"{why}it was paused for its group, and went on early")
+        return Quiesced("crash", seconds, f"{why}it was paused, so that it is at one instant with its group")
 
     def _thaw(self) -> int | None:
         """The number of file systems thawed; None where it failed, for minutes if the guest is known to be frozen.
 
         After a freeze that failed it is tried once: the watchdog goes on, for that freeze may still happen.
         """
-        for wait in (*_THAW_WAITS, None) if self._frozen else (None,):
+
+        def thaw() -> int:
+            thawed = int(self._call("thaw the guest", lambda d: d.fsThaw()))
+            self._quietly(lambda d: d.agentSetResponseTimeout(NO_LIMIT, 0))
+            return thawed
+
+        return self._again(thaw, _THAW_WAITS if self._frozen else ())
+
+    def _resume(self) -> int:
+        def resume(domain: Any) -> int:
+            if tuple(domain.state()) == PAUSED_BY_USER:
+                domain.resume()
+            return 0
+
+        return int(self._call("resume the guest", resume))
+
+    def _again(self, function: Callable[[], int], waits: tuple[int, ...]) -> int | None:
+        """Its result; 0 for a guest that is gone, None where it failed each time."""
+        for wait in (*waits, None):
             try:
-                thawed = int(self._call("thaw the guest", lambda d: d.fsThaw()))
-                self._quietly(lambda d: d.agentSetResponseTimeout(_BLOCK_FOR_EVER, 0))
-                return thawed
+                return function()
             except NotFoundError:
                 return 0
             except VmbackupError:
@@ -144,6 +248,11 @@ class Freezer:
             if wait is not None:
                 time.sleep(wait)
         return None
+
+    def _guarded(self) -> Watchdog:
+        """The watchdog, started where there is none."""
+        self._watchdog = self._watchdog or Watchdog(self._connection.uri, self._info.uuid)
+        return self._watchdog
 
     def _gone(self) -> bool:
         try:
@@ -167,84 +276,17 @@ class Freezer:
         return self._connection.call(doing, lambda raw: function(handle(raw, self._info)), self._info.name, again=False)
 
 
-# Watchdogs that go on after their run: kept so that they are not reported as forgotten.
-_left_alone: list[subprocess.Popen[bytes]] = []
-
-
-class Watchdog:
-    """The process that thaws if this one does not: see watchdog.py. Raises HypervisorError if it cannot start."""
-
-    def __init__(self, uri: str, uuid: str) -> None:
-        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "watchdog.py")
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", script, uri, uuid, str(WATCHDOG_SECONDS)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        if self._read(_WATCHDOG_START) != b"ready":
-            self.stop()
-            raise HypervisorError("the watchdog that thaws the guest did not start, so nothing was frozen")
-
-    def arm(self) -> None:
-        """Its time runs from here."""
-        assert self._process.stdin
-        self._process.stdin.write(b"arm\n")
-        self._process.stdin.flush()
-
-    def leave(self) -> bool:
-        """Lets it go on by itself, to thaw at once and again. True where it had done so already."""
-        barked = self._read(0) == b"thawed"
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.close()
-        self._process.stdout.close()
-        _left_alone.append(self._process)
-        return barked
-
-    def stop(self) -> bool:
-        """Ends it. True where it has thawed, or was about to."""
-        assert self._process.stdin
-        assert self._process.stdout
-        try:
-            self._process.stdin.write(b"done\n")
-            self._process.stdin.close()
-        except OSError:
-            pass  # it has ended already
-        barked = self._read(1.0) == b"thawed"
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            barked = True  # it is in the middle of a thaw: let it
-        self._process.stdout.close()
-        return barked
-
-    def _read(self, timeout: float) -> bytes:
-        assert self._process.stdout
-        if not select.select([self._process.stdout], [], [], timeout)[0]:
-            return b""
-        return self._process.stdout.readline().strip()
-
-
-def thaw_after_death(domain: Any) -> bool:
-    """Thaws a guest that a dead run may have left frozen. True where it is not frozen any more."""
+def let_go_after_death(domain: Any, *, frozen: bool, paused: bool) -> bool:
+    """Resumes and thaws a guest that a dead run may have left so. True where it stands still no more."""
     libvirt = lv.binding()
-    if domain.state()[0] != RUNNING:
-        return True
     try:
+        if paused and tuple(domain.state()) == PAUSED_BY_USER:
+            domain.resume()
+        if not frozen or domain.state()[0] != RUNNING:
+            return True
         domain.agentSetResponseTimeout(AGENT_TIMEOUT, 0)
         domain.fsThaw()
-        domain.agentSetResponseTimeout(_BLOCK_FOR_EVER, 0)
+        domain.agentSetResponseTimeout(NO_LIMIT, 0)
         return True
     except libvirt.libvirtError:
-        return False
-
-
-def _is_windows(domain: Any) -> bool:
-    """Windows freezes through VSS, whose writers bring databases to rest: an application-consistent point."""
-    kind = lv.constant("VIR_DOMAIN_GUEST_INFO_OS")
-    try:
-        return kind is not None and domain.guestInfo(kind, 0).get("os.id") == "mswindows"
-    except lv.binding().libvirtError:
         return False

@@ -10,7 +10,7 @@ from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.intents import Intent, IntentStore
 from vmbackup.hypervisor.names import CheckpointName
 from vmbackup.hypervisor.plan import Committed
-from vmbackup.hypervisor.quiesce import thaw_after_death
+from vmbackup.hypervisor.quiesce import let_go_after_death
 from vmbackup.hypervisor.scratch import free_bytes
 
 
@@ -41,7 +41,7 @@ def recover_domain(
 
 def thaw_domain(connection: Connection, store: IntentStore, intents: Sequence[Intent]) -> list[Leftover]:
     """Thaws the guest where dead runs may have left it frozen, and does nothing else; as `recover_domain`."""
-    return [_Recovery(connection, store, intent).thaw() for intent in intents if intent.frozen]
+    return [_Recovery(connection, store, intent).thaw() for intent in intents if intent.frozen or intent.paused]
 
 
 class _Recovery:
@@ -96,13 +96,15 @@ class _Recovery:
         return committed(name) if name else False
 
     def _thaw(self, domain: Any) -> None:
-        if not self._intent.frozen:
+        intent = self._intent
+        if not (intent.frozen or intent.paused):
             return
-        if domain.ID() == self._intent.domain_id and not thaw_after_death(domain):
+        same = domain.ID() == intent.domain_id
+        if same and not let_go_after_death(domain, frozen=intent.frozen, paused=intent.paused):
             self._trouble.append("the guest may be frozen and its agent does not answer")
             return
-        self._intent = self._store.update(self._intent, frozen=False)
-        self._done.append("thawed the guest")
+        self._intent = self._store.update(intent, frozen=False, paused=False)
+        self._done.append("thawed the guest" if intent.frozen else "let the guest go on, which was paused")
 
     def _end_job(self, domain: Any) -> None:
         if self._intent.phase == "beginning":

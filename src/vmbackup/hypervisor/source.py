@@ -65,6 +65,27 @@ class Anchor:
     disks: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """Commands of the operator's around the begin: program and arguments, no shell, each with so many seconds."""
+
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    guest_before: tuple[str, ...] = ()
+    guest_after: tuple[str, ...] = ()
+    seconds: float = 60.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FreezeOptions:
+    """How a guest is frozen: which mount points (none: all), how long its agent may take (None: as usual), hooks."""
+
+    mounts: tuple[str, ...] = ()
+    seconds: float | None = None
+    hooks: Hooks = field(default_factory=Hooks)
+
+
 class DiskReader(Protocol):
     """One connection to a disk; not shared between threads. At most 16 reads outstanding."""
 

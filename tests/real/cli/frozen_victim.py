@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from vmbackup.cli import main
-from vmbackup.hypervisor.begin import Beginner
+from vmbackup.hypervisor.beginning import Beginning
 
 
 def stay(*_: Any) -> Any:
@@ -17,5 +17,5 @@ def stay(*_: Any) -> Any:
 
 
 if __name__ == "__main__":
-    Beginner._begin = stay  # type: ignore[method-assign]
+    Beginning._begin = stay  # type: ignore[method-assign]
     sys.exit(main(sys.argv[1:]))

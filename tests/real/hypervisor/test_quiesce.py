@@ -15,7 +15,7 @@ from tests.lab.domain import Workhorse
 from tests.lab.guest import Guest
 from tests.real.hypervisor.conftest import REPOSITORY, URI, Shadow, new_session
 from vmbackup.errors import QuiesceError
-from vmbackup.hypervisor import Host, quiesce
+from vmbackup.hypervisor import Host, probe
 from vmbackup.hypervisor.intents import Intent, IntentStore
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]  # the guest's image may have to be made first
@@ -88,7 +88,7 @@ def _is_thawed_when_the_begin_fails(guest: Guest, host: Host, monkeypatch: pytes
         raise RuntimeError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vmbackup.hypervisor.begin.Beginner._begin", fail)
+        patch.setattr("vmbackup.hypervisor.beginning.Beginning._begin", fail)
         with pytest.raises(RuntimeError, match="no"):
             begin(host, guest, "auto")
     assert seen == [True]
@@ -96,7 +96,7 @@ def _is_thawed_when_the_begin_fails(guest: Guest, host: Host, monkeypatch: pytes
 
 
 def _watchdog(guest: Guest, seconds: float) -> subprocess.Popen[str]:
-    script = Path(quiesce.__file__).with_name("watchdog.py")
+    script = Path(probe.__file__).with_name("watchdog.py")
     process = subprocess.Popen(
         [sys.executable, "-P", str(script), URI, guest.domain.UUIDString(), str(seconds)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -154,16 +154,16 @@ def _is_thawed_by_recovery(guest: Guest, host: Host) -> None:
 
 def _thaws_early(guest: Guest, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody else thaws while we begin: the point is crash-consistent, and says so."""
-    from vmbackup.hypervisor.begin import Beginner
+    from vmbackup.hypervisor.beginning import Beginning
 
-    real = Beginner._begin
+    real = Beginning._begin
 
     def thaw_first(*arguments: object) -> object:
         guest.domain.fsThaw()
         return real(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(Beginner, "_begin", thaw_first)
+        patch.setattr(Beginning, "_begin", thaw_first)
         job = begin(host, guest, "auto")
     assert job.consistency == "crash"
     assert "thawed early" in (job.quiesce_note or "")
@@ -172,7 +172,7 @@ def _thaws_early(guest: Guest, host: Host, monkeypatch: pytest.MonkeyPatch) -> N
 def _has_an_agent_that_is_gone(guest: Guest, host: Host) -> None:
     guest.agent.call("guest-exec", path="/bin/systemctl", arg=["--no-block", "stop", "qemu-guest-agent"])
     deadline = time.monotonic() + 60
-    while quiesce.agent_trouble(guest.domain) is None and time.monotonic() < deadline:
+    while probe.agent_trouble(guest.domain) is None and time.monotonic() < deadline:
         time.sleep(0.2)
     job = begin(host, guest, "auto")
     assert (job.consistency, job.quiesce_note) == ("crash", "the guest agent is not connected")

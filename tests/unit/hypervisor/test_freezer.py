@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from vmbackup.errors import HypervisorError, NotFoundError, QuiesceError
-from vmbackup.hypervisor import quiesce
+from vmbackup.hypervisor import probe, quiesce
 from vmbackup.hypervisor.quiesce import Freezer
-from vmbackup.hypervisor.source import DomainInfo
+from vmbackup.hypervisor.source import DomainInfo, FreezeOptions, Hooks
 
 INFO = DomainInfo("web1", "u", 1, "running")
 AGENT = "<domain><devices><channel><target name='org.qemu.guest_agent.0' state='{}'/></channel></devices></domain>"
+
+PROBED = ["timeout 5", "timeout -2"]
 
 
 class Guest:
@@ -23,9 +25,18 @@ class Guest:
         self.freeze, self.thaws, self.state_text = freeze, list(thaws), state
         self.calls: list[str] = []
         self.active = True
+        self.stands = [1, 1]
 
-    def state(self) -> tuple[int, int]:
-        return (1, 1)
+    def state(self) -> list[int]:
+        return self.stands
+
+    def suspend(self) -> None:
+        self.calls.append("suspend")
+        self.stands = [3, 1]
+
+    def resume(self) -> None:
+        self.calls.append("resume")
+        self.stands = [1, 5]
 
     def XMLDesc(self, _flags: int) -> str:  # noqa: N802
         return AGENT.format(self.state_text)
@@ -36,8 +47,8 @@ class Guest:
     def agentSetResponseTimeout(self, seconds: int, _flags: int) -> None:  # noqa: N802
         self.calls.append(f"timeout {seconds}")
 
-    def fsFreeze(self) -> int:  # noqa: N802
-        self.calls.append("freeze")
+    def fsFreeze(self, mounts: list[str] | None = None) -> int:  # noqa: N802
+        self.calls.append(f"freeze {' '.join(mounts)}" if mounts else "freeze")
         return self._result(self.freeze)
 
     def fsThaw(self) -> int:  # noqa: N802
@@ -75,8 +86,15 @@ class Dog:
     def __init__(self, _uri: str, _uuid: str) -> None:
         Dog.log = ["start"]
 
-    def arm(self) -> None:
-        Dog.log.append("arm")
+    def arm(self, seconds: float, *what: str) -> None:
+        Dog.log.append(f"arm {seconds:g} {' '.join(what)}")
+
+    def hooks(self, document: dict[str, Any]) -> None:
+        Dog.log.append(f"hooks {document['guest']} {document['host']}")
+
+    def calm(self) -> bool:
+        Dog.log.append("calm")
+        return Dog.barks
 
     def stop(self) -> bool:
         Dog.log.append("stop")
@@ -91,14 +109,19 @@ class Dog:
 def dog(monkeypatch: pytest.MonkeyPatch) -> None:
     """No process, no waiting."""
     monkeypatch.setattr(quiesce, "Watchdog", Dog)
-    monkeypatch.setattr(quiesce, "_is_windows", lambda _domain: False)
+    monkeypatch.setattr(probe, "_system", lambda _domain: "debian")
     monkeypatch.setattr(quiesce.time, "sleep", lambda _seconds: None)
     monkeypatch.setattr(Dog, "barks", False)
 
 
-def run(guest: Guest, policy: str = "auto", body: Callable[[], None] = lambda: None) -> Freezer:
+def run(
+    guest: Guest,
+    policy: str = "auto",
+    body: Callable[[], None] = lambda: None,
+    options: FreezeOptions | None = None,
+) -> Freezer:
     """A freeze around `body`."""
-    freezer = Freezer(Connection(guest), INFO, policy)  # type: ignore[arg-type]
+    freezer = Freezer(Connection(guest), INFO, policy, options)  # type: ignore[arg-type]
     freezer.eligible()
     with freezer:
         body()
@@ -109,14 +132,14 @@ def test_frozen_and_thawed() -> None:
     """File-system consistent; the agent's time limit is set before and given back after."""
     guest = Guest()
     freezer = run(guest)
-    assert guest.calls == ["timeout 10", "freeze", "thaw", "timeout -2"]
+    assert guest.calls == [*PROBED, "timeout 10", "freeze", "thaw", "timeout -2"]
     assert (freezer.outcome.consistency, freezer.outcome.note, freezer.thaw_failed) == ("filesystem", None, False)
-    assert Dog.log == ["start", "arm", "stop"]
+    assert Dog.log == ["start", "arm 15 thaw", "stop"]
 
 
 def test_windows_is_application_consistent(monkeypatch: pytest.MonkeyPatch) -> None:
     """VSS brings databases to rest."""
-    monkeypatch.setattr(quiesce, "_is_windows", lambda _domain: True)
+    monkeypatch.setattr(probe, "_system", lambda _domain: "mswindows")
     assert run(Guest()).outcome.consistency == "application"
 
 
@@ -142,7 +165,7 @@ def test_a_freeze_that_fails_is_thawed_all_the_same(policy: str) -> None:
     else:
         outcome = run(guest, policy).outcome
         assert (outcome.consistency, outcome.note) == ("crash", "timed out")
-    assert guest.calls[1:3] == ["freeze", "thaw"]
+    assert guest.calls[3:5] == ["freeze", "thaw"]
 
 
 def test_after_a_freeze_and_a_thaw_that_fail_the_watchdog_goes_on() -> None:
@@ -150,7 +173,7 @@ def test_after_a_freeze_and_a_thaw_that_fail_the_watchdog_goes_on() -> None:
     guest = Guest(freeze=QuiesceError("timed out"), thaws=(QuiesceError("hangs"),))
     freezer = run(guest)
     assert guest.calls.count("thaw") == 1
-    assert Dog.log == ["start", "arm", "leave"]
+    assert Dog.log == ["start", "arm 15 thaw", "leave"]
     assert freezer.thaw_failed
 
 
@@ -203,3 +226,107 @@ def test_an_agent_that_is_not_connected_is_not_asked() -> None:
     with pytest.raises(QuiesceError):
         run(guest, "required")
     assert run(guest, "never").outcome.note == "quiesce is off"
+
+
+def test_chosen_mount_points() -> None:
+    """Only they are frozen, and the point says so; fewer than asked for is no better than a crash."""
+    options = FreezeOptions(mounts=("/", "/srv"), seconds=30)
+    guest = Guest()
+    outcome = run(guest, options=options).outcome
+    assert guest.calls[2:4] == ["timeout 30", "freeze / /srv"]
+    assert (outcome.consistency, outcome.note) == ("filesystem", "only these mount points were frozen: /, /srv")
+    fewer = run(Guest(freeze=1, thaws=(1,)), options=options).outcome
+    assert (fewer.consistency, fewer.note) == ("crash", "only 1 of the mount points /, /srv were frozen")
+    freezer = run(Guest(freeze=1, thaws=(1,)), "required", options=options)
+    with pytest.raises(QuiesceError, match="only 1 of the mount points"):
+        freezer.verdict()
+
+
+def test_required_takes_no_early_thaw() -> None:
+    """The verdict comes when the guest goes on again."""
+    freezer = run(Guest(thaws=(1,)), "required")
+    with pytest.raises(QuiesceError, match="thawed early"):
+        freezer.verdict()
+    run(Guest(), "required").verdict()
+    run(Guest(thaws=(1,))).verdict()
+
+
+def test_a_guest_that_cannot_be_frozen_is_paused_for_its_group() -> None:
+    """Under the watchdog, which resumes it; frozen ones are not paused."""
+    guest = Guest(state="disconnected")
+    freezer = Freezer(Connection(guest), INFO, "auto")  # type: ignore[arg-type]
+    freezer.eligible()
+    freezer.freeze()
+    assert not freezer.still
+    freezer.pause()
+    assert guest.calls == ["suspend"]
+    assert freezer.still
+    freezer.release()
+    freezer.finish()
+    assert guest.calls == ["suspend", "resume"]
+    assert Dog.log == ["start", "arm 10 resume", "stop"]
+    assert freezer.stood_still
+    assert "not connected; it was paused" in (freezer.outcome.note or "")
+
+
+def test_a_guest_that_stands_still_is_not_paused() -> None:
+    """Frozen as a whole, or paused by its operator: who paused it resumes it."""
+    frozen, halted = Guest(), Guest()
+    halted.stands = [3, 1]
+    for guest in (frozen, halted):
+        freezer = Freezer(Connection(guest), INFO, "auto")  # type: ignore[arg-type]
+        freezer.eligible()
+        freezer.freeze()
+        freezer.pause()
+        freezer.release()
+        freezer.finish()
+        assert freezer.stood_still
+        assert "suspend" not in guest.calls
+        assert "resume" not in guest.calls
+
+
+def test_a_guest_whose_watchdog_acted_did_not_stand_still() -> None:
+    guest = Guest(state="disconnected")
+    Dog.barks = True
+    freezer = Freezer(Connection(guest), INFO, "auto")  # type: ignore[arg-type]
+    freezer.eligible()
+    freezer.pause()
+    freezer.release()
+    assert not freezer.stood_still
+
+
+def test_hooks_around_the_freeze(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it on the host and then inside, after it the other way round; with them the point is the application's."""
+    guest = Guest()
+    told: list[str] = []
+    monkeypatch.setattr("vmbackup.hypervisor.hooks.run_on_host", lambda c, e, _s: told.append(f"{c} {e}"))
+    monkeypatch.setattr("vmbackup.hypervisor.hooks.run_in_guest", lambda _a, c, _s: guest.calls.append(c[0]))
+    hooks = Hooks(("/h1",), ("/h2",), ("/g1",), ("/g2",), environment={"VMBACKUP_JOB": "crm"})
+    freezer = run(guest, options=FreezeOptions(hooks=hooks))
+    assert guest.calls[2:] == ["/g1", "timeout 10", "freeze", "thaw", "timeout -2", "/g2"]
+    assert [each.split(" ")[0] for each in told] == ["('/h1',)", "('/h2',)"]
+    assert "'VMBACKUP_JOB': 'crm', 'VMBACKUP_DOMAIN': 'web1', 'VMBACKUP_UUID': 'u', 'VMBACKUP_PHASE': 'after'" in told[1]
+    assert Dog.log == ["start", "hooks ('/g2',) ('/h2',)", "arm 15 thaw", "calm", "stop"]
+    assert freezer.outcome.consistency == "application"
+    assert freezer.warnings == []
+
+
+@pytest.mark.parametrize("policy", ["auto", "required"])
+def test_a_hook_that_fails(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is told of under auto, and fails the run where the freeze is required; those after run all the same."""
+    ran: list[str] = []
+
+    def run_on_host(command: tuple[str, ...], _environment: object, _seconds: float) -> str | None:
+        ran.append(command[0])
+        return "exit code 3: no" if command[0] == "/h1" else None
+
+    monkeypatch.setattr("vmbackup.hypervisor.hooks.run_on_host", run_on_host)
+    options = FreezeOptions(hooks=Hooks(before=("/h1",), after=("/h2",)))
+    if policy == "required":
+        with pytest.raises(QuiesceError, match="hook /h1 before the begin failed: exit code 3: no"):
+            run(Guest(), policy, options=options)
+    else:
+        freezer = run(Guest(), policy, options=options)
+        assert freezer.warnings == ["the hook /h1 before the begin failed: exit code 3: no"]
+        assert freezer.outcome.consistency == "filesystem"
+    assert ran == ["/h1", "/h2"]
