@@ -219,6 +219,7 @@ class RamHost:
         parent: Anchor | None,
         full: bool,
         quiesce: str,
+        freezing: object,
         earlier: Mapping[str, DiskInfo],
         reread: Mapping[str, str],
         committed: object,

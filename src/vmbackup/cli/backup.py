@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from vmbackup.engine.backup.run import BackupOptions
     from vmbackup.hypervisor import Host
     from vmbackup.hypervisor.plan import Plan
-    from vmbackup.hypervisor.source import QuiescePolicy
+    from vmbackup.hypervisor.source import FreezeOptions, QuiescePolicy
     from vmbackup.repository.repository import Repository
     from vmbackup.repository.summary import PointSummary
 
 POLICIES = ("auto", "required", "never")
-_LATER = ("consistency_group",)  # keys of a job that do nothing so far
 
 
 @click.command("backup", cls=Command, short_help="Make restore points of domains, now.")
@@ -52,7 +51,7 @@ def command(
 
     config = access.load_config(state)
     settings = job_of(config, job) if job else None
-    options = _options(full, quiesce, settings, config.daemon.state_dir / "pace" / (job or ""))
+    options = _options(full, quiesce, settings, job or "", config.daemon.state_dir / "pace")
     repository_name = state.repository or (settings.repository if settings else None)
     access.named_repository(config, repository_name)
     with ExitStack() as stack:
@@ -65,8 +64,8 @@ def command(
         return run.plan(names) if dry_run else run.backup(names)
 
 
-def _options(full: bool, quiesce: str | None, job: "Job | None", pace: Path) -> "BackupOptions":
-    """What the command line says, else the job. `pace`: where its runs agree on their pace."""
+def _options(full: bool, quiesce: str | None, job: "Job | None", name: str, paces: Path) -> "BackupOptions":
+    """What the command line says, else the job. `paces`: where its runs agree on their pace."""
     from vmbackup.cli.output import warn
     from vmbackup.engine.backup.run import BackupOptions
     from vmbackup.engine.pipeline.pace import Limit
@@ -74,13 +73,34 @@ def _options(full: bool, quiesce: str | None, job: "Job | None", pace: Path) -> 
     policy = cast("QuiescePolicy", quiesce or (job.quiesce if job else "auto"))
     if job is None:
         return BackupOptions(full=full, quiesce=policy)
-    for key in _LATER:
-        if getattr(job, key):
-            warn(f"the job asks for {key}, which this version does not do yet")
-    limit = Limit(pace, job.bandwidth_limit) if job.bandwidth_limit else None
+    if job.consistency_group:
+        warn("the job asks for consistency_group, which this version does not do yet")
     return BackupOptions(
-        full=full, quiesce=policy, verify_uploads=job.verify_uploads, limit=limit, reread_every=job.reread_every
+        full=full,
+        quiesce=policy,
+        freezing=_freezing(job, name),
+        verify_uploads=job.verify_uploads,
+        limit=Limit(paces / name, job.bandwidth_limit) if job.bandwidth_limit else None,
+        reread_every=job.reread_every,
     )
+
+
+def _freezing(job: "Job", name: str) -> "FreezeOptions":
+    """How the guests of a job are brought to rest."""
+    from vmbackup.hypervisor.source import FreezeOptions, Hooks
+
+    seconds = job.freeze_timeout.total_seconds() if job.freeze_timeout else None
+    if job.hooks is None:
+        return FreezeOptions(job.freeze_mounts, seconds)
+    hooks = Hooks(
+        before=job.hooks.before or (),
+        after=job.hooks.after or (),
+        guest_before=job.hooks.guest_before or (),
+        guest_after=job.hooks.guest_after or (),
+        seconds=job.hooks.timeout.total_seconds(),
+        environment={"VMBACKUP_JOB": name},
+    )
+    return FreezeOptions(job.freeze_mounts, seconds, hooks)
 
 
 def job_of(config: "Config", name: str) -> "Job":

@@ -90,6 +90,9 @@ def _job(path: tuple[str, ...], table: Mapping[str, Any], repositories: tuple[st
         yield Mistake((*path, "ping_failure_url"), "ping_failure_url without ping_url", "add ping_url")
     if "copy_max_age" in table and not copies:
         yield Mistake((*path, "copy_max_age"), "copy_max_age without copy_to", "add copy_to, or remove it")
+    for key in ("freeze_mounts", "freeze_timeout"):
+        if key in table and table.get("quiesce") == "never":
+            yield Mistake((*path, key), f'{key} with quiesce = "never", which freezes nothing', "remove one of them")
     if "window" in table and "schedule" not in table:
         yield Mistake((*path, "window"), "window without schedule", "add schedule, or remove it")
     yield from _window(path, table)

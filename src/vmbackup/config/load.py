@@ -175,6 +175,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "daemon": models.Daemon,
     "keep": models.Keep,
     "drill": models.Drill,
+    "hooks": models.Hooks,
     "prune": models.Prune,
     "verify": models.Verify,
 }

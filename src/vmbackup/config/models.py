@@ -22,6 +22,7 @@ from vmbackup.storage_backends.s3_settings import bucket_and_prefix
 DEFAULT_REPOSITORY = "local"  # the repository of a file that names none
 DEFAULT_STATE_DIR = Path("/var/lib/vmbackup")
 _LEAST_MEMORY = 64 << 20
+_LONGEST_FREEZE = 60  # seconds
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
@@ -112,6 +113,13 @@ def _in_guest(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _freeze_timeout(value: timedelta) -> timedelta:
+    if not 1 <= value.total_seconds() <= _LONGEST_FREEZE:
+        told = f"is not between 1s and {_LONGEST_FREEZE}s"
+        raise InvalidValue(told, "a guest that takes longer to freeze is not available meanwhile")
+    return value
+
+
 def _web_url(value: str) -> str:
     parts = urlsplit(value)
     printable = value.isascii() and value.isprintable() and " " not in value
@@ -141,6 +149,7 @@ Pattern = Annotated[str, Field(min_length=1), AfterValidator(check_pattern)]
 Memory = Annotated[int, _from_text(check_memory, '"1GiB"')]
 GuestPaths = Annotated[Names, AfterValidator(_in_guest)]
 GuestCommand = Annotated[Names, Field(min_length=1)]
+FreezeTimeout = Annotated[Duration, AfterValidator(_freeze_timeout)]
 
 
 def _any(patterns: Iterable[str], name: str) -> bool:
@@ -236,6 +245,16 @@ class Drill(_Table):
     commands: Annotated[tuple[GuestCommand, ...], Field(strict=False)] = ()
 
 
+class Hooks(_Table):
+    """[jobs.NAME.hooks]: commands around the moment that a guest's point in time is fixed; each has so much time."""
+
+    before: Arguments | None = None
+    after: Arguments | None = None
+    guest_before: GuestCommand | None = None
+    guest_after: GuestCommand | None = None
+    timeout: Duration = timedelta(minutes=1)
+
+
 class Job(_Table):
     """[jobs.NAME]: which guests are backed up when, where to, and what is promised about it."""
 
@@ -246,6 +265,9 @@ class Job(_Table):
     repository: str | None = None
     copy_to: Names = ()
     quiesce: Literal["auto", "required", "never"] = "auto"
+    freeze_mounts: GuestPaths = ()
+    freeze_timeout: FreezeTimeout | None = None
+    hooks: Hooks | None = None
     max_age: Duration | None = None
     keep: Keep | None = None
     bandwidth_limit: Rate | None = None

@@ -101,7 +101,7 @@ def run_in_guest(agent: GuestAgent, command: Sequence[str], seconds: float) -> s
             time.sleep(_POLL_SECONDS)
         code = int(status.get("exitcode", -int(status.get("signal", 1))))
         told = str(status.get("err-data") or status.get("out-data") or "")
-        return _verdict(code, base64.b64decode(told[: _MOST_OUTPUT // 4 * 4]))
+        return _verdict(code, base64.b64decode(told[: _MOST_OUTPUT // 4 * 4], validate=True))
     except VmbackupError as error:
         return str(error)
     except (KeyError, TypeError, ValueError, AttributeError):

@@ -14,7 +14,7 @@ from vmbackup.engine.backup.run import BackupOptions
 from vmbackup.engine.pipeline.pace import Limit
 from vmbackup.errors import DamageError, HypervisorError, NotFoundError
 from vmbackup.hypervisor.plan import DiskPlan, Plan
-from vmbackup.hypervisor.source import DiskInfo, DomainInfo
+from vmbackup.hypervisor.source import DiskInfo, DomainInfo, FreezeOptions, Hooks
 from vmbackup.repository.summary import PointSummary
 
 from .conftest import Run
@@ -216,11 +216,16 @@ def test_a_job_that_means_no_domain_is_5(run: Run, answers: Answers, config_file
     assert (result.code, result.err.splitlines()[0]) == (5, "error: libvirt knows no domain of the job")
 
 
-def test_keys_of_a_job_that_do_nothing_yet_are_told(run: Run, answers: Answers, config_file: Path) -> None:
-    config_file.write_text(config_file.read_text() + "consistency_group = true\n")
-    result = run("backup", "--job", "nightly")
-    assert result.code == 0
-    assert result.err == "warning: the job asks for consistency_group, which this version does not do yet\n"
+def test_how_a_job_s_guests_are_brought_to_rest(
+    run: Run, answers: Answers, asked: list[tuple[str, BackupOptions]], config_file: Path
+) -> None:
+    """As the job says; a domain alone has no hooks."""
+    text = config_file.read_text().replace('quiesce = "never"', 'freeze_mounts = ["/srv"]\nfreeze_timeout = "20s"')
+    config_file.write_text(text + '[jobs.nightly.hooks]\nbefore = ["/bin/on", "x"]\nguest_after = ["off"]\n')
+    run("backup", "--job", "nightly", "db")
+    run("backup", "db")
+    hooks = Hooks(("/bin/on", "x"), (), (), ("off",), 60.0, {"VMBACKUP_JOB": "nightly"})
+    assert [options.freezing for _, options in asked] == [FreezeOptions(("/srv",), 20.0, hooks), FreezeOptions()]
 
 
 def test_a_limit_is_the_job_s(

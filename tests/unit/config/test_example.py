@@ -55,6 +55,7 @@ def test_all_tables_are_walked() -> None:
         "Job",
         "Keep",
         "Drill",
+        "Hooks",
         "Daemon",
     }
 

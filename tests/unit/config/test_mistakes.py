@@ -60,6 +60,8 @@ def test_a_single_mistake_is_one_sentence_and_one_hint() -> None:
 
 DRILL = "[jobs.a]\ndomains = ['x']\n[jobs.a.drill]\nschedule = '@daily'"
 
+HOOKS = "[jobs.a]\ndomains = ['x']\n[jobs.a.hooks]\ntimeout = '5s'"
+
 
 @pytest.mark.parametrize(
     ("text", "line", "message"),
@@ -109,6 +111,16 @@ DRILL = "[jobs.a]\ndomains = ['x']\n[jobs.a.drill]\nschedule = '@daily'"
             f"{DRILL}\n[repositories.a]\nurl = '/x'\nwriter_key_file = '/w'",
             3,
             'drill: repository "a" opens with a writer key',
+        ),
+        (f"{HOOKS}\nbefore = ['quiet-app']", 5, "before = ['quiet-app'] does not name a program by its absolute path"),
+        (f"{HOOKS}\nguest_before = []", 5, "guest_before must not be empty"),
+        (f"{HOOKS}\nbefor = ['/x']", 5, 'unknown key "befor" in [jobs.a.hooks]'),
+        ("[jobs.a]\ndomains = ['x']\nfreeze_timeout = '2m'", 3, 'freeze_timeout = "2m" is not between 1s and 60s'),
+        ("[jobs.a]\ndomains = ['x']\nfreeze_mounts = ['srv']", 3, 'names "srv", which is no absolute path'),
+        (
+            "[jobs.a]\ndomains = ['x']\nquiesce = 'never'\nfreeze_mounts = ['/srv']",
+            4,
+            'freeze_mounts with quiesce = "never", which freezes nothing',
         ),
         ("[jobs.'a b']\ndomains = ['x']", 1, '[jobs] has the unusable name "a b"'),
         ("[jobs.a]\ndomains = ['x']\ncopy_to = ['of']", 3, 'copy_to: there is no repository "of"'),

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any, Self
@@ -22,7 +22,7 @@ from vmbackup.engine.pipeline.pipeline import DiskResult, Pipeline, default_work
 from vmbackup.engine.pipeline.worker import Worker
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.hypervisor import Host
-from vmbackup.hypervisor.source import DiskSource, DomainInfo, GuestJob, QuiescePolicy
+from vmbackup.hypervisor.source import DiskSource, DomainInfo, FreezeOptions, GuestJob, QuiescePolicy
 from vmbackup.progress import Progress
 from vmbackup.repository.nodes import Ref
 from vmbackup.repository.points import DiskRecord, Point
@@ -42,6 +42,7 @@ class BackupOptions:
 
     full: bool = False
     quiesce: QuiescePolicy = "auto"
+    freezing: FreezeOptions = field(default_factory=FreezeOptions)
     verify_uploads: VerifyUploads = "sample"
     workers: int | None = None
     partial_bytes: int = PARTIAL_BYTES
@@ -99,6 +100,7 @@ class _Backup:
                 parent=anchor_of(run.parent),
                 full=self._options.full,
                 quiesce=self._options.quiesce,
+                freezing=self._options.freezing,
                 earlier=earlier_disks(run.parent, run.host),
                 reread=self._rereads(run),
                 committed=committed_in(self._repository, run.points, run.forgotten),
