@@ -19,7 +19,8 @@ from vmbackup.errors import UsageError
 
 COMMANDS = (
     *("init", "doctor", "backup", "list", "show", "info", "restore", "serve", "boot", "files", "drill", "verify"),
-    *("repair", "copy", "forget", "prune", "purge", "recover", "key", "residency", "daemon", "status", "run", "cancel"),
+    *("repair", "copy", "forget", "prune", "purge", "recover", "cbt", "key", "residency"),
+    *("daemon", "status", "run", "cancel"),
 )
 
 # Objects made between two searches for cycles. The interpreter's 700 cost 0.06 s a 1,000 restore points, and find none.

@@ -7,27 +7,10 @@ import click
 
 from vmbackup.cli.key_change import change, remove, rotate
 from vmbackup.cli.key_writers import add_writer, hosts, revoke_writer, writer_document, writers_table
-from vmbackup.cli.options import Command, State, new_passphrase_option
-from vmbackup.errors import UsageError
+from vmbackup.cli.options import Command, Group, State, new_passphrase_option
 
 
-class _Keys(click.Group):
-    """The group `key`, with a hint for its commands."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, with the nearest command as a hint."""
-        known = self.list_commands(ctx)
-        if args and not args[0].startswith("-") and args[0] not in known:
-            from vmbackup.config.mistakes import did_you_mean
-
-            hint = did_you_mean(args[0], known) or f"use one of {', '.join(known)}"
-            raise UsageError(f'there is no command "key {args[0]}"', hint)
-        return super().resolve_command(ctx, args)
-
-
-@click.group("key", cls=_Keys, short_help="List, add and revoke what opens the repository.")
+@click.group("key", cls=Group, short_help="List, add and revoke what opens the repository.")
 def command() -> None:
     """The passphrases and recovery keys that open the repository, and the key files of hosts that back up."""
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from vmbackup.errors import UsageError
+
 
 @dataclass
 class State:
@@ -44,6 +46,22 @@ def global_options(*, hidden: bool) -> list[click.Parameter]:
         # For the service: see wire.py.
         click.Option(["--progress-fd"], type=click.IntRange(min=1), **{**shared, "hidden": True}),
     ]
+
+
+class Group(click.Group):
+    """A group of commands, with a hint for their names."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with the nearest command as a hint."""
+        known = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in known:
+            from vmbackup.config.mistakes import did_you_mean
+
+            hint = did_you_mean(args[0], known) or f"use one of {', '.join(known)}"
+            raise UsageError(f'there is no command "{self.name} {args[0]}"', hint)
+        return super().resolve_command(ctx, args)
 
 
 class Command(click.Command):

@@ -98,6 +98,7 @@ def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
     attributes = dict(image.attributes) if image else {}
     if _is_encrypted(entry):
         attributes.setdefault("encryption", "yes")
+    attributes |= _data_file(entry)
     if driver == "qcow2" and (space := _preallocation(path, size)):
         attributes["preallocation"] = space
     info = DiskInfo(
@@ -112,6 +113,14 @@ def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
     )
     untracked, cure = _untracked(info, image)
     return DomainDisk(info, left_out=left_out, untracked=untracked, cure=cure, note=trouble)
+
+
+def _data_file(entry: Element) -> dict[str, str]:
+    """The raw file or device that holds the data where the image only tracks it, and which file that is."""
+    source = entry.find("./source/dataStore/source")
+    path = "" if source is None else source.get("file") or source.get("dev") or ""
+    inode = _inode(path) if path else None
+    return {"data_file": path} | ({} if inode is None else {"data_file_inode": str(inode)}) if path else {}
 
 
 def _preallocation(path: str, size: int) -> str | None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from typing import Self
 
 from vmbackup.errors import HypervisorError, JobConflictError
 
@@ -32,6 +33,12 @@ class DomainLock:
             ) from None
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Frees it; may be called twice."""

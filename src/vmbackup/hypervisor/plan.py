@@ -18,6 +18,8 @@ from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, Mode
 # because it is another repository's.
 Committed = Callable[[CheckpointName], bool | None]
 
+_RAW_DATA = ("data_file", "data_file_inode")
+
 _NOT_SURE = (
     "libvirt has lost the newest restore point's checkpoint: a disk is incremental only if QEMU still has its bitmap, "
     "which the backup itself finds out"
@@ -206,6 +208,8 @@ def _why_reread(disk: DomainDisk, request: Request, chain: _Chain) -> str | None
         return f"it is another image than in the newest restore point, which has {earlier.path}"
     if earlier.inode is not None and disk.info.inode != earlier.inode:
         return f"{earlier.path} is another file than in the newest restore point"
+    if any(disk.info.attributes.get(name) != earlier.attributes.get(name) for name in _RAW_DATA):
+        return "its raw data is another file than in the newest restore point"
     if disk.target not in chain.sizes:
         return "the checkpoint of the newest restore point does not cover the disk"
     if chain.sizes[disk.target] is None and not chain.to_redefine:
