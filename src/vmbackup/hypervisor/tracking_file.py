@@ -5,6 +5,7 @@ real one afterwards (facts of QEMU 7.2 and 10.0).
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from vmbackup.errors import HypervisorError
 SECTOR = 512
 _LOOKS, _LOOK_BYTES = 256, 64 << 10  # what is read of the data before and after: 16 MiB at most
 _LEFT = ".partial"
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,39 @@ def verify(place: Path, data: DataFile) -> None:
     extents = json.loads(_qemu_img("map", "--output=json", "-f", "qcow2", "--", str(place)))
     at = 0
     for extent in extents:
-        same = extent["start"] == at and extent.get("offset") == at and extent["data"] and not extent["zero"]
-        if not same:
+        if extent["start"] != at or not _shows(extent, data.path):
             raise HypervisorError(f"{place} does not show {data.path} as it is, at byte {at}")
         at += extent["length"]
     if at != data.size:
         raise HypervisorError(f"{place} shows {at} bytes of {data.path}, which has {data.size}")
     if DataFile.look(data.path) != data:
         raise HypervisorError(f"{data.path} changed while it was worked with", "is another program writing to it?")
+
+
+def _shows(extent: dict[str, Any], data: Path) -> bool:
+    """Whether a part of the qcow2 is what the data has there: that itself, or zeros where it has zeros."""
+    if extent["zero"]:
+        return _is_zero(data, extent["start"], extent["length"])
+    return bool(extent["data"]) and extent.get("offset") == extent["start"]
+
+
+def _is_zero(data: Path, start: int, length: int) -> bool:
+    end = start + length
+    with data.open("rb", buffering=0) as file:
+        while (start := _next_data(file.fileno(), start, end)) < end:
+            piece = os.pread(file.fileno(), min(_PIECE, end - start), start)
+            if piece.count(0) < len(piece):
+                return False
+            start += len(piece) or _PIECE
+    return True
+
+
+def _next_data(handle: int, start: int, end: int) -> int:
+    """The first byte from `start` on that is in no hole, `end` where there is none."""
+    try:
+        return os.lseek(handle, start, os.SEEK_DATA)
+    except OSError as error:
+        return end if error.errno == errno.ENXIO else start  # a device knows no holes
 
 
 def compare(place: Path, data: Path) -> None:

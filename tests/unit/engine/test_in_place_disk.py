@@ -98,6 +98,19 @@ def test_just_what_differs_is_written(kit: RamKit, tmp_path: Path, fmt: str) -> 
     assert bring(kit, newer, path, fmt).written_bytes == 0
 
 
+@pytest.mark.parametrize("raw", ["on", "off"])
+def test_data_in_a_file_of_its_own_is_read_there(kit: RamKit, tmp_path: Path, raw: str) -> None:
+    """Not at the same offset of the qcow2, where something else is, or nothing."""
+    _, older, new, old = ends(kit)
+    beside = tmp_path / "beside"
+    path = made_of(tmp_path / "disk", new, "qcow2", "-o", f"data_file={beside},data_file_raw={raw}")
+    disk = bring(kit, older, path, "qcow2")
+    assert content(path, "qcow2") == old
+    assert disk.written_bytes == 4 * CHUNK
+    if raw == "on":
+        assert beside.read_bytes() == old
+
+
 def test_holes_are_not_read(kit: RamKit, tmp_path: Path) -> None:
     """What is nowhere allocated differs from data, and equals zeros, unseen."""
     _, older, _, old = ends(kit)

@@ -51,6 +51,20 @@ def test_the_data_is_seen_through_it_and_is_not_written(raw: Path, tmp_path: Pat
     qemu_img("check", "-q", place)
 
 
+def test_zeros_that_a_guest_wrote_are_zeros_of_the_data(raw: Path, tmp_path: Path) -> None:
+    """QEMU notes them in the qcow2 and writes them; where it had only noted them, that is told."""
+    place = tmp_path / "tracking.qcow2"
+    tracking_file.make(place, DataFile.look(raw))
+    for command in ("write -z 0 64k", "write -z -u 64k 64k", "discard 5M 64k", "write -z -u 3M 2M"):
+        subprocess.run(["qemu-io", "-d", "unmap", "-c", command, str(place)], check=True, capture_output=True)
+    tracking_file.verify(place, DataFile.look(raw))
+    with raw.open("r+b") as file:
+        file.seek(4 * MiB + 4096)
+        file.write(b"x")
+    with pytest.raises(HypervisorError, match="at byte 3145728"):
+        tracking_file.verify(place, DataFile.look(raw))
+
+
 def test_it_is_made_again_over_one_of_the_same_data_alone(raw: Path, tmp_path: Path) -> None:
     """One that a killed run left; never a file of somebody else."""
     place, data = tmp_path / "tracking.qcow2", DataFile.look(raw)

@@ -5,7 +5,7 @@ from pathlib import Path
 from vmbackup.engine.images.image_file import image_name, served_image
 from vmbackup.engine.images.local_image import MappedImage, ServedImage
 from vmbackup.engine.images.nbd_target import NbdTarget
-from vmbackup.engine.images.qemu_img import run_tool
+from vmbackup.engine.images.qemu_img import has_data_file, run_tool
 from vmbackup.engine.images.qemu_secret import QemuSecret
 
 _EACH, _SPARE = 4, 4  # connections a worker, which compares and writes, and beside
@@ -37,11 +37,15 @@ class ImageServer(NbdTarget):
     def image(self, *, mapped: bool) -> ServedImage:
         """The image for reading; `mapped`: all of it in order, out of its own file as far as possible."""
         self._close_image()
-        if mapped and not self._encrypted:
+        if mapped and not self._encrypted and not self._has_data_file():
             self._image = MappedImage(self.path, self.driver, self.nbd)
         else:
             self._image = ServedImage(self.path, self.nbd)
         return self._image
+
+    def _has_data_file(self) -> bool:
+        """Whether its data lies in another file: the offsets that QEMU tells are of that one."""
+        return self.driver == "qcow2" and has_data_file(self.path)
 
     def finish(self) -> int:
         """Flushes, ends qemu-nbd and lets the image go; gives the bytes that it takes on its file system."""

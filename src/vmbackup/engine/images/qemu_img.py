@@ -5,20 +5,26 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vmbackup.engine.images.target_errors import tool_error
 from vmbackup.errors import TargetError
 
 
-def image_info(path: Path) -> dict[str, object]:
-    """What qemu-img says of an image."""
+def image_info(path: Path) -> dict[str, Any]:
+    """What qemu-img says of an image. Raises TargetError."""
     done = subprocess.run(
         ["qemu-img", "info", "-U", "--output=json", str(path)], capture_output=True, check=False, text=True
     )
     if done.returncode:
         raise TargetError(f"qemu-img cannot read {path}: {done.stderr.strip()}")
-    found: dict[str, object] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def has_data_file(path: Path) -> bool:
+    """Whether a qcow2 keeps its data in a file of its own. Raises TargetError."""
+    return bool(image_info(path).get("format-specific", {}).get("data", {}).get("data-file"))
 
 
 def run_tool(command: Sequence[str], path: Path, fds: Sequence[int] = ()) -> None:
