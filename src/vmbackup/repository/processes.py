@@ -2,16 +2,22 @@
 
 from pathlib import Path
 
+_ENDED = ("Z", "X")  # states of a process: a zombie, and one that is dead
+
 
 def process_mark(pid: int | str = "self") -> str:
-    """`<boot>:<pid>:<start>` of a running process; empty where there is none of that pid. Linux's procfs."""
+    """`<boot>:<pid>:<start>` of a running process; empty where there is none of that pid (proc(5), pid/stat).
+
+    One that has ended runs no more, though nobody took in its end yet: in a container perhaps nobody ever does.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
     number, _, rest = stat.partition(" ")
-    return f"{boot}:{number}:{rest.rpartition(')')[2].split()[19]}"
+    state, *fields = rest.rpartition(")")[2].split()
+    return "" if state in _ENDED else f"{boot}:{number}:{fields[18]}"
 
 
 def is_alive(mark: str) -> bool:
