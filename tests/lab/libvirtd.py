@@ -18,6 +18,7 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import IO, Any, Self
 from . import machine
 
 URI = "qemu:///system"
+REAPER = Path(__file__).with_name("reaper.py")
 START_TIMEOUT = 90.0   # seconds; a first start on a slow machine probes every QEMU binary
 GOODBYE_TIMEOUT = 1.0  # seconds; libvirtd holds a connection for a moment after its client has closed it
 STOP_TIMEOUT = 20.0    # seconds
@@ -94,7 +96,7 @@ class LibvirtService:
             for name in ("virtlogd", "libvirtd"):
                 pid_file = Path(f"/run/{name}.pid")
                 if _daemon(pid_file, name) is None:
-                    _run(machine.program(name), "-d")
+                    _run(sys.executable, str(REAPER), machine.program(name), "-d")
                     _wait(lambda p=pid_file, n=name: _daemon(p, n) is not None, START_TIMEOUT)
                     note.setdefault("daemons", {})[name] = _daemon(pid_file, name)
                     self._write_note(note)
