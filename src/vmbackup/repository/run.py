@@ -9,7 +9,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from vmbackup.errors import DamageError, JobConflictError, VmbackupError
+from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.repository import condemned, damage
 from vmbackup.repository import session as sessions
 from vmbackup.repository.condemned import TABLE, ObjectName
@@ -27,6 +27,7 @@ from vmbackup.repository.placing import Placing
 from vmbackup.repository.points import COPY, POINT, Documents, Point, encode_table
 from vmbackup.repository.processes import is_alive
 from vmbackup.repository.repository import PointList, Repository, newest
+from vmbackup.repository.rivals import Rivals
 from vmbackup.repository.salvage import salvage
 from vmbackup.repository.session import Session
 from vmbackup.repository.stock import Lost
@@ -34,8 +35,6 @@ from vmbackup.storage_backends import Entry, ObjectMissing, StoreError
 
 # A killed run loses no more than this of its stored chunks where its host cannot salvage them.
 PARTIAL_BYTES = 16 << 30
-# Another host's session of the same guest that is older than this is taken for dead: both committing is harmless.
-RIVAL_SECONDS = 3600.0
 _META_BYTES = 4 << 20
 
 
@@ -85,6 +84,7 @@ class Run:
         *,
         name: Callable[[], bytes] = new_session,
         choose: Callable[[list[Point]], Point | None] = newest,
+        wait: Callable[[float], None] = time.sleep,
     ) -> "Run":
         """Pins a session, then reads what the run relies on.
 
@@ -101,7 +101,7 @@ class Run:
             run._locks = RunLocks(repository.store, run.catalog, days, run._main.pinned_at())
         try:
             doomed, found = run._read_protocol()
-            run._give_way(found)
+            run._give_way(found, wait)
             run._adopt(found, doomed, choose)
         except BaseException:
             run._main.give_up()
@@ -144,28 +144,15 @@ class Run:
             return {}
         return sessions.read_pin(self.repository, self.lineage, session, data)
 
-    def _give_way(self, found: PointList) -> None:
-        """Two hosts, one guest: the higher session id gives way to a live lower one."""
-        for entry in self.repository.store.list(self.lineage.prefix("sessions")):
-            rival = bytes.fromhex(entry.key.rsplit("/", 1)[1])
-            if rival == self._main.id or found.has_ended(self.lineage, rival):
-                continue
-            if self._moves_slots(rival):
-                continue
-            if time.time() - entry.modified > RIVAL_SECONDS:
-                self.warnings.append(f"another host began a backup of this guest and never ended it ({entry.key})")
-            elif rival < self._main.id:
-                raise JobConflictError(
-                    "another host is backing this guest up at this moment",
-                    "let it finish; a guest that runs on two hosts at once is in danger",
-                )
+    def _give_way(self, found: PointList, wait: Callable[[float], None]) -> None:
+        rivals = Rivals(self.repository.store, self.lineage, self._main, self._readable_pin)
+        self.warnings += rivals.give_way(found, wait)
 
-    def _moves_slots(self, session: bytes) -> bool:
-        """Whether it is no backup, but a repacking: nobody is in its way."""
+    def _readable_pin(self, session: bytes) -> dict[str, Any]:
         try:
-            return PIN_FIELD in self._pin_of(session)
+            return self._pin_of(session)
         except DamageError:
-            return False
+            return {}
 
     def _adopt(
         self, found: PointList, doomed: set[ObjectName], choose: Callable[[list[Point]], Point | None]

@@ -187,7 +187,7 @@ def write(
     `changed` since the session `since`; where that is not the parent, its bitmap is of no use and all is read.
     """
     lineage = repository.lineage("libvirt", guest)
-    run = Run.open(repository, lineage, host)
+    run = Run.open(repository, lineage, host, wait=lambda _: None)
     run.partial_bytes = chance.choice([1, 1 << 30])
     try:
         if repository.cache:

@@ -14,7 +14,7 @@ from tests.unit.engine.kit import SECRET, RamKit
 from vmbackup.engine.backup import run as backup_module
 from vmbackup.errors import DamageError, JobConflictError, PointInTimeLostError, RepositoryError, VmbackupError
 from vmbackup.repository import Repository
-from vmbackup.repository import run as run_module
+from vmbackup.repository import rivals
 from vmbackup.repository.session import Session
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -229,7 +229,7 @@ def test_rival_host_gives_way(make_kit: Callable[..., RamKit], monkeypatch: pyte
     rival.pin()
     with pytest.raises(JobConflictError, match="another host"):
         kit.backup()
-    monkeypatch.setattr(run_module, "RIVAL_SECONDS", -1.0)
+    monkeypatch.setattr(rivals, "RIVAL_SECONDS", -1.0)
     assert "never ended" in kit.backup().warnings[0]
     kit.check_all()
 
