@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +34,31 @@ class CliError(Exception):
 
 
 class Cli:
-    """Runs vmbackup with everything it keeps below `folder`."""
+    """Runs vmbackup with everything it keeps below `folder`.
 
-    def __init__(self, folder: Path) -> None:
+    `before` goes before the command (SecondLibvirt.beside); `home`: the folder of the Cli whose repository it shares.
+    """
+
+    def __init__(
+        self, folder: Path, *, before: Sequence[str] = (), home: Path | None = None, uri: str = "qemu:///system"
+    ) -> None:
         self.folder = folder
         self.config = folder / "config.toml"
-        self.repository = folder / "repository"
-        self._program = Path(sys.executable).with_name("vmbackup")
-        (folder / "secrets").mkdir(mode=0o700)
-        self.config.write_text(CONFIG.format(folder=folder))
+        self.repository = (home or folder) / "repository"
+        self._program = [*before, str(Path(sys.executable).with_name("vmbackup"))]
+        if home is None:
+            (folder / "secrets").mkdir(mode=0o700)
+        text = CONFIG.format(folder=folder).replace("qemu:///system", uri)
+        for name in ("repository", "secrets") if home else ():
+            text = text.replace(f"{folder}/{name}", f"{home}/{name}")
+        self.config.write_text(text)
 
     def run(self, *arguments: str) -> dict[str, Any]:
         """Runs `vmbackup --json ARGUMENTS` and returns its document. Raises CliError.
 
         An interruption is passed on, and vmbackup waited for: it aborts its job and thaws the guest.
         """
-        command = [str(self._program), "--config", str(self.config), "--json", "--quiet", *arguments]
+        command = [*self._program, "--config", str(self.config), "--json", "--quiet", *arguments]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, text=True) as process:
             try:

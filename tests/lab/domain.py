@@ -109,6 +109,8 @@ class Workhorse:
         self.domain = self.domain.migrate3(connection, {libvirt.VIR_MIGRATE_PARAM_URI: "tcp://127.0.0.1"}, flags)
         self._connection, self._run_folder = connection, run_folder
         self._devices.clear()
+        for path in self._paths.values():   # the old libvirt has taken them back: to it the storage is not shared
+            os.chown(path, *machine.qemu_user())
         # QEMU 7.2 takes images over as a guest goes on: it dies of a write by qemu-io before that.
         self.domain.resume()
         self.domain.suspend()

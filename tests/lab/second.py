@@ -44,8 +44,11 @@ if [ -n "$root" ]; then
     mkdir -p "$root$lab"; mount --bind "$lab" "$root$lab"
 fi
 for pair in $OWN; do
-    mkdir -p "$root/${pair#*:}"; mount --bind "$own/${pair%:*}" "$root/${pair#*:}"
+    for top in "$root" ${root:+""}; do   # for programs of this machine that run beside it, too
+        mkdir -p "$top/${pair#*:}"; mount --bind "$own/${pair%:*}" "$top/${pair#*:}"
+    done
 done
+hostname "$NAME"
 exec chroot "${root:-/}" "$@"
 """
 
@@ -53,7 +56,7 @@ exec chroot "${root:-/}" "$@"
 class SecondLibvirt:
     """Runs from entering to leaving, with all its domains. `folder` is an empty one of the lab, of a short path.
 
-    `libvirtd` and `qemu` are more lines of libvirtd.conf and qemu.conf, values as they stand there; `arguments` the
+    Its host is called as the folder. `libvirtd` and `qemu` are more lines of libvirtd.conf and qemu.conf, values as they stand there; `arguments` the
     daemon's.
     """
 
@@ -135,13 +138,19 @@ class SecondLibvirt:
         return subprocess.run(self._inside(*command), env=self._environment(), check=True, stdin=subprocess.DEVNULL,
                               capture_output=True, text=True).stdout
 
+    @property
+    def beside(self) -> list[str]:
+        """What goes before a command of this machine that shall run on this host: its libvirt is qemu:///system."""
+        assert self._daemon is not None
+        return ["nsenter", f"--target={self._daemon.pid}", "--mount", "--uts"]
+
     def _inside(self, *command: str) -> list[str]:
-        return ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _NAMESPACE, "second",
+        return ["unshare", "--mount", "--uts", "--propagation", "private", "sh", "-euc", _NAMESPACE, "second",
                 str(self._root), str(self.folder), str(machine.LAB_DIR), *command]
 
     def _environment(self) -> dict[str, str]:
         return {"LC_ALL": "C.UTF-8", "HOME": "/root", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-                "OWN": " ".join(f"{name}:{place}" for name, place in _OWN.items())}
+                "NAME": self.folder.name, "OWN": " ".join(f"{name}:{place}" for name, place in _OWN.items())}
 
 
 def _write_conf(path: Path, values: Mapping[str, str]) -> None:
