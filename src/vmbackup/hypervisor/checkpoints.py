@@ -4,6 +4,7 @@ A checkpoint is libvirt's metadata and a bitmap in each image, and either can be
 Every function takes a virDomain and touches only names of ours.
 """
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor.disks import disk_paths
 from vmbackup.hypervisor.failures import absent_bitmap_disk, broken_disk, code_of
-from vmbackup.hypervisor.images import remove_bitmap
+from vmbackup.hypervisor.images import ImageInUseError, remove_bitmap
 from vmbackup.hypervisor.names import PREFIX, CheckpointName
 from vmbackup.hypervisor.xmltree import Element, element, parse, render
 
@@ -152,7 +153,9 @@ def _remove_running(domain: Any, name: str, orphans: Iterable[str]) -> bool:
 def _remove_stopped(domain: Any, name: str, paths: Mapping[str, str]) -> bool:
     found = False
     for path in {**paths, **disk_paths(domain)}.values():
-        found |= remove_bitmap(path, name)
+        # In use although the domain is off: it has moved to another host. Its bitmaps are that one's now.
+        with contextlib.suppress(ImageInUseError):
+            found |= remove_bitmap(path, name)
     checkpoint = lookup(domain, name)
     if checkpoint is not None:
         checkpoint.delete(_METADATA_ONLY)

@@ -11,6 +11,10 @@ from vmbackup.errors import HypervisorError
 _TIMEOUT = 30.0
 
 
+class ImageInUseError(HypervisorError):
+    """QEMU's lock of the image is held, on this host or on one that shares its storage."""
+
+
 @dataclass(frozen=True)
 class ImageInfo:
     """An image's header. `bitmaps` name -> flags ("auto" = recording, "in-use" = inconsistent or loaded)."""
@@ -42,7 +46,7 @@ def image_info(path: str) -> ImageInfo:
 def remove_bitmap(path: str, name: str) -> bool:
     """Removes a bitmap, sound or not, from every image of the chain that has it. True if there was one.
 
-    For images that are not in use: QEMU's lock makes it fail otherwise. Raises HypervisorError.
+    For images that are not in use: QEMU's lock makes it fail otherwise. Raises HypervisorError, ImageInUseError.
     """
     found = False
     for image in image_chain(path):
@@ -85,6 +89,8 @@ def _run(command: list[str]) -> str:
     except subprocess.TimeoutExpired as error:
         raise HypervisorError(f"{command[-1]} cannot be read: no answer in {_TIMEOUT:.0f} s") from error
     if done.returncode:
+        if "Is another process using the image" in done.stderr:
+            raise ImageInUseError(f"another process has {command[-1]} open")
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise HypervisorError(lines[-1].removeprefix("qemu-img: "))
     return done.stdout

@@ -28,7 +28,10 @@ class _Rival(NamedTuple):
 
 
 class Rivals:
-    """What a run that has pinned `main` sees of other backups of its guest; `pin_of` reads a pin, {} where it cannot."""
+    """What a run that has pinned `main` sees of other backups of its guest.
+
+    `pin_of` reads a pin; {} where it cannot be read.
+    """
 
     def __init__(
         self, store: Store, lineage: Lineage, main: Session, pin_of: Callable[[bytes], Mapping[str, Any]]

@@ -10,7 +10,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from tests.lab.cli import Cli, CliError
+from tests.lab.cli import Cli
 from tests.lab.disk import Disk, MiB
 from tests.lab.domain import RUN_FOLDER, Workhorse
 from tests.lab.second import SecondLibvirt
@@ -138,7 +138,7 @@ def test_a_migration_during_a_backup_is_refused(pair: Pair, host: Host) -> None:
     shadow.compare(pair.folder)
 
 
-@pytest.mark.parametrize("undefine", [True, False])
+@pytest.mark.parametrize("undefine", [pytest.param(True, marks=pytest.mark.torture), False])
 def test_what_a_killed_run_left_on_the_old_host_goes(
     pair: Pair, host: Host, work_dir: Path, undefine: bool, short_seal: None
 ) -> None:

@@ -13,8 +13,7 @@ from tests.ram import RamDisk
 from tests.unit.engine.kit import SECRET, RamKit
 from vmbackup.engine.backup import run as backup_module
 from vmbackup.errors import DamageError, JobConflictError, PointInTimeLostError, RepositoryError, VmbackupError
-from vmbackup.repository import Repository
-from vmbackup.repository import rivals
+from vmbackup.repository import Repository, rivals
 from vmbackup.repository.session import Session
 
 KIB, MIB = 1 << 10, 1 << 20
