@@ -56,9 +56,8 @@ exec chroot "${root:-/}" "$@"
 class SecondLibvirt:
     """Runs from entering to leaving, with all its domains. `folder` is an empty one of the lab, of a short path.
 
-    Its host is
-    called as the folder. `libvirtd` and `qemu` are more lines of libvirtd.conf and qemu.conf, values as they stand there; `arguments` the
-    daemon's.
+    Its host is called as the folder. `libvirtd` and `qemu` are more lines of libvirtd.conf and qemu.conf, values as
+    they stand there; `arguments` the daemon's.
     """
 
     def __init__(
