@@ -3,7 +3,6 @@
 import glob
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from vmbackup.errors import HypervisorError, JobConflictError
@@ -16,22 +15,11 @@ from vmbackup.hypervisor.intents import Intent, IntentStore
 from vmbackup.hypervisor.job import LiveJob
 from vmbackup.hypervisor.locks import DomainLock
 from vmbackup.hypervisor.names import SOCKET_PATH_MAX, CheckpointName, file_tag, scratch_name, socket_name
-from vmbackup.hypervisor.plan import Plan, Request, make_plan
+from vmbackup.hypervisor.places import Places
+from vmbackup.hypervisor.plan import Plan, Request, make_plan, require_disks
 from vmbackup.hypervisor.quiesce import Freezer
 from vmbackup.hypervisor.recovery import Leftover
 from vmbackup.hypervisor.source import DomainInfo, FreezeOptions, QuiescePolicy
-
-DOMAIN_FOLDERS = "/var/lib/libvirt/qemu"
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where a run puts things on this host, and how many of our checkpoints a domain keeps."""
-
-    scratch_dir: str
-    state_dir: str
-    domain_folders: str = DOMAIN_FOLDERS
-    keep: int = 1
 
 
 def domain_folder(places: Places, info: DomainInfo) -> str:
@@ -77,11 +65,7 @@ class Beginner:
             lambda raw: make_plan(raw, handle(raw, info), info, self._request, apply=True),
             info.name,
         )
-        if not plan.included:
-            why = [f"disk {disk.target} is left out: {disk.reason}" for disk in plan.disks]
-            raise HypervisorError(
-                f"domain {info.name} has no disk that can be backed up", "; ".join(why) or "it has no disks"
-            )
+        require_disks(plan)
         return self._prepared(info, plan, lock, recovered)
 
     def _refuse_conflict(self, info: DomainInfo, recovered: Sequence[Leftover]) -> None:
@@ -123,8 +107,6 @@ class Beginner:
             raise HypervisorError(f"the socket's path is longer than {SOCKET_PATH_MAX} bytes: {socket}")
         tracked = [disk for disk in plan.included if disk.tracked]
         name = CheckpointName.make(self._request.repository_id, self._session, datetime.now(UTC))
-        # The new checkpoint is one of those to keep.
-        kept = max(0, self._places.keep - 1)
         return Intent(
             session=self._session,
             repository_id=self._request.repository_id,
@@ -143,5 +125,5 @@ class Beginner:
             scratch_bytes=need,
             was_running=info.state == "running",
             frozen=frozen,
-            superseded=plan.superseded[: len(plan.superseded) - kept] if kept else plan.superseded,
+            superseded=plan.to_drop(self._places.keep),
         )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from vmbackup.errors import JobConflictError, VmbackupError
 from vmbackup.hypervisor import checkpoints, cleanup, scratch
-from vmbackup.hypervisor.begin import Places, domain_folder
+from vmbackup.hypervisor.begin import domain_folder
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.disks import DomainDisk, read_disks
 from vmbackup.hypervisor.domains import handle
@@ -17,6 +17,7 @@ from vmbackup.hypervisor.half_done import HalfDoneStore
 from vmbackup.hypervisor.intents import IntentStore
 from vmbackup.hypervisor.locks import DomainLock
 from vmbackup.hypervisor.names import PREFIX
+from vmbackup.hypervisor.places import Places
 from vmbackup.hypervisor.probe import agent_trouble
 from vmbackup.hypervisor.source import DomainInfo
 from vmbackup.hypervisor.xmltree import parse
@@ -56,10 +57,8 @@ def check_host(connection: Connection, places: Places) -> list[Check]:
 def check_domain(connection: Connection, places: Places, store: IntentStore, info: DomainInfo) -> list[Check]:
     """The conditions of one domain and its disks; changes nothing."""
     half_done = _half_done(places, info)
-    if not info.active:
-        fix = f"virsh start {shlex.quote(info.name)}"
-        off = Check("running", info.name, "warn", f"it is {info.state}: only a running domain is backed up", fix)
-        return half_done or [off]
+    if not info.active and half_done:
+        return half_done
     found = [Check("running", info.name, "ok", f"it is {info.state}"), *half_done]
     try:
         lock = DomainLock(places.state_dir, info.uuid, info.name)
@@ -83,6 +82,10 @@ def check_domain(connection: Connection, places: Places, store: IntentStore, inf
 
 
 def _domain(raw: Any, domain: Any, places: Places, info: DomainInfo) -> Iterator[Check]:
+    if not info.active:
+        for disk in read_disks(raw, domain):
+            yield _disk(info, disk)
+        return
     folder = _checked("socket-folder", info.name, lambda: ("ok", domain_folder(places, info), ""))
     yield folder
     yield _agent(domain, info)
@@ -130,12 +133,15 @@ def _disk(info: DomainInfo, disk: DomainDisk) -> Check:
     subject = f"{info.name}/{disk.target}"
     if disk.left_out:
         return Check("disk", subject, "ok" if disk.left_out_for_good else "warn", f"left out: {disk.left_out}")
+    if disk.closed:
+        fix = f"virsh start {shlex.quote(info.name)}"
+        return Check("disk", subject, "warn", f"no backup while the domain is off: {disk.closed}", fix)
     if disk.untracked:
         fix = f"{disk.cure}   # with the domain off" if disk.cure else ""
         return Check("disk", subject, "warn" if fix else "ok", f"read whole each time: {disk.untracked}", fix)
     if "encryption" in disk.info.attributes:
-        message = "the image is encrypted; restored images are not"
-        return Check("disk", subject, "warn", message)
+        message = "encrypted: a restore needs its passphrase (--luks-passphrase-file); keep it apart from this host"
+        return Check("disk", subject, "ok", message)
     return Check("disk", subject, "ok", f"{disk.info.format}, {disk.info.virtual_size} bytes, incremental")
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor import _libvirt as lv
-from vmbackup.hypervisor.images import ImageInfo, image_info
+from vmbackup.hypervisor.images import ImageInfo, image_chain, image_info
 from vmbackup.hypervisor.source import DiskInfo
 from vmbackup.hypervisor.xmltree import Element, parse
 
 _XML_INACTIVE = 2
+_LOCAL = ("file", "block", "volume")
 _NOTHING_OF_THE_GUEST = ("it is a cdrom", "it is a floppy", "it is read-only", "it has no medium")
 
 
@@ -22,6 +23,7 @@ class DomainDisk:
 
     `untracked` is the reason why it cannot have a bitmap (raw, qcow2 v2): read whole each time; `cure` the command
     that changes that, where there is one; `note` what the operator should know of it.
+    Of a guest that is off: `chain` are its image and those below it, `closed` is why it cannot be read without QEMU.
     """
 
     info: DiskInfo
@@ -29,6 +31,8 @@ class DomainDisk:
     untracked: str | None = None
     cure: str | None = None
     note: str | None = None
+    chain: tuple[ImageInfo, ...] = ()
+    closed: str | None = None
 
     @property
     def target(self) -> str:
@@ -42,7 +46,7 @@ class DomainDisk:
 
 
 def read_disks(raw: Any, domain: Any) -> list[DomainDisk]:
-    """All disks of the domain's live XML, in its order. For an active domain.
+    """All disks of the domain's XML, in its order: the live one's, or those that it would start with.
 
     `raw` is the virConnect (volumes are resolved through their pools), `domain` the virDomain.
     """
@@ -67,7 +71,7 @@ def read_stopped(raw: Any, domain: Any) -> list[StoppedDisk]:
 
 
 def _read_stopped(raw: Any, entry: Element) -> StoppedDisk:
-    local = entry.get("type") in ("file", "block", "volume")
+    local = entry.get("type") in _LOCAL
     return StoppedDisk(
         target=_attribute(entry, "target", "dev"),
         path=_path(raw, entry) if local else "",
@@ -93,8 +97,10 @@ def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
     driver = _attribute(entry, "driver", "type") or "raw"
     path = _path(raw, entry)
     left_out = _left_out(entry, path)
-    size = 0 if left_out else _virtual_size(domain, target)
-    image, trouble = (None, None) if left_out else _image(entry, path)
+    off = not domain.isActive()
+    chain, trouble = ((), None) if left_out else _images(entry, path, driver, off=off)
+    image = chain[0] if chain else None
+    size = 0 if left_out else _size_off(image) if off else _virtual_size(domain, target)
     attributes = dict(image.attributes) if image else {}
     if _is_encrypted(entry):
         attributes.setdefault("encryption", "yes")
@@ -112,6 +118,9 @@ def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
         inode=_inode(path),
     )
     untracked, cure = _untracked(info, image)
+    if off:
+        closed = None if left_out else _closed(entry, path, chain, trouble)
+        return DomainDisk(info, left_out, untracked, cure, chain=chain, closed=closed)
     return DomainDisk(info, left_out=left_out, untracked=untracked, cure=cure, note=trouble)
 
 
@@ -197,14 +206,37 @@ def volume_path(raw: Any, pool: str, volume: str) -> str:
         raise HypervisorError(f"the volume {volume} of pool {pool} cannot be found: {error}") from error
 
 
-def _image(entry: Element, path: str) -> tuple[ImageInfo | None, str | None]:
-    """What qemu-img says; None with the reason where the image cannot be looked at from here."""
-    if entry.get("type") not in ("file", "block", "volume"):
-        return None, None
+def _images(entry: Element, path: str, driver: str, *, off: bool) -> tuple[tuple[ImageInfo, ...], str | None]:
+    """What qemu-img says; nothing with the reason where the image cannot be looked at from here.
+
+    While QEMU runs the image alone: what lies below it is QEMU's affair.
+    """
+    if entry.get("type") not in _LOCAL:
+        return (), None
     try:
-        return image_info(path), None
+        if off:
+            return tuple(image_chain(path, "luks" if driver == "raw" and _is_encrypted(entry) else driver)), None
+        return (image_info(path),), None
     except HypervisorError as error:
-        return None, f"the image {path} could not be looked at ({error}): a restore makes it with default settings"
+        return (), f"the image {path} could not be looked at ({error}): a restore makes it with default settings"
+
+
+def _closed(entry: Element, path: str, chain: tuple[ImageInfo, ...], trouble: str | None) -> str | None:
+    """Why a disk of a guest that is off cannot be read; None where it can."""
+    if entry.get("type") not in _LOCAL:
+        return f"it is no file or device of this host ({path})"
+    if trouble or not chain:
+        return (trouble or f"the image {path} could not be looked at").partition(": a restore")[0]
+    for image in chain:
+        if image.backing and not image.backing_format:
+            return f"{image.path} does not tell the format of {image.backing} below it"
+    if len(chain) > 1 and _is_encrypted(entry):
+        return "it is encrypted, and other images lie below it"
+    return None
+
+
+def _size_off(image: ImageInfo | None) -> int:
+    return image.virtual_size if image else 0
 
 
 def _virtual_size(domain: Any, target: str) -> int:

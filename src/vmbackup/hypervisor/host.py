@@ -9,17 +9,20 @@ from typing import Self
 
 from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor.aside import set_aside
-from vmbackup.hypervisor.begin import DOMAIN_FOLDERS, Beginner, Places
+from vmbackup.hypervisor.begin import Beginner
 from vmbackup.hypervisor.checks import Check, check_domain, check_host
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.define import DefineOptions, Definition, define, plan_definition, start
 from vmbackup.hypervisor.disk_users import DiskUser, disk_users
-from vmbackup.hypervisor.domains import describe, find_domain, handle, list_domains, require_running
+from vmbackup.hypervisor.domains import describe, find_domain, handle, list_domains
 from vmbackup.hypervisor.half_done import HalfDoneStore
 from vmbackup.hypervisor.intents import Intent, IntentStore
 from vmbackup.hypervisor.job import LiveJob
 from vmbackup.hypervisor.locks import DomainLock
 from vmbackup.hypervisor.names import CheckpointName, session_tag
+from vmbackup.hypervisor.off_begin import OffBeginner
+from vmbackup.hypervisor.off_job import OffJob
+from vmbackup.hypervisor.places import DOMAIN_FOLDERS, Places
 from vmbackup.hypervisor.plan import Committed, Plan, Request, make_plan
 from vmbackup.hypervisor.purge import PurgeReport, purge_domain
 from vmbackup.hypervisor.recovery import Leftover, recover_domain, thaw_domain
@@ -96,7 +99,6 @@ class Host:
         half_done = self.half_done.of(domain.uuid)
         request = Request(repository_id, parent, full, earlier or {}, reread or {}, committed, half_done)
         info = self.connection.call("look at the domain", lambda raw: describe(handle(raw, domain)), domain.name)
-        require_running(info)
         lock = self.reserve(info)
         try:
             return self.connection.call(
@@ -129,8 +131,8 @@ class Host:
         reread: Mapping[str, str] | None = None,
         committed: Committed | None = None,
         readers: int = 1,
-    ) -> LiveJob:
-        """Fixes a point in time of a running domain. Dead runs on it are put right first (`job.recovered`).
+    ) -> LiveJob | OffJob:
+        """Fixes a point in time of a domain, running or off. Dead runs on it are put right first (`job.recovered`).
 
         `session` is the run's id, 32 hex digits, used for no other begin. `parent` is the anchor of the newest
         restore point, `earlier` all that point's disks by target (also raw ones). `reread` has reasons to
@@ -151,8 +153,11 @@ class Host:
             half_done = self.half_done.of(domain.uuid)
             request = Request(repository_id, parent, full, earlier or {}, reread or {}, committed, half_done)
             recovered = self._recover_locked(domain.uuid, committed or _only(parent, repository_id))
-            given = request, session, quiesce, freezing or FreezeOptions(), readers
-            return Beginner(self.connection, self._store, self.places, *given).begin(domain, lock, recovered)
+            info = self.connection.call("look at the domain", lambda raw: describe(handle(raw, domain)), domain.name)
+            common = self.connection, self._store, self.places, request, session, quiesce
+            if not info.active:
+                return OffBeginner(*common, readers).begin(info, lock, recovered)
+            return Beginner(*common, freezing or FreezeOptions(), readers).begin(info, lock, recovered)
         except BaseException:
             lock.release()
             raise

@@ -25,6 +25,7 @@ class ImageInfo:
     attributes: dict[str, str] = field(default_factory=dict)
     bitmaps: dict[str, tuple[str, ...]] = field(default_factory=dict)
     backing: str | None = None
+    backing_format: str | None = None
 
     @property
     def holds_bitmaps(self) -> bool:
@@ -32,9 +33,13 @@ class ImageInfo:
         return self.format == "qcow2" and self.attributes.get("compat") != "0.10"
 
 
-def image_chain(path: str) -> list[ImageInfo]:
-    """The image and its backing images, top first; also while QEMU has it open. Raises HypervisorError."""
-    command = ["qemu-img", "info", "-U", "--output=json", "--backing-chain", "--", path]
+def image_chain(path: str, driver: str | None = None) -> list[ImageInfo]:
+    """The image and its backing images, top first; also while QEMU has it open. Raises HypervisorError.
+
+    `driver`: the image's, as qcow2; else its content tells, which for a raw disk is the guest's to choose.
+    """
+    told = ["-f", driver] if driver else []
+    command = ["qemu-img", "info", "-U", "--output=json", "--backing-chain", *told, "--", path]
     return [_parse(entry) for entry in json.loads(_run(command))]
 
 
@@ -74,6 +79,7 @@ def _parse(entry: dict[str, Any]) -> ImageInfo:
         attributes=attributes,
         bitmaps={bitmap["name"]: tuple(bitmap["flags"]) for bitmap in data.get("bitmaps", ())},
         backing=entry.get("full-backing-filename"),
+        backing_format=entry.get("backing-filename-format"),
     )
 
 

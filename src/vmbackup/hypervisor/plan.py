@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor import checkpoints
 from vmbackup.hypervisor.disks import DomainDisk, read_disks
 from vmbackup.hypervisor.half_done import HalfDone
@@ -90,6 +91,20 @@ class Plan:
         """The disks that the restore point will have."""
         return tuple(disk for disk in self.disks if disk.included)
 
+    def to_drop(self, keep: int) -> tuple[str, ...]:
+        """The superseded checkpoints that go, where `keep` stay, the new one included."""
+        kept = max(0, keep - 1)
+        return self.superseded[: len(self.superseded) - kept] if kept else self.superseded
+
+
+def require_disks(plan: Plan) -> None:
+    """Raises HypervisorError where the restore point would have no disk."""
+    if not plan.included:
+        why = [f"disk {disk.target} is left out: {disk.reason}" for disk in plan.disks]
+        raise HypervisorError(
+            f"domain {plan.domain.name} has no disk that can be backed up", "; ".join(why) or "it has no disks"
+        )
+
 
 @dataclass
 class _Chain:
@@ -98,10 +113,11 @@ class _Chain:
     sizes: Mapping[str, int | None] = field(default_factory=dict)
     to_redefine: bool = False
     why_not: str | None = None
+    broken: Mapping[str, str] = field(default_factory=dict)  # target -> why its bitmap cannot be used
 
 
 def make_plan(raw: Any, domain: Any, info: DomainInfo, request: Request, *, apply: bool) -> Plan:
-    """Plans a run of an active domain. `apply` lets it give lost metadata back to libvirt; else it only looks.
+    """Plans a run. `apply` lets it give lost metadata of an active domain back to libvirt; else it only looks.
 
     Raises libvirtError, HypervisorError.
     """
@@ -167,9 +183,11 @@ def _read_chain(
         return _Chain(why_not="the newest restore point names no checkpoint")
     if _own_parent(request) is None:
         return _Chain(why_not="the newest restore point came from another repository, whose checkpoint is not ours")
+    if not domain.isActive():
+        return _chain_off(disks, parent)
     found = checkpoints.lookup(domain, parent.checkpoint)
     if found is not None:
-        return _Chain(sizes=checkpoints.dirty_bytes(found))
+        return _sized(checkpoints.dirty_bytes(found), parent)
     if not apply:
         return _Chain(sizes=dict.fromkeys(parent.disks), to_redefine=True)
     targets = [disk.target for disk in disks if disk.target in parent.disks and not disk.left_out]
@@ -177,7 +195,28 @@ def _read_chain(
     made = checkpoints.redefine(domain, xml) if targets else None
     if made is None:
         return _Chain(why_not=f"checkpoint {parent.checkpoint} and its bitmaps are gone from the domain")
-    return _Chain(sizes=checkpoints.dirty_bytes(made))
+    return _sized(checkpoints.dirty_bytes(made), parent)
+
+
+def _sized(sizes: Mapping[str, int | None], parent: Anchor) -> _Chain:
+    broken = {target: broken_reason(parent.checkpoint) for target, size in sizes.items() if size is None}
+    return _Chain(sizes=sizes, broken=broken)
+
+
+def _chain_off(disks: list[DomainDisk], parent: Anchor) -> _Chain:
+    """What the images themselves say of a guest that is off: how much has changed is found out in reading."""
+    covered = [disk for disk in disks if disk.target in parent.disks and disk.chain]
+    found = {disk.target: _why_not_off(disk, parent.checkpoint) for disk in covered}
+    return _Chain(sizes=dict.fromkeys(found), broken={target: why for target, why in found.items() if why})
+
+
+def _why_not_off(disk: DomainDisk, name: str) -> str | None:
+    """Why a bitmap in an image that nobody has open cannot be used; None where it is sound."""
+    if disk.chain[0].bitmaps.get(name) != ("auto",):
+        return broken_reason(name)
+    if any(name in image.bitmaps for image in disk.chain[1:]):
+        return "a snapshot was made since, and while the guest is off its changes lie in bitmaps of several images"
+    return None
 
 
 def _plan_disk(disk: DomainDisk, request: Request, chain: _Chain) -> DiskPlan:
@@ -212,9 +251,7 @@ def _why_reread(disk: DomainDisk, request: Request, chain: _Chain) -> str | None
         return "its raw data is another file than in the newest restore point"
     if disk.target not in chain.sizes:
         return "the checkpoint of the newest restore point does not cover the disk"
-    if chain.sizes[disk.target] is None and not chain.to_redefine:
-        return broken_reason(request.parent.checkpoint if request.parent else "")
-    return request.reread.get(disk.target)
+    return chain.broken.get(disk.target) or request.reread.get(disk.target)
 
 
 def broken_reason(checkpoint: str) -> str:
@@ -238,8 +275,8 @@ def _notes(disks: list[DomainDisk], evidence: list[CheckpointName], newer: list[
     notes = [f"disk {disk.target} is left out: {disk.left_out}" for disk in lost]
     notes += [disk.note for disk in disks if disk.note]
     notes += [
-        f"disk {disk.target} is encrypted: the restore point holds what the guest sees (encrypted by the repository's"
-        " keys), and a restored image is not encrypted"
+        f"disk {disk.target} is encrypted: the restore point holds what the guest sees, under the repository's own"
+        " encryption; a restore needs the image's passphrase to encrypt it again (--luks-passphrase-file)"
         for disk in disks
         if "encryption" in disk.info.attributes
     ]

@@ -9,7 +9,6 @@ from vmbackup.hypervisor.jobxml import EXPORT_BITMAP
 from vmbackup.hypervisor.source import DiskInfo, Mode
 from vmbackup.nbd import Extent, NbdClient, NbdError, RequestFailed, extents
 
-BITMAP_CONTEXT = f"qemu:dirty-bitmap:{EXPORT_BITMAP}"
 _ALLOCATION_CONTEXT = "base:allocation"
 # A read that the server could not do is asked for again this often before the disk has failed.
 _TRIES = 3
@@ -141,10 +140,10 @@ class LiveReader:
 
 
 class LiveDisk:
-    """A DiskSource: a disk of a running domain, at its job's point in time.
+    """A DiskSource: a disk that QEMU serves over NBD, at its job's point in time.
 
-    `earlier_size`: bytes of the disk at the parent's time, for an incremental. What lies beyond was never in a
-    restore point: a clean bitmap says nothing of it, its allocation does.
+    `bitmap`: what the dirty bitmap is called there. `earlier_size`: bytes of the disk at the parent's time, for an
+    incremental. What lies beyond was never in a restore point: a clean bitmap says nothing of it, its allocation does.
     """
 
     def __init__(
@@ -154,15 +153,16 @@ class LiveDisk:
         mode: Mode,
         reason: str | None,
         earlier_size: int | None = None,
+        bitmap: str = EXPORT_BITMAP,
     ) -> None:
-        self._connections = connections
+        self._connections, self._context = connections, f"qemu:dirty-bitmap:{bitmap}"
         self.info, self.mode, self.reason = info, mode, reason
         self.size = info.virtual_size
         self._compared = min(self.size, self.size if earlier_size is None else earlier_size)
 
     def prepare(self, readers: int) -> None:
         """Makes the connections that the disk's map and so many readers need, as far as they can be kept."""
-        maps = [(_ALLOCATION_CONTEXT,), (BITMAP_CONTEXT,)] if self.mode == "incremental" else [(_ALLOCATION_CONTEXT,)]
+        maps = [(_ALLOCATION_CONTEXT,), (self._context,)] if self.mode == "incremental" else [(_ALLOCATION_CONTEXT,)]
         made = [(contexts, self._borrow(contexts)) for contexts in [*maps, *[()] * readers]]
         for contexts, client in made:
             self._connections.give_back(self.info.target, contexts, client)
@@ -174,8 +174,8 @@ class LiveDisk:
         with self._borrowed((_ALLOCATION_CONTEXT,)) as allocation, self._connections.failures():
             if self.mode == "incremental" and start < self._compared:
                 clean_end = min(end, self._compared)
-                with self._borrowed((BITMAP_CONTEXT,)) as bitmap:
-                    yield from extents(allocation, bitmap, start, clean_end, BITMAP_CONTEXT)
+                with self._borrowed((self._context,)) as bitmap:
+                    yield from extents(allocation, bitmap, start, clean_end, self._context)
                 start = clean_end
             if start < end:
                 yield from extents(allocation, None, start, end, None)

@@ -13,9 +13,9 @@ import pytest
 from tests.unit.engine.kit import RamKit
 from vmbackup.engine.images import qcow2_target
 from vmbackup.engine.images.image_options import ImageOptions, ImageWishes, image_options
-from vmbackup.engine.images.qemu_secret import QemuSecret
 from vmbackup.engine.restore.flat import RestoreOptions, restore
 from vmbackup.errors import TargetError, UsageError
+from vmbackup.hypervisor.qemu_secret import QemuSecret
 from vmbackup.progress import Silent
 from vmbackup.repository.points import DiskRecord
 

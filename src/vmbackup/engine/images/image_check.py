@@ -8,8 +8,8 @@ from pathlib import Path
 from vmbackup.engine.images.image_file import image_name
 from vmbackup.engine.images.qemu_img import run_tool
 from vmbackup.engine.images.qemu_nbd import LOCKED
-from vmbackup.engine.images.qemu_secret import QemuSecret
 from vmbackup.errors import TargetError
+from vmbackup.hypervisor.qemu_secret import QemuSecret
 
 # The killed restore's qemu-nbd ends with it, but not at the same instant.
 _LOCKED_SECONDS = 10.0

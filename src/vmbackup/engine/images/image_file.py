@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vmbackup.engine.images.image_options import ImageOptions
-from vmbackup.engine.images.qemu_secret import KEY_ID
 from vmbackup.engine.images.target_errors import told
+from vmbackup.hypervisor.qemu_secret import KEY_ID
 
 _DIRECT = 4096  # bytes: the largest block that O_DIRECT asks for
 

@@ -6,7 +6,7 @@ from vmbackup.engine.images.image_file import image_name, served_image
 from vmbackup.engine.images.local_image import MappedImage, ServedImage
 from vmbackup.engine.images.nbd_target import NbdTarget
 from vmbackup.engine.images.qemu_img import has_data_file, run_tool
-from vmbackup.engine.images.qemu_secret import QemuSecret
+from vmbackup.hypervisor.qemu_secret import QemuSecret
 
 _EACH, _SPARE = 4, 4  # connections a worker, which compares and writes, and beside
 

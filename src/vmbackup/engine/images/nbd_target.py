@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmbackup.engine.images.qemu_nbd import QemuNbd
-from vmbackup.engine.images.qemu_secret import QemuSecret
 from vmbackup.engine.images.target_errors import nbd_error, told
 from vmbackup.engine.images.targets import Writer
+from vmbackup.hypervisor.qemu_secret import QemuSecret
 from vmbackup.nbd.client import NbdClient
 from vmbackup.nbd.errors import NbdError
 

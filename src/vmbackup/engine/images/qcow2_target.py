@@ -10,10 +10,10 @@ from vmbackup.engine.images.image_file import create_options, served_image, serv
 from vmbackup.engine.images.image_options import ImageOptions
 from vmbackup.engine.images.nbd_target import NbdTarget
 from vmbackup.engine.images.qemu_img import run_tool
-from vmbackup.engine.images.qemu_secret import QemuSecret
 from vmbackup.engine.images.reserved_space import GrowingFile
 from vmbackup.engine.images.target_errors import told
 from vmbackup.errors import TargetError
+from vmbackup.hypervisor.qemu_secret import QemuSecret
 
 _CLUSTER = 65536  # bytes, QEMU's own choice
 

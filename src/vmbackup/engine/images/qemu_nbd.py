@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmbackup.engine.images.qemu_secret import QemuSecret
 from vmbackup.engine.images.target_errors import in_use
 from vmbackup.errors import TargetError
+from vmbackup.hypervisor.qemu_secret import QemuSecret
 from vmbackup.nbd.client import NbdClient
 from vmbackup.nbd.errors import NbdError
 

@@ -11,7 +11,6 @@ from vmbackup.engine.images.image_options import was_encrypted
 from vmbackup.engine.images.image_server import ImageServer, resize
 from vmbackup.engine.images.in_use import DeviceClaim, refuse_file_in_use
 from vmbackup.engine.images.local_image import has_data, reading
-from vmbackup.engine.images.qemu_secret import QemuSecret
 from vmbackup.engine.pipeline.present_packs import check_present
 from vmbackup.engine.point_disk import MapReader
 from vmbackup.engine.restore.comparison import Comparison, Differences
@@ -20,6 +19,7 @@ from vmbackup.engine.restore.trusted_bitmap import Base, find_base, samples, sus
 from vmbackup.errors import DamageError, TargetError, UsageError
 from vmbackup.hypervisor.disks import StoppedDisk
 from vmbackup.hypervisor.images import ImageInfo, image_info
+from vmbackup.hypervisor.qemu_secret import QemuSecret
 from vmbackup.nbd import protocol
 from vmbackup.progress import Progress, told
 from vmbackup.repository.differences import DiskMap

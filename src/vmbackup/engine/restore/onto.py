@@ -12,11 +12,11 @@ from vmbackup.engine.images.image_check import mend
 from vmbackup.engine.images.image_file import served_image
 from vmbackup.engine.images.image_options import ImageWishes, chosen_passphrase
 from vmbackup.engine.images.nbd_target import NbdTarget
-from vmbackup.engine.images.qemu_secret import QemuSecret
 from vmbackup.engine.images.target_errors import in_use, told
 from vmbackup.engine.restore.disk_job import DiskJob, Filled
 from vmbackup.engine.restore.savepoints import Savepoints
 from vmbackup.errors import TargetError, UsageError
+from vmbackup.hypervisor.qemu_secret import QemuSecret
 from vmbackup.repository.points import DiskRecord, Point
 
 _NOTES = "restores"  # below the state folder: what is being written, a note for each target
