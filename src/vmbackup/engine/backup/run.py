@@ -53,7 +53,7 @@ class BackupOptions:
 def backup(
     host: Host, repository: Repository, domain_name: str, options: BackupOptions, progress: Progress
 ) -> PointSummary:
-    """A restore point of a guest, running or off. Raises VmbackupError; the previous point then is as good as before."""
+    """Makes a restore point of a guest, on or off. Raises VmbackupError: the previous point is as good as before."""
     repository.check_may_write()
     domain = host.domain(domain_name)
     try:
