@@ -34,8 +34,22 @@ class Guest:
         self.image = self._horse.path("vda")
         if content is not None:
             run("cp", "--reflink=auto", str(content), str(self.image))
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, paused."""
         self._horse.start()
         self.qemu = self._horse.pid
+
+    def stop(self) -> None:
+        """Ends it in good order: bitmaps are kept in the image."""
+        self._horse.stop()
+
+    def change(self, writes: int, chance: random.Random) -> None:
+        """So many whole chunks at random places get other bytes."""
+        for place in chance.sample(range(self.size // WRITE_BYTES), writes):
+            self._horse.write_data("vda", place * WRITE_BYTES, chance.randbytes(WRITE_BYTES))
+        self._horse.flush("vda")
 
     def scatter(self, variant: int) -> None:
         """The scattered writes: always to the same places, incompressible, other bytes for each variant."""

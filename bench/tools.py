@@ -69,10 +69,19 @@ class Vmbackup(Tool):
         scratch = guest.folder / f"scratch-{folder.name}"
         self.config.write_text(
             f'[libvirt]\nscratch_dir = "{scratch}"\n'
-            f'[repositories.bench]\nurl = "file://{self._repository}"\npassphrase_file = "{folder / "passphrase"}"\n'
+            f'[repositories.bench]\n{self.place()}\npassphrase_file = "{folder / "passphrase"}"\n'
             f'[host]\ncache_dir = "{folder / "cache"}"\n'
             f'[daemon]\nstate_dir = "{folder / "state"}"\nsocket = "{folder / "socket"}"\n')
         run(*self.command("init"))
+
+    def place(self) -> str:
+        """The configuration's lines that say where the repository is."""
+        return f'url = "file://{self._repository}"'
+
+    def newest(self) -> str:
+        """The id of the newest restore point."""
+        points: list[dict[str, str]] = json.loads(run(*self.command("list", self.guest.name, "--json")))["points"]
+        return max(point["id"] for point in points)
 
     def command(self, *arguments: str) -> list[str]:
         """The command line: these arguments and the bench's configuration."""
@@ -109,6 +118,37 @@ class Vmbackup(Tool):
                        grows=target, warm=[self._repository])
         self.restored = target / "vda.qcow2"
         return cost
+
+    def restore_again(self) -> Cost:
+        """As `restore`; the image is compared with the disk and deleted."""
+        cost = self.restore()
+        assert self.restored is not None
+        self.guest.check(self.restored)
+        shutil.rmtree(self.restored.parent)
+        return cost
+
+    def in_place(self, point: str, *options: str) -> Cost:
+        """Brings the stopped guest's own disk back."""
+        return measure(self.command("restore", point, "--in-place", *options, "--json"), self.folder,
+                       warm=[self._repository, self.guest.image])
+
+
+class GatewayVmbackup(Vmbackup):
+    """The same with its repository in a bucket."""
+
+    def __init__(self, guest: Guest, folder: Path, endpoint: str, access_key: str, secret_key: str) -> None:
+        self._endpoint, self._keys = endpoint, (access_key, secret_key)
+        super().__init__(guest, folder)
+
+    def place(self) -> str:
+        """The configuration's lines that say where the repository is."""
+        lines = ['url = "s3://bench/prefix"', 'provider = "ceph"', f'endpoint_url = "{self._endpoint}"']
+        for name, key in zip(("access", "secret"), self._keys, strict=True):
+            path = self.folder / f"{name}-key"
+            path.write_text(key)
+            path.chmod(0o600)
+            lines.append(f'{name}_key_file = "{path}"')
+        return "\n".join(lines)
 
 
 class Virtnbdbackup(Tool):
@@ -246,12 +286,13 @@ class Borg(Tool):
     """borg over a pipe, with zstd."""
 
     name = "borg"
-    does = ("full", "increment")
+    does = ("full", "increment", "restore")
     packages = ("borgbackup", "libnbd-bin")
 
     def __init__(self, guest: Guest, folder: Path) -> None:
         super().__init__(guest, folder)
         self._repository = folder / "repository"
+        self._archive = ""
         self._environment = {"BORG_PASSPHRASE": "bench", "BORG_REPO": str(self._repository),
                              "BORG_BASE_DIR": str(folder / "base")}
         run("env", *(f"{name}={value}" for name, value in self._environment.items()), "borg", "init", "-e",
@@ -266,10 +307,20 @@ class Borg(Tool):
         """Reads the whole disk into a new place."""
         with self.guest.export() as uri:
             pipe = 'nbdcopy "$1" - | borg create --compression zstd,3 --stdin-name vda ::"$2" -'
-            return measure(["sh", "-c", pipe, "sh", uri, os.urandom(4).hex()], self.folder, qemu=self.guest.qemu,
+            self._archive = os.urandom(4).hex()
+            return measure(["sh", "-c", pipe, "sh", uri, self._archive], self.folder, qemu=self.guest.qemu,
                            grows=self._repository, environment=self._environment, warm=[self.guest.image])
 
     increment = full
+
+    def restore(self) -> Cost:
+        """Makes a sparse raw file of the newest archive."""
+        target = self.folder / "restored"
+        target.mkdir()
+        command = ["sh", "-c", 'cd "$1" && exec borg extract --sparse ::"$2"', "sh", str(target), self._archive]
+        cost = measure(command, self.folder, grows=target, warm=[self._repository], environment=self._environment)
+        self.restored = target / "vda"
+        return cost
 
 
 ALWAYS: tuple[type[Tool], ...] = (Vmbackup, Virtnbdbackup, QemuImg, Nbdcopy, NbdcopyFlush)

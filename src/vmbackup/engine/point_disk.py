@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator
 
+from vmbackup.engine.map_lookup import MapIndex
 from vmbackup.errors import DamageError
 from vmbackup.nbd.extents import Extent as SourceExtent
 from vmbackup.nbd.extents import Kind
 from vmbackup.repository.chunks import ChunkReader, Secrets, Wanted
 from vmbackup.repository.differences import DiskMap, differences
 from vmbackup.repository.maps import Extent, extents
-from vmbackup.repository.nodes import KEEP, ZERO, Node, Ref
+from vmbackup.repository.nodes import KEEP, ZERO
 from vmbackup.repository.usage import session_of
-
-# Nodes that a reader holds decoded: the path to where it reads.
-_NODES = 16
 
 
 class SourceDamageError(DamageError):
@@ -61,31 +59,11 @@ class PointDisk:
         return PointReader(self.map, self._secrets)
 
 
-class MapReader:
-    """Looks at parts of a disk's map, near one another. Not shared between threads."""
-
-    def __init__(self, disk_map: DiskMap) -> None:
-        self._map = disk_map
-        self._nodes: dict[tuple[Ref, int], Node] = {}
-
-    def extents(self, first: int, chunks: int) -> Iterator[Extent]:
-        """The runs of a part. Raises DamageError."""
-        return extents(self._map.disk.root, self._load, first, first + chunks)
-
-    def _load(self, ref: Ref, first: int) -> Node:
-        node = self._nodes.get((ref, first))
-        if node is None:
-            if len(self._nodes) >= _NODES:
-                self._nodes.clear()
-            node = self._nodes[ref, first] = self._map.load(ref, first)
-        return node
-
-
 class PointReader:
     """A DiskReader: each read is done when it is asked for. Not shared between threads."""
 
     def __init__(self, disk_map: DiskMap, secrets: Secrets) -> None:
-        self._map, self._extents = disk_map, MapReader(disk_map)
+        self._map, self._index = disk_map, MapIndex(disk_map)
         self._chunks = ChunkReader(disk_map.catalog, secrets)
         self._size = disk_map.disk.chunk_size
         self._last: tuple[int, bytes] = (-1, b"")
@@ -118,7 +96,7 @@ class PointReader:
     def _read(self, offset: int, buffer: memoryview) -> None:
         end = offset + len(buffer)
         first = offset // self._size
-        for extent in self._extents.extents(first, -(-end // self._size) - first):
+        for extent in self._index.extents(first, -(-end // self._size) - first):
             if extent.session == ZERO:
                 start, stop = self._clip(extent.first, extent.chunks, offset, end)
                 buffer[start:stop] = bytes(stop - start)

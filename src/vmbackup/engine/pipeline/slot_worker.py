@@ -1,9 +1,10 @@
 """A worker of a copy to a replica: slots are taken over as they are stored, and nothing is decoded."""
 
+from vmbackup.engine.map_lookup import MapIndex
 from vmbackup.engine.pipeline.encoder import Counts, Encoder
 from vmbackup.engine.pipeline.packing import Pack, PackWriter
 from vmbackup.engine.pipeline.units import Unit
-from vmbackup.engine.point_disk import MapReader, PointDisk, SourceDamageError
+from vmbackup.engine.point_disk import PointDisk, SourceDamageError
 from vmbackup.errors import DamageError
 from vmbackup.hypervisor.source import ReadableDisk
 from vmbackup.nbd.extents import Kind
@@ -30,7 +31,7 @@ class SlotWorker:
         """The disk whose units come next."""
         if not isinstance(source, PointDisk):
             raise TypeError("only a restore point's slots can be taken over")
-        self._map, self._extents = source.map, MapReader(source.map)
+        self._map, self._extents = source.map, MapIndex(source.map)
         self._slots = StoredReader(source.map.catalog)
 
     def detach(self) -> None:

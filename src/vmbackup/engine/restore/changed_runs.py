@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from vmbackup.engine.chunk_ids import ChunkIds
-from vmbackup.engine.point_disk import MapReader, PointReader
+from vmbackup.engine.map_lookup import MapIndex
+from vmbackup.engine.point_disk import PointReader
 from vmbackup.repository.chunks import Secrets
 from vmbackup.repository.differences import DiskMap, differences
 from vmbackup.repository.maps import Extent, extents
@@ -23,7 +24,7 @@ def changed_runs(old: DiskMap, new: DiskMap, secrets: Secrets) -> Iterator[Exten
 
 
 def _by_id(old: DiskMap, new: DiskMap) -> Iterator[Extent]:
-    before, old_ids, new_ids = MapReader(old), ChunkIds(old), ChunkIds(new)
+    before, old_ids, new_ids = MapIndex(old), ChunkIds(old), ChunkIds(new)
     for extent in differences(old, new):
         common = min(extent.first + extent.chunks, old.disk.root.chunks) - extent.first
         if extent.session == ZERO and common < extent.chunks:
@@ -87,7 +88,7 @@ def _by_content(old: DiskMap, new: DiskMap, secrets: Secrets) -> Iterator[Extent
 def _is_hole(old: DiskMap, offset: int, length: int) -> bool:
     size = old.disk.chunk_size
     first, end = offset // size, min(-(-(offset + length) // size), old.disk.root.chunks)
-    return first >= end or all(run.session == ZERO for run in MapReader(old).extents(first, end - first))
+    return first >= end or all(run.session == ZERO for run in MapIndex(old).extents(first, end - first))
 
 
 def _read(reader: PointReader, disk: DiskMap, offset: int, length: int) -> bytes:

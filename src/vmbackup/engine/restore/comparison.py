@@ -13,7 +13,7 @@ from blake3 import blake3
 from vmbackup.engine.chunk_ids import ChunkIds
 from vmbackup.engine.chunk_ranges import ChunkRanges, Range
 from vmbackup.engine.images.local_image import LocalImage, Region, RegionReader, Regions, fill
-from vmbackup.engine.point_disk import MapReader
+from vmbackup.engine.map_lookup import MapIndex
 from vmbackup.repository.differences import DiskMap
 from vmbackup.repository.maps import Extent
 from vmbackup.repository.nodes import ZERO
@@ -50,7 +50,7 @@ class Comparison:
 
     def __init__(self, disk_map: DiskMap, image: LocalImage, workers: int) -> None:
         self._map, self._image, self._threads = disk_map, image, _THREADS * workers
-        self._ids, self._nodes = ChunkIds(disk_map), MapReader(disk_map)
+        self._ids, self._index = ChunkIds(disk_map), MapIndex(disk_map)
         self._size, self._end = disk_map.disk.chunk_size, disk_map.disk.virtual_size
         self._step = max(1, _UNIT // self._size)
 
@@ -108,11 +108,18 @@ class Comparison:
     def _units(self, ranges: Iterable[Range], advance: Advance) -> Iterator[_Unit]:
         for first, chunks in ranges:
             start, end = (min(n * self._size, self._end, self._image.size) for n in (first, first + chunks))
-            regions = Regions(self._image.regions(start, end) if start < end else iter(()))
-            for extent in self._nodes.extents(first, chunks):
+            regions = Regions(self._regions(start, end) if start < end else iter(()))
+            for extent in self._index.extents(first, chunks):
                 yield from self._zeros(extent, regions, advance) if extent.session == ZERO else self._data(
                     extent, regions
                 )
+
+    def _regions(self, start: int, end: int) -> Iterator[Region]:
+        """The image's parts. Of a few chunks it is not asked: where they are a hole, zeros are read."""
+        if end - start > _UNIT:
+            yield from self._image.regions(start, end)
+        else:
+            yield Region(start, end - start, zero=False)
 
     def _data(self, extent: Extent, regions: Regions) -> Iterator[_Unit]:
         for run in self._ids.of(extent):

@@ -11,8 +11,8 @@ from vmbackup.engine.images.image_options import was_encrypted
 from vmbackup.engine.images.image_server import ImageServer, resize
 from vmbackup.engine.images.in_use import DeviceClaim, refuse_file_in_use
 from vmbackup.engine.images.local_image import has_data, reading
+from vmbackup.engine.map_lookup import MapIndex
 from vmbackup.engine.pipeline.present_packs import check_present
-from vmbackup.engine.point_disk import MapReader
 from vmbackup.engine.restore.comparison import Comparison, Differences
 from vmbackup.engine.restore.disk_copy import DiskCopy
 from vmbackup.engine.restore.trusted_bitmap import Base, find_base, samples, suspects
@@ -215,9 +215,9 @@ class InPlaceDisk:
         return max(0, self._size - self._rounded(self.record.virtual_size)) if self._device else 0
 
     def _runs(self) -> Iterator[Extent]:
-        nodes = MapReader(self._map)
+        index = MapIndex(self._map)
         for first, chunks in self._found.ranges:
-            yield from nodes.extents(first, chunks)
+            yield from index.extents(first, chunks)
 
     def check_ready(self) -> None:
         """What can be known before the first change: the packs are there, and there is space. Raises."""

@@ -7,7 +7,7 @@ from heapq import merge
 
 from vmbackup.engine.chunk_ranges import ChunkRanges, Range
 from vmbackup.engine.identity import host_identity
-from vmbackup.engine.point_disk import MapReader
+from vmbackup.engine.map_lookup import MapIndex
 from vmbackup.hypervisor.images import ImageInfo
 from vmbackup.nbd.client import NbdClient
 from vmbackup.nbd.extents import Kind, extents
@@ -78,13 +78,13 @@ def suspects(base: DiskMap, wanted: DiskMap, client: NbdClient, context: str) ->
 
 def samples(wanted: DiskMap, without: ChunkRanges) -> ChunkRanges:
     """A few chunks with data that the bitmap calls unchanged, the last one of the disk among them."""
-    nodes, chunks = MapReader(wanted), wanted.disk.root.chunks
+    index, chunks = MapIndex(wanted), wanted.disk.root.chunks
     chosen: set[int] = set()
     last = next((e.first + e.chunks - 1 for e in backwards(wanted.disk.root, wanted.load)), None)
     if last is not None:
         chosen.add(last)
     for _ in range(_SAMPLES if chunks else 0):
         chunk = secrets.randbelow(chunks)
-        if all(extent.session != ZERO for extent in nodes.extents(chunk, 1)):
+        if all(extent.session != ZERO for extent in index.extents(chunk, 1)):
             chosen.add(chunk)
     return ChunkRanges((chunk, 1) for chunk in sorted(chosen) if chunk not in without)

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from vmbackup.engine.map_lookup import MapIndex
 from vmbackup.engine.pipeline.pipeline import default_workers
 from vmbackup.engine.serve.block_cache import BlockCache
 from vmbackup.engine.serve.block_loader import Block, BlockLoader, Decoded
-from vmbackup.engine.serve.map_index import MapIndex
 from vmbackup.engine.serve.readahead import ReadAhead
 from vmbackup.errors import NotFoundError, VmbackupError
 from vmbackup.nbd.channel import Buffer
@@ -29,6 +29,7 @@ BLOCK_BYTES = 256 << 10
 WINDOW_BYTES = 1 << 20
 # Threads that read ahead, and requests of one connection that wait for an object store together.
 _WORKERS = 8
+_NODES = 48  # of the map that are held decoded: a guest reads all over its disk
 
 
 class ServedPoint:
@@ -76,7 +77,7 @@ class ServedDisk:
         self._disk: DiskRecord = disk_map.disk
         self.size = self._disk.virtual_size
         self._name = f"restore point {disk_map.point.id}, disk {self._disk.target}"
-        self._index = MapIndex(disk_map)
+        self._index = MapIndex(disk_map, _NODES)
         self._cache, self._load, self._pool = cache, loader.load, pool
         self._block = max(1, BLOCK_BYTES // self._disk.chunk_size)
         self._window = max(1, WINDOW_BYTES // self._disk.chunk_size)

@@ -11,7 +11,8 @@ from vmbackup.repository.differences import DiskMap
 from vmbackup.repository.maps import Extent
 from vmbackup.repository.nodes import ZERO, Ref, Run
 
-NODES = 48  # decoded ones that are held, half a MB each at most: a leaf covers up to 16 GiB of the disk
+# Decoded nodes that are held: the path to where one reads. A leaf covers up to 16 GiB and takes half a MB at most.
+PATH = 16
 
 
 class _Spread(NamedTuple):
@@ -22,10 +23,10 @@ class _Spread(NamedTuple):
 
 
 class MapIndex:
-    """The map of one disk. Its nodes are read when they are needed."""
+    """The map of one disk. Its nodes are read when they are needed; so many are held decoded."""
 
-    def __init__(self, disk_map: DiskMap) -> None:
-        self._map = disk_map
+    def __init__(self, disk_map: DiskMap, nodes: int = PATH) -> None:
+        self._map, self._most = disk_map, nodes
         self.chunks = disk_map.disk.root.chunks
         self._nodes: OrderedDict[tuple[bytes, int], _Spread] = OrderedDict()
         self._lock = threading.Lock()
@@ -58,6 +59,15 @@ class MapIndex:
                         break
                 break
 
+    def extents(self, first: int, chunks: int) -> Iterator[Extent]:
+        """The runs of a part of the disk, clipped to it. Raises DamageError."""
+        end = first + chunks
+        for run in self.runs(first, chunks):
+            skip = max(0, first - run.first)
+            count = min(run.first + run.chunks, end) - run.first - skip
+            slot = run.slot if run.session == ZERO else run.slot + skip
+            yield Extent(run.first + skip, count, run.session, run.pack, slot)
+
     def _spread(self, ref: Ref, first: int) -> _Spread:
         key = ref.id, first
         with self._lock:
@@ -70,6 +80,6 @@ class MapIndex:
         found = _Spread(list(accumulate((entry.chunks for entry in entries), initial=first)), entries)
         with self._lock:
             self._nodes[key] = found
-            while len(self._nodes) > NODES:
+            while len(self._nodes) > self._most:
                 self._nodes.popitem(last=False)
         return found
