@@ -84,6 +84,9 @@ def test_backups_of_a_tracked_disk_are_incremental(kit: TrixieKit, horse: Workho
     horse.start()
     assert modes(kit, horse) == {"vda": "full", "vdb": "full"}
     assert modes(kit, horse) == {"vda": "incremental", "vdb": "reread"}
+    checks = kit.host.checks([kit.host.domain(horse.name)])
+    (advice,) = (check.fix for check in checks if check.fix.startswith("vmbackup"))
+    assert advice == f"vmbackup cbt enable {horse.name} vdb   # with the domain off"
     with pytest.raises(HypervisorError, match="only while it is off"):
         tracking.enable(kit.host, kit.host.domain(horse.name), "vdb")
     horse.stop()

@@ -14,6 +14,7 @@ from vmbackup.hypervisor.xmltree import Element, parse
 
 _XML_INACTIVE = 2
 _LOCAL = ("file", "block", "volume")
+LEAST_FOR_RAW = 10_010_000  # libvirt that tracks changes of raw disks (<dataStore>), as it counts
 _NOTHING_OF_THE_GUEST = ("it is a cdrom", "it is a floppy", "it is read-only", "it has no medium")
 
 
@@ -118,6 +119,8 @@ def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
         inode=_inode(path),
     )
     untracked, cure = _untracked(info, image)
+    if untracked and driver == "raw" and image and raw.getLibVersion() >= LEAST_FOR_RAW:
+        cure = f"vmbackup cbt enable {shlex.quote(domain.name())} {target}"
     if off:
         closed = None if left_out else _closed(entry, path, chain, trouble)
         return DomainDisk(info, left_out, untracked, cure, chain=chain, closed=closed)

@@ -10,14 +10,13 @@ from vmbackup.errors import HypervisorError, NotFoundError
 from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor import tracking_file
 from vmbackup.hypervisor.disk_users import disk_users
-from vmbackup.hypervisor.disks import volume_path
+from vmbackup.hypervisor.disks import LEAST_FOR_RAW, volume_path
 from vmbackup.hypervisor.domains import describe, handle
 from vmbackup.hypervisor.host import Host
 from vmbackup.hypervisor.source import DomainInfo
 from vmbackup.hypervisor.tracking_file import DataFile
 from vmbackup.hypervisor.xmltree import Element, element, parse, render
 
-LEAST_LIBVIRT = 10_010_000  # <dataStore>; as libvirt counts
 # Where the tracking file of a device is: a folder that libvirt's own images are in, whose label fits.
 IMAGES = Path("/var/lib/libvirt/images")
 _INACTIVE, _SECURE = 2, 1
@@ -154,7 +153,7 @@ def _unfit(entry: Element, path: str) -> str | None:
 
 
 def _require_version(number: int) -> None:
-    if number < LEAST_LIBVIRT:
+    if number < LEAST_FOR_RAW:
         raise HypervisorError(
             f"libvirt {number // 1_000_000}.{number // 1000 % 1000} cannot track changes of raw disks",
             "that needs libvirt 10.10, as Debian 13 has it; or turn the disk into qcow2: qemu-img convert -O qcow2",
