@@ -16,6 +16,7 @@ _DOCUMENT_TYPES = {
     "nvram.fd": "uefi-variables",
     "tpm2-00.permall": "swtpm-state",
     "tpm-00.permall": "swtpm-state",
+    "guest.json": "guest-settings",
 }
 _OTHER = "other"
 

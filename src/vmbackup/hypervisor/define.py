@@ -3,7 +3,7 @@
 import os
 import uuid as uuids
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor import checkpoints
 from vmbackup.hypervisor.checks import closed_to, qemu_user
 from vmbackup.hypervisor.connection import Connection
-from vmbackup.hypervisor.documents import DOMAIN_XML, TPM_STATES, UEFI_VARIABLES
+from vmbackup.hypervisor.documents import DOMAIN_XML, TPM_STATES, UEFI_VARIABLES, starts_with_host
 from vmbackup.hypervisor.domains_here import Other, domains_here, refuse_taken, shared_macs
 from vmbackup.hypervisor.draft import set_text
 from vmbackup.hypervisor.failures import text_of
@@ -31,7 +31,8 @@ class DefineOptions:
     """How a restored guest is defined.
 
     Without `name` the guest keeps its own; with another it is a copy, and gets a UUID and MAC addresses of its own
-    unless `keep_uuid`, `keep_mac`. `networks` and `without`: as in `Wishes`.
+    unless `keep_uuid`, `keep_mac`. `networks` and `without`: as in `Wishes`. `autostart`: it may be started with the
+    host, if it was.
     """
 
     name: str | None = None
@@ -39,6 +40,7 @@ class DefineOptions:
     keep_mac: bool = False
     networks: Mapping[str, str] = field(default_factory=dict)
     without: frozenset[Kind] = frozenset()
+    autostart: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Definition:
     documents: Mapping[str, bytes]
     owner: tuple[int, int] | None
     warnings: tuple[str, ...]
+    autostart: bool = False
 
 
 def plan_definition(
@@ -81,7 +84,17 @@ def plan_definition(
     _refuse_closed(disks, owner)
     connection.call("try the guest's definition", partial(_try, xml=rebuilt.xml), rebuilt.name, again=False)
     taken = [f"{mac} is also a MAC address of domain {name}" for name, mac in shared_macs(rebuilt, others)]
-    return Definition(rebuilt, documents, owner, (*map(str, rebuilt.lacking), *rebuilt.warnings, *taken))
+    warnings = (*map(str, rebuilt.lacking), *rebuilt.warnings, *taken)
+    if not options.autostart or not starts_with_host(documents):
+        return Definition(rebuilt, documents, owner, warnings)
+    copy = rebuilt.name != (original.findtext("name") or "")
+    note = (
+        f"the original was started with its host, this copy is not: virsh autostart {rebuilt.name}"
+        if copy
+        else "it is started with this host, as it was with its own"
+    )
+    told = replace(rebuilt, notes=(*rebuilt.notes, note))
+    return Definition(told, documents, owner, warnings, autostart=not copy)
 
 
 def define(connection: Connection, domain_folders: str, definition: Definition) -> None:
@@ -93,12 +106,22 @@ def define(connection: Connection, domain_folders: str, definition: Definition) 
     refuse_taken(rebuilt, connection.call("list the domains", domains_here))
     state.put(rebuilt, definition.documents, definition.owner)
     try:
-        connection.call("define the guest", lambda raw: raw.defineXML(rebuilt.xml), rebuilt.name, again=False)
+        connection.call("define the guest", lambda raw: _define(raw, definition), rebuilt.name, again=False)
     except BaseException:
         state.undo()
         raise
     connection.call("look for old checkpoints", partial(_forget_checkpoints, name=rebuilt.name), rebuilt.name)
     state.drop_stale_checkpoints(rebuilt.name)
+
+
+def _define(raw: Any, definition: Definition) -> None:
+    domain = raw.defineXML(definition.rebuilt.xml)
+    try:
+        if definition.autostart:
+            domain.setAutostart(1)
+    except BaseException:
+        domain.undefineFlags(_KEEP_NVRAM)
+        raise
 
 
 def start(connection: Connection, name: str) -> None:

@@ -1,7 +1,9 @@
 """What of a guest lies beside its disks, and a restore point keeps: XML, UEFI variables, the TPM's state."""
 
+import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +11,8 @@ from vmbackup.hypervisor.xmltree import Element, parse
 
 DOMAIN_XML = "domain.xml"
 UEFI_VARIABLES = "nvram.fd"
+# What libvirt knows of a guest beside its XML: {"autostart": true}; left out where there is nothing to say.
+GUEST_SETTINGS = "guest.json"
 # The file of swtpm's folder that outlives the TPM's power, by the TPM's version; the others hold what a start makes.
 TPM_STATES = {"2.0": "tpm2-00.permall", "1.2": "tpm-00.permall"}
 TPM_FOLDERS = {"2.0": "tpm2", "1.2": "tpm1.2"}
@@ -37,6 +41,8 @@ def read_documents(domain: Any, domain_folders: str) -> GuestDocuments:
     # As it would start the next time, with its secrets; a transient domain has only its live one.
     flags = _XML_SECURE | (_XML_INACTIVE if domain.isPersistent() else 0)
     found.files[DOMAIN_XML] = domain.XMLDesc(flags).encode()
+    if domain.isPersistent() and domain.autostart():
+        found.files[GUEST_SETTINGS] = json.dumps({"autostart": True}).encode()
     live = parse(domain.XMLDesc(_XML_SECURE))
     for name, path, loss in [*_variables(live), *_tpm_states(live, tpm_root(domain_folders))]:
         try:
@@ -45,6 +51,14 @@ def read_documents(domain: Any, domain_folders: str) -> GuestDocuments:
             why = getattr(error, "strerror", None) or error
             found.notes.append(f"{path} could not be read ({why}): a restored guest starts {loss}")
     return found
+
+
+def starts_with_host(documents: Mapping[str, bytes]) -> bool:
+    """Whether the guest of these documents was started with its host."""
+    with contextlib.suppress(ValueError):
+        settings = json.loads(documents.get(GUEST_SETTINGS, b"{}"))
+        return isinstance(settings, dict) and settings.get("autostart") is True
+    return False
 
 
 def _variables(live: Element) -> Iterator[tuple[str, str, str]]:

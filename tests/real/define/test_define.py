@@ -59,6 +59,7 @@ def test_a_guest_moves(vmbackup: Program, make_domain: MakeDomain, domain: Look,
     horse.write("vda", 0, 4 * MiB, 0x11)
     vmbackup("backup", horse.name)
     horse.write("vda", MiB, 65536, 0x22)
+    horse.domain.setAutostart(1)
     first = vmbackup.json("backup", horse.name)["points"][0]
     assert [disk["mode"] for disk in first["disks"]] == ["incremental", "reread"]
     kept = horse.copy("vda")
@@ -72,7 +73,9 @@ def test_a_guest_moves(vmbackup: Program, make_domain: MakeDomain, domain: Look,
     said = vmbackup.json("restore", horse.name, "--output", str(output), "--define", "--start")
     moved = domain(horse.name)
     horse.domain = moved
-    assert said["domain"] == {"name": horse.name, "uuid": horse.uuid, "started": True, "notes": []}
+    notes = ["it is started with this host, as it was with its own"]
+    assert said["domain"] == {"name": horse.name, "uuid": horse.uuid, "started": True, "notes": notes}
+    assert moved.autostart()
     assert said["warnings"] == []
     assert not list(left.glob("*"))
     assert (moved.UUIDString(), moved.isActive(), moved.listAllCheckpoints()) == (horse.uuid, True, [])
@@ -95,11 +98,14 @@ def test_a_copy_beside_the_original(
     horse = make_domain(Disk("vda", size=16 * MiB))
     add_devices(horse, CARD.format(kind="user", mac="00:00:02", source=""))
     horse.write("vda", 0, MiB, 0x33)
+    horse.domain.setAutostart(1)
     vmbackup("backup", horse.name)
     name = lab.new_name()
     told = vmbackup("restore", horse.name, "--output", str(work_dir / "copy"), "--define", "--name", name, "--start")
     copy = domain(name)
     assert f"domain {name} is defined (UUID {copy.UUIDString()}) and runs" in told
+    assert f"this copy is not: virsh autostart {name}" in told
+    assert not copy.autostart()
     assert copy.UUIDString() != horse.uuid
     assert macs(copy) != ["52:54:00:00:00:02"]
     assert macs(copy)[0].startswith("52:54:00:")

@@ -16,8 +16,11 @@ TPM = "<devices><tpm model='tpm-crb'><backend type='emulator' version='{version}
 class Domain:
     """As much of a virDomain as is asked."""
 
-    def __init__(self, inside: str) -> None:
-        self.inside = inside
+    def __init__(self, inside: str, *, autostart: bool = False) -> None:
+        self.inside, self._autostart = inside, autostart
+
+    def autostart(self) -> int:
+        return int(self._autostart)
 
     def isPersistent(self) -> int:  # noqa: N802 (libvirt's)
         return 1
@@ -37,6 +40,18 @@ def test_a_guest_without_any(tmp_path: Path) -> None:
     assert list(found.files) == ["domain.xml"]
     assert b"id='3'" in found.files["domain.xml"]
     assert found.notes == []
+
+
+def test_a_guest_that_starts_with_its_host(tmp_path: Path) -> None:
+    found = read_documents(Domain("", autostart=True), folder_of(tmp_path)).files
+    assert found["guest.json"] == b'{"autostart": true}'
+    assert documents.starts_with_host(found)
+
+
+@pytest.mark.parametrize("said", [b"", b"{", b"[]", b"1", b'{"autostart": 1}', b'{"autostart": false}', b"\xff"])
+def test_settings_that_say_nothing_of_it(said: bytes) -> None:
+    assert not documents.starts_with_host({"guest.json": said})
+    assert not documents.starts_with_host({})
 
 
 @pytest.mark.parametrize("form", ["<nvram>{path}</nvram>", "<nvram type='file'><source file='{path}'/></nvram>"])

@@ -160,7 +160,8 @@ class Boots:
         )
         check_socket(booted)
         networks = {EVERY_NETWORK: options.network or NO_NETWORK}
-        wishes = DefineOptions(name=options.name, networks=networks, without=frozenset(OPTIONAL))
+        # With the host it is not started before it stands alone: its server may not be there.
+        wishes = DefineOptions(options.name, networks=networks, without=frozenset(OPTIONAL), autostart=False)
         places = self.host.places.domain_folders
         plan = plan_definition(self.host.connection, places, documents, _overlays(booted), wishes)
         if options.network is not None and not parse(plan.rebuilt.xml).findall("./devices/interface"):
