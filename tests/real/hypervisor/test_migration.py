@@ -94,7 +94,7 @@ def there_and_back(pair: Pair, *, turns: int = 1) -> None:
         found = pair.backup(pair.there)
         assert found == {"vda": ("incremental", None, K64), "vdb": ("incremental", None, K64)}
         pair.compare()
-        pair.horse.zero("vda", 0, K64)
+        pair.horse.zero("vda", turn * K64, K64)
         pair.horse.write("vda", 4 * MiB, K64, 0x40 + turn)
         pair.come_back()
         found = pair.backup(pair.here)
