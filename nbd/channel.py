@@ -46,7 +46,7 @@ class Channel:
             got = 0
             self.check()
         except OSError as error:
-            raise _lost(error) from None
+            raise lost(error) from None
         else:
             if got == size:
                 return
@@ -62,7 +62,7 @@ class Channel:
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise _lost(error) from None
+                raise lost(error) from None
             if more == 0:
                 raise Fault(ConnectionLost, "the server closed the connection in the middle of a message")
             got += more
@@ -83,7 +83,7 @@ class Channel:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            raise _lost(error) from None
+            raise lost(error) from None
         if sent < size:
             self._send_rest(pieces, sent, drain)
 
@@ -106,7 +106,7 @@ class Channel:
                 except BlockingIOError:
                     continue
                 except OSError as error:
-                    raise _lost(error) from None
+                    raise lost(error) from None
 
     def send_last(self, message: bytes) -> None:
         """Sends a message that has no answer, if it can go at once; never raises."""
@@ -117,6 +117,10 @@ class Channel:
         """Ends all sending and receiving; a call in another thread then fails. Never raises."""
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
+
+    def take(self) -> socket.socket:
+        """The socket, for a channel that takes over from this one."""
+        return self._sock
 
     def close(self) -> None:
         """Closes the socket; never raises, may be repeated."""
@@ -172,5 +176,6 @@ def advance(views: list[memoryview], sent: int) -> bool:
     return bool(views)
 
 
-def _lost(error: OSError) -> Fault:
+def lost(error: OSError) -> Fault:
+    """A broken connection, told by an error of the socket."""
     return Fault(ConnectionLost, f"the connection broke: {error.strerror or error}")

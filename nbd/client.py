@@ -8,8 +8,9 @@ from vmbackup.nbd import protocol as p
 from vmbackup.nbd.channel import Address, Buffer, Channel
 from vmbackup.nbd.connection import Connection
 from vmbackup.nbd.errors import Fault, RequestFailed, Unsupported
-from vmbackup.nbd.handshake import ExportDetails, messages, negotiate
+from vmbackup.nbd.handshake import ExportDetails, messages, negotiate, start_tls
 from vmbackup.nbd.request import Columns, Request, pieces
+from vmbackup.nbd.tls import ClientTls
 
 DEPTH = 16  # requests outstanding: QEMU works on as many a connection, and more wait in the socket
 READ_PIECE = 1 << 20  # bytes of read_into's requests: with 2 MiB qemu-nbd gives half as much, with 64 KiB too
@@ -49,19 +50,24 @@ class NbdClient(Connection):
         contexts: Sequence[str] = (),
         timeout: float = 120.0,
         at_once: bool = False,
+        tls: ClientTls | None = None,
     ) -> Self:
         """Opens an export at a unix socket's path or (host, port), with all the meta contexts asked for.
 
         `at_once`: says the whole handshake with the connection, without waiting for the answers in between. For
-        QEMU, which takes that: it never has to wait for a client whom it has greeted (docs/adr/0005-seal.md).
+        QEMU, which takes that: it never has to wait for a client whom it has greeted (docs/adr/0005-seal.md). With
+        `tls` nothing is told in plain but that TLS is wanted, and a server without it is refused.
 
         Raises ConnectFailed, ExportMissing, MetaContextMissing, HandshakeRefused or ConnectionLost.
         """
         where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
         try:
+            at_once = at_once and tls is None
             channel = Channel(address, timeout, b"".join(messages(export, contexts)) if at_once else b"")
             try:
-                details = negotiate(channel, export, contexts, said=at_once)
+                if tls is not None:
+                    channel = start_tls(channel, tls)
+                details = negotiate(channel, export, contexts, said=at_once, greeted=tls is not None)
             except BaseException:
                 if not at_once:  # else the server may be past the handshake
                     channel.send_last(p.OPTION.pack(p.IHAVEOPT, p.OPT_ABORT, 0))

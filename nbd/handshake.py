@@ -14,6 +14,7 @@ from vmbackup.nbd.errors import (
     broken,
     clean_text,
 )
+from vmbackup.nbd.tls import ClientTls, TlsChannel, ask_for_tls
 
 _REFUSALS = {
     p.REP_ERR_UNSUP: "not supported",
@@ -27,6 +28,7 @@ _OPTION_NAMES = {
     p.OPT_STRUCTURED_REPLY: "structured replies",
     p.OPT_SET_META_CONTEXT: "meta contexts",
     p.OPT_GO: "the export",
+    p.OPT_STARTTLS: "TLS",
 }
 
 
@@ -55,10 +57,19 @@ def messages(export: str, contexts: Sequence[str]) -> list[bytes]:
     return said
 
 
-def negotiate(channel: Channel, export: str, contexts: Sequence[str], *, said: bool = False) -> ExportDetails:
+def start_tls(channel: Channel, tls: ClientTls) -> TlsChannel:
+    """The greeting and the change to TLS; `negotiate` goes on from there. Errors are raised as a Fault."""
+    _take_greeting(channel)
+    return ask_for_tls(channel, tls, lambda plain: _acknowledged(plain, p.OPT_STARTTLS))
+
+
+def negotiate(
+    channel: Channel, export: str, contexts: Sequence[str], *, said: bool = False, greeted: bool = False
+) -> ExportDetails:
     """Fixed newstyle: structured replies, meta contexts, GO. Errors are raised as a Fault.
 
-    `said`: the channel has sent all the messages already, and only the answers are taken.
+    `said`: the channel has sent all the messages already, and only the answers are taken. `greeted`: flags were
+    exchanged before.
     """
     details = ExportDetails()
     to_say = [] if said else messages(export, contexts)[::-1]
@@ -67,8 +78,11 @@ def negotiate(channel: Channel, export: str, contexts: Sequence[str], *, said: b
         if to_say:
             _send(channel, to_say.pop())
 
-    _take_greeting(channel)
-    say()
+    if greeted:
+        to_say.pop()
+    else:
+        _take_greeting(channel)
+        say()
     say()
     _acknowledged(channel, p.OPT_STRUCTURED_REPLY)
     if contexts:

@@ -1,4 +1,4 @@
-"""A certificate authority of the lab's own, and a certificate of localhost by it."""
+"""A certificate authority of the lab's own, and certificates of localhost by it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,22 @@ def make_certificate(folder: Path) -> tuple[Path, Path, Path]:
     files[2].write_bytes(own.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
                                            serialization.NoEncryption()))
     return files
+
+
+def make_pki(folder: Path) -> Path:
+    """`folder` with what QEMU and libvirt want of both sides, by their names: ca-cert, server-cert, client-key ...
+
+    The server is localhost and 127.0.0.1.
+    """
+    folder.mkdir(mode=0o755)
+    ca, certificate, key = make_certificate(folder)
+    ca.rename(folder / "ca-cert.pem")
+    for side in ("server", "client"):
+        (folder / f"{side}-cert.pem").write_bytes(certificate.read_bytes())
+        (folder / f"{side}-key.pem").write_bytes(key.read_bytes())
+    for path in (certificate, key):
+        path.unlink()
+    return folder
 
 
 def _name(text: str) -> x509.Name:
