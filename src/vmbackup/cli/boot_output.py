@@ -117,7 +117,7 @@ def listed_text(found: Sequence["ListedBoot"]) -> str:
         if not one.served:
             why = f": {one.error}" if one.error else ""
             lines.append(f"{name} is not served{why}; 'vmbackup boot --start {name}' serves and starts it again")
-        if one.booted.phase == "finishing":
+        if one.booted.phase in ("finishing", "whole"):
             lines.append(f"{name} is on its way to {one.booted.output}: 'vmbackup boot --finish {name}' goes on")
         if one.booted.phase == "making":
             lines.append(f"the boot of {name} goes on, or was cut off: 'vmbackup boot --discard {name}' tidies up")

@@ -1,6 +1,6 @@
 """The XML around a guest that hangs on a served restore point: what its disks lie on, and the way from there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from vmbackup.hypervisor.xmltree import Element, element, parse, render
 
@@ -27,6 +27,15 @@ def stand_alone(xml: str, given: Mapping[str, Mapping[str, str]]) -> str:
             for name in POLICIES:
                 driver.attrib.pop(name, None)
             driver.attrib.update(given[target])
+    return render(root)
+
+
+def look_again(xml: str, targets: Collection[str]) -> str:
+    """The definition of a guest of which it is not known what images of these disks hang on."""
+    root = parse(xml)
+    for target, disk in _disks(root):
+        if target in targets:
+            _drop(disk, "backingStore")
     return render(root)
 
 

@@ -1,7 +1,7 @@
 """A domain that was booted from a restore point: started, paused, moved to local disks, taken away."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from vmbackup.errors import HypervisorError
@@ -74,13 +74,21 @@ class BootedDomain:
         return _NO_SPACE in self._call("look at the disks of", lambda domain: domain.diskErrors(0)).values()
 
     def flush(self) -> None:
-        """Brings all that QEMU holds of the images into their files: QEMU does so when it pauses a guest."""
+        """Brings all that QEMU holds of the images into their files: it does so when it is told to pause the guest."""
+        state = self.state()
+        if state in ("off", "gone"):
+            return
 
         def pause(domain: Any) -> None:
             domain.suspend()
             domain.resume()
 
-        self._call("flush the disks of", pause)
+        def pause_again(domain: Any) -> None:
+            import libvirt_qemu
+
+            libvirt_qemu.qemuMonitorCommand(domain, '{"execute": "stop"}', 0)  # libvirt would not pass it on
+
+        self._call("flush the disks of", pause if state == "running" else pause_again)
 
     def stop(self) -> None:
         """Pulls the plug: QEMU ends in good order, the guest does not."""
@@ -140,6 +148,17 @@ class BootedDomain:
     def _pulling(self, target: str) -> dict[str, Any]:
         found: dict[str, Any] = self._call("look at the disks of", lambda domain: domain.blockJobInfo(target, 0))
         return found
+
+    def look_again(self, targets: Collection[str]) -> None:
+        """What these disks' images hang on was changed while it is off: at its start libvirt looks into them."""
+        libvirt = lv.binding()
+
+        def define(raw: Any) -> None:
+            flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+            xml = raw.lookupByUUIDString(self._uuid).XMLDesc(flags)
+            raw.defineXML(boot_xml.look_again(xml, targets))
+
+        self._connection.call(f"define {self.name}", define, self.name)
 
     def stand_alone(self, given: Mapping[str, Mapping[str, str]]) -> None:
         """Defines it anew with nothing of what it hung on; `given`: see boot_xml."""

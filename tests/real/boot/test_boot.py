@@ -75,6 +75,17 @@ def follow(guest: BootedGuest, target: str = "vda", mebibytes: int = 4) -> None:
     wait(slow, "the copy to begin")
 
 
+def qemu(guest: BootedGuest) -> int:
+    """The process that runs it."""
+    return int(Path(f"/run/libvirt/qemu/{guest.name}.pid").read_text())
+
+
+def kill_qemu(guest: BootedGuest) -> None:
+    """kill -9; returns when libvirt knows."""
+    os.kill(qemu(guest), signal.SIGKILL)
+    wait(lambda: not guest.domain.isActive(), "the end of the guest")
+
+
 def test_a_guest_runs_from_the_repository_and_is_moved_while_it_runs(
     boot: Boot, horse: Workhorse, rig: Rig, work_dir: Path
 ) -> None:
@@ -141,11 +152,48 @@ def test_the_move_survives_the_death_of_qemu(boot: Boot, horse: Workhorse, rig: 
     write(guest, horse)
     with running(rig.program.command("--json", "boot", "--finish", guest.name, "--output", str(output))) as finish:
         follow(guest)
-        os.kill(int(Path(f"/run/libvirt/qemu/{guest.name}.pid").read_text()), signal.SIGKILL)
+        os.kill(qemu(guest), signal.SIGKILL)
         said, errors = finish.communicate()
     assert finish.returncode == 0, said + errors
     assert '"running": false' in said
     check_finished(guest, horse, output)
+
+
+def test_a_disk_that_was_copied_before_qemu_died_is_whole(
+    boot: Boot, horse: Workhorse, rig: Rig, work_dir: Path
+) -> None:
+    """QEMU says that a disk hangs on nothing before it has written all tables: nobody takes it at its word."""
+    guest, output = boot(horse.name), work_dir / "disks"
+    write(guest, horse)
+    finish = rig.program.command("--json", "boot", "--finish", guest.name, "--output", str(output))
+    with running(finish) as first:
+        follow(guest)
+        first.kill()
+    guest.domain.blockJobSetSpeed("vda", 0, 0)
+    wait(lambda: "backing-filename" not in image_info(output / "vda.qcow2"), "the end of the copy")
+    kill_qemu(guest)
+    assert same_content(output / "vda.qcow2", horse.copies["vda"]) is not None
+    guest.domain.create()
+    refusal = rig.program.refusal
+    refusal("boot", "--finish", guest.name, code=1, says="vda.qcow2 lacks data: QEMU died before")
+    guest.domain.destroy()
+    rig.program.json("boot", "--start", guest.name)
+    assert same_content(output / "vda.qcow2", horse.copies["vda"]) is None
+    assert rig.program.json("boot", "--finish", guest.name)["running"]
+    check_finished(guest, horse, output)
+
+
+def test_a_guest_that_its_owner_paused_is_moved_and_stays_paused(
+    boot: Boot, horse: Workhorse, rig: Rig, work_dir: Path
+) -> None:
+    """What QEMU holds of its disks is in their files all the same."""
+    guest = boot(horse.name)
+    write(guest, horse)
+    guest.domain.suspend()
+    rig.program.json("boot", "--finish", guest.name, "--output", str(work_dir / "disks"))
+    assert guest.domain.state()[0] == 3  # paused
+    kill_qemu(guest)
+    check_finished(guest, horse, work_dir / "disks")
 
 
 def test_a_guest_that_is_off_is_moved_and_stays_off(boot: Boot, horse: Workhorse, rig: Rig, work_dir: Path) -> None:

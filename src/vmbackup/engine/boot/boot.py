@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vmbackup.engine.boot.images import make_overlays, remove_images, remove_overlays, written_bytes
 from vmbackup.engine.boot.keeping import Keeping
+from vmbackup.engine.boot.proof import hang_again
 from vmbackup.engine.boot.records import Booted, BootedDisk, BootStore, check_name, check_socket
 from vmbackup.engine.boot.server import read_state
 from vmbackup.engine.care.verify import verify
@@ -102,6 +103,8 @@ class Boots:
             if state == "gone":
                 raise HypervisorError(f"the domain {name} is gone", f"'vmbackup boot --discard {name}' tidies up")
             if state == "off":
+                if booted.phase == "finishing":
+                    hang_again(booted, domain)
                 domain.start()
             elif state == "error":
                 domain.resume()

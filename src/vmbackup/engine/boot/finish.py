@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vmbackup.engine.boot.boot import Boots
 from vmbackup.engine.boot.images import check_whole, hangs, make_folder, make_image, remove_overlays
+from vmbackup.engine.boot.proof import hang_again, is_torn
 from vmbackup.engine.boot.records import Booted, BootedDisk
 from vmbackup.engine.boot.space import check_space, is_full
 from vmbackup.errors import HypervisorError, TargetError, UsageError
@@ -64,10 +65,9 @@ class Finish:
             domain = self._boots.domain(booted)
             if domain.state() == "gone":
                 raise HypervisorError(f"the domain {name} is gone", f"'vmbackup boot --discard {name}' tidies up")
-            if any(hangs(booted, disk) for disk in booted.disks):
-                self._boots.keeping.start(booted)
-                self._boots.keeping.wait(booted)
-                booted = self._move(booted, domain)
+            while booted.phase != "whole":
+                booted = self._move(self._served(booted), domain)
+                booted = self._proved(booted, domain)
             return self._settle(booted, domain, started)
 
     def _aim(self, booted: Booted, output: Path | None) -> Booted:
@@ -98,7 +98,8 @@ class Finish:
 
     def _move(self, booted: Booted, domain: BootedDomain) -> Booted:
         """Until no disk hangs on anything."""
-        booted = self._awake(booted, domain)
+        if any(hangs(booted, disk) for disk in booted.disks):
+            booted = self._awake(booted, domain)
         if not self._switched(booted, domain):
             images = {disk.target: make_image(booted, disk) for disk in booted.disks}
             domain.switch(images)
@@ -106,7 +107,40 @@ class Finish:
             with self._task(booted, disk) as advance:
                 for done in self._pulled(booted, domain, disk):
                     advance(done)
+            domain.wait_for_pulls([disk.target], _POLL)
+            domain.flush()  # at once: what QEMU holds of it, nobody has
         return booted
+
+    def _proved(self, booted: Booted, domain: BootedDomain) -> Booted:
+        """Whole where its disks hold all in their files; else those that do not hang on what they lack again."""
+        torn = [disk for disk in booted.disks if is_torn(booted, disk)]
+        if not torn:
+            for disk in booted.disks:
+                check_whole(booted, disk)
+            booted = replace(booted, phase="whole")
+            self._boots.store.put(booted)
+            return booted
+        if domain.state() != "off":
+            raise self._lacking(booted, torn[0])
+        hang_again(booted, domain)
+        return booted
+
+    def _lacking(self, booted: Booted, disk: BootedDisk) -> TargetError:
+        """What a guest that runs on a disk which is not whole is told."""
+        if is_full(booted.output or ""):
+            return self._no_space(booted)
+        return TargetError(
+            f"{booted.image(disk.target)} lacks data: QEMU died before they were in the file, and the guest was"
+            " started since",
+            f"'virsh destroy {booted.name}', then run this again; or '--discard' it: it may have written nonsense",
+        )
+
+    @staticmethod
+    def _no_space(booted: Booted) -> TargetError:
+        return TargetError(
+            f"no space is left in {booted.output}",
+            "make room there, then run this again: what was copied stays copied, the guest is paused if it has to",
+        )
 
     @contextmanager
     def _task(self, booted: Booted, disk: BootedDisk) -> Iterator[Callable[[int], None]]:
@@ -146,10 +180,7 @@ class Finish:
     def _failed(self, booted: Booted, failures: int) -> None:
         """A copy has ended too early. Raises where going on makes no sense."""
         if is_full(booted.output or ""):
-            raise TargetError(
-                f"no space is left in {booted.output}",
-                "make room there, then run this again: what was copied stays copied, the guest is paused if it has to",
-            )
+            raise self._no_space(booted)
         if failures > len(_WAITS):
             raise HypervisorError(
                 f"the disks of {booted.name} cannot be copied: QEMU's reads of the restore point fail",
@@ -179,11 +210,8 @@ class Finish:
     def _settle(self, booted: Booted, domain: BootedDomain, started: float) -> FinishSummary:
         """The disks are whole: that is proved on them, then all else goes."""
         booted = self._boots.store.require(booted.name)
-        domain.wait_for_pulls([disk.target for disk in booted.disks], _POLL)
         if booted.woken and domain.state() in ("paused", "error"):
             domain.stop()  # as it was
-        elif domain.state() == "running":
-            domain.flush()
         domain.stand_alone(booted.policies)
         disks = tuple(
             FinishedDisk(disk.target, Path(booted.image(disk.target)), disk.size, check_whole(booted, disk))

@@ -35,8 +35,8 @@ class Booted:
 
     `folder` holds its overlays and the server's `socket`; `owner` is QEMU's user. `serve` are the arguments of vmbackup
     that serve the point. `policies` are to be given back to its disks' drivers. `phase`: `making` until it was started
-    for the first time, `finishing` from when `output`, the folder of its disks to be, was decided on; `woken`: it was
-    off, and runs paused only to be finished.
+    for the first time, `finishing` from when `output`, the folder of its disks to be, was decided on, `whole` when
+    these hold all, and what it hung on is to be removed; `woken`: it was off, and runs paused only to be finished.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Booted:
     serve: tuple[str, ...]
     disks: tuple[BootedDisk, ...]
     policies: dict[str, dict[str, str]] = field(default_factory=dict)
-    phase: Literal["making", "booted", "finishing"] = "making"
+    phase: Literal["making", "booted", "finishing", "whole"] = "making"
     output: str | None = None
     woken: bool = False
 

@@ -38,10 +38,15 @@ def is_full(folder: str) -> bool:
 
 def _data_bytes(booted: Booted, target: str) -> int:
     """Bytes of a served disk that are not zero."""
+    return sum(end - start for start, end in data_runs(booted, target))
+
+
+def data_runs(booted: Booted, target: str) -> list[tuple[int, int]]:
+    """Where a served disk is not zero: from where to where. Raises NbdError."""
     client = NbdClient.connect(booted.socket, target, contexts=(_CONTEXT,))
     try:
         runs = extents(client, None, 0, client.size, None) if client.size else iter(())
-        return sum(run.length for run in runs if run.kind is Kind.DATA)
+        return [(run.offset, run.offset + run.length) for run in runs if run.kind is Kind.DATA]
     finally:
         client.close()
 
