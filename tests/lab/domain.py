@@ -185,6 +185,20 @@ class Workhorse:
             flags |= libvirt.VIR_DOMAIN_AFFECT_LIVE
         self.domain.attachDeviceFlags(self._make(disk), flags)
 
+    def forget(self, target: str) -> None:
+        """The disk was taken out."""
+        del self.disks[target], self._paths[target]
+        self._devices.pop(target, None)
+
+    def reconnect(self, connection: Any) -> None:
+        """Over another connection, for the old one has died."""
+        self._connection = connection
+        self.domain = connection.lookupByUUIDString(self.uuid)
+
+    def redefine(self, xml: str) -> None:
+        """Defines it by that XML."""
+        self.domain = self._connection.defineXML(xml)
+
     def swap(self, one: str, other: str) -> None:
         """Exchanges the images of two disks in the definition of the stopped domain."""
         import libvirt

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
-from tests.lab import machine
+from tests.lab import apart, machine
 
 pytestmark = pytest.mark.real
-ROOT = Path(__file__).parents[2]
-
-SETUP = """set -e
-mount -t tmpfs tmpfs /mnt
-cp -a /etc/libvirt /mnt/etc-libvirt
-mount --bind /mnt/etc-libvirt /etc/libvirt
-for folder in /run /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do mount -t tmpfs tmpfs $folder; done
-"$@" || exit 1   # not exec: as process 1 the shell reaps the daemons
-exit 0
-"""
-
 PROLOGUE = """
 import contextlib, os, signal, stat, subprocess, sys
 from pathlib import Path
@@ -47,10 +33,7 @@ def run(scenario: str) -> None:
     if reason:
         pytest.skip(reason)
     code = PROLOGUE + textwrap.dedent(scenario)
-    done = subprocess.run(
-        ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child",
-         "sh", "-c", SETUP, "sh", sys.executable, "-c", code],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False, capture_output=True, text=True)
+    done = subprocess.run(**apart.python("-c", code), check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -17,6 +17,10 @@ _SENTENCES = (  # what stands in the sentences of hypervisor/plan.py, disks.py a
     ("its bitmap missed a change", "bitmap_wrong"),
     ("cannot be built on", "damaged"),
     ("chunk size was changed", "chunk_size"),
+    ("the repository is older than this host", "repository_older"),
+    ("came from another repository", "other_repository"),
+    ("names no checkpoint", "no_checkpoint"),
+    ("a restore in place to", "half_restored"),
 )
 REASONS = (FULL, SCHEDULED, *dict.fromkeys(label for _, label in _SENTENCES), OTHER)
 

@@ -23,7 +23,8 @@ class DomainDisk:
     """A disk that the guest has. `left_out` is the reason why it is not in the backup; None for those that are.
 
     `untracked` is the reason why it cannot have a bitmap (raw, qcow2 v2): read whole each time; `cure` the command
-    that changes that, where there is one; `note` what the operator should know of it.
+    that changes that, where there is one; `note` what the operator should know of it. `bitmaps` are the names of those
+    that its image holds; QEMU does not show those born in it.
     Of a guest that is off: `chain` are its image and those below it, `closed` is why it cannot be read without QEMU.
     """
 
@@ -32,6 +33,7 @@ class DomainDisk:
     untracked: str | None = None
     cure: str | None = None
     note: str | None = None
+    bitmaps: tuple[str, ...] = ()
     chain: tuple[ImageInfo, ...] = ()
     closed: str | None = None
 
@@ -121,10 +123,11 @@ def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
     untracked, cure = _untracked(info, image)
     if untracked and driver == "raw" and image and raw.getLibVersion() >= LEAST_FOR_RAW:
         cure = f"vmbackup cbt enable {shlex.quote(domain.name())} {target}"
+    bitmaps = tuple(image.bitmaps) if image else ()
     if off:
         closed = None if left_out else _closed(entry, path, chain, trouble)
-        return DomainDisk(info, left_out, untracked, cure, chain=chain, closed=closed)
-    return DomainDisk(info, left_out=left_out, untracked=untracked, cure=cure, note=trouble)
+        return DomainDisk(info, left_out, untracked, cure, bitmaps=bitmaps, chain=chain, closed=closed)
+    return DomainDisk(info, left_out=left_out, untracked=untracked, cure=cure, note=trouble, bitmaps=bitmaps)
 
 
 def _data_file(entry: Element) -> dict[str, str]:

@@ -16,7 +16,7 @@ from vmbackup.hypervisor.failures import translated
 from vmbackup.hypervisor.intents import Intent, IntentStore
 from vmbackup.hypervisor.locks import DomainLock
 from vmbackup.hypervisor.quiesce import Quiesced, let_go_after_death
-from vmbackup.hypervisor.readers import Connections, LiveDisk
+from vmbackup.hypervisor.readers import AGAIN, Connections, LiveDisk
 from vmbackup.hypervisor.recovery import Leftover
 from vmbackup.hypervisor.source import Anchor, Consistency, DomainInfo
 from vmbackup.hypervisor.watch import JobWatch
@@ -115,7 +115,7 @@ class LiveJob:
         if trouble:
             raise PointInTimeLostError(
                 f"the point in time of {self.domain.name} cannot be proved: {trouble}",
-                "nothing was committed and the earlier restore points are good: run the backup again",
+                AGAIN,
             )
 
     def give_up(self) -> None:

@@ -14,11 +14,9 @@ from vmbackup.hypervisor.domains import handle
 from vmbackup.hypervisor.intents import Intent, IntentStore
 from vmbackup.hypervisor.locks import DomainLock
 from vmbackup.hypervisor.off_hold import OffHold
-from vmbackup.hypervisor.readers import Connections, LiveDisk
+from vmbackup.hypervisor.readers import AGAIN, Connections, LiveDisk
 from vmbackup.hypervisor.recovery import Leftover
 from vmbackup.hypervisor.source import Anchor, Consistency, DomainInfo
-
-_AGAIN = "nothing was committed and the earlier restore points are good: run the backup again"
 
 
 @dataclass
@@ -141,4 +139,4 @@ def lost(connection: Connection, info: DomainInfo, trouble: str) -> PointInTimeL
     what = f"domain {info.name} was started while its disks were read: it goes on"
     if not running:
         what = f"the disks of domain {info.name}, which is off, were not left alone while they were read: {trouble}"
-    return PointInTimeLostError(what, _AGAIN)
+    return PointInTimeLostError(what, AGAIN)

@@ -127,6 +127,7 @@ def make_plan(raw: Any, domain: Any, info: DomainInfo, request: Request, *, appl
     newer = [name for name in evidence if _newer(name, request.parent)]
     chain = _Chain() if request.full else _read_chain(domain, disks, request, newer, apply=apply)
     lost = _own_parent(request)
+    superseded += _orphans(disks, [*ours, *([lost] if lost else [])], request)
     if lost and lost not in ours:
         superseded.append(lost)  # without metadata, or just defined again; its bitmaps may be there
     plans = tuple(_plan_disk(disk, request, chain) for disk in disks)
@@ -158,6 +159,13 @@ def _classify(ours: list[CheckpointName], request: Request) -> tuple[list[Checkp
         asked = request.committed(name) if request.committed else not _newer(name, request.parent)
         (superseded if is_parent or asked is True else evidence).append(name)
     return superseded, evidence
+
+
+def _orphans(disks: list[DomainDisk], known: list[CheckpointName], request: Request) -> list[CheckpointName]:
+    """Ours whose bitmaps lie in an image, and that libvirt knows nothing of: an older copy was put in its place."""
+    names = {CheckpointName.parse(name) for disk in disks if not disk.left_out for name in disk.bitmaps}
+    own = {name for name in names if name and name.repository_id == request.repository_id} - set(known)
+    return _classify(sorted(own, key=lambda name: name.time), request)[0]
 
 
 def _own_parent(request: Request) -> CheckpointName | None:

@@ -9,6 +9,8 @@ from vmbackup.hypervisor.jobxml import EXPORT_BITMAP
 from vmbackup.hypervisor.source import DiskInfo, Mode
 from vmbackup.nbd import Extent, NbdClient, NbdError, RequestFailed, extents
 
+# What to do after a run that was lost.
+AGAIN = "nothing was committed and the earlier restore points are good: run the backup again"
 _ALLOCATION_CONTEXT = "base:allocation"
 # A read that the server could not do is asked for again this often before the disk has failed.
 _TRIES = 3
@@ -96,7 +98,8 @@ class Connections:
         except NbdError as error:
             self.abort()
             self._explain()
-            raise HypervisorError(f"the disk could not be read from QEMU: {error.message}", error.hint) from error
+            message = f"the disk could not be read from QEMU: {error.message}"
+            raise HypervisorError(message, error.hint or AGAIN) from error
 
 
 class LiveReader:

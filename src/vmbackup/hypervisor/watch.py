@@ -14,6 +14,7 @@ from vmbackup.errors import HypervisorError, PointInTimeLostError, ScratchFullEr
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.domains import handle
 from vmbackup.hypervisor.events import Event
+from vmbackup.hypervisor.readers import AGAIN
 from vmbackup.hypervisor.scratch import LOOK_INTERVAL, ScratchWatch
 from vmbackup.hypervisor.source import DomainInfo
 
@@ -85,10 +86,11 @@ class JobWatch:
     def _handle(self, event: Event) -> None:
         if event.kind == "job":
             what = f"the backup job of {self._info.name} ended while it was read"
-            self._lose(PointInTimeLostError(f"{what} ({event.detail or 'no reason told'})", _AGAIN))
+            told = "no reason told" if event.success else "QEMU ended"
+            self._lose(PointInTimeLostError(f"{what} ({event.detail or told})", AGAIN))
             self.ended.set()
         elif event.kind == "stopped":
-            self._lose(PointInTimeLostError(f"domain {self._info.name} stopped while it was read", _AGAIN))
+            self._lose(PointInTimeLostError(f"domain {self._info.name} stopped while it was read", AGAIN))
             self.ended.set()
         elif event.kind == "io_error" and not event.detail:
             # libvirt names no path: it is not an image of the guest, so it is a scratch file of ours.
@@ -129,6 +131,3 @@ class JobWatch:
         # Where it cannot be set, looking every few seconds is left.
         with contextlib.suppress(HypervisorError):
             self._connection.call("watch the scratch file", set_it, self._info.name)
-
-
-_AGAIN = "nothing was committed and the earlier restore points are good: run the backup again"

@@ -33,5 +33,11 @@ def test_labels(disk: dict[str, Any], label: str | None) -> None:
 def test_the_sentences_are_those_of_the_engine(words: str) -> None:
     """Whoever changes a sentence there is sent here."""
     root = Path(vmbackup.__file__).parent
-    sources = [*(root / "hypervisor").glob("*.py"), *(root / "engine").glob("*.py")]
+    sources = [*(root / "hypervisor").glob("*.py"), *(root / "engine").rglob("*.py")]
     assert any(words in source.read_text() for source in sources)
+
+
+def test_each_label_stands_on_the_page() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    paragraph = page[page.index("`vmbackup_full_read_total` counts") :].partition("\n\n")[0]
+    assert [label for label in REASONS if f"`{label}`" not in paragraph] == []

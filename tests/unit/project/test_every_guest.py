@@ -11,7 +11,7 @@ import pytest
 from tests.unit.project.tree import ROOT
 
 PAGE = ROOT / "docs" / "operations.md"
-_TEST = re.compile(r"`((?:unit|real|torture)/[\w/]+\.py)::(test_\w+)`")
+_TEST = re.compile(r"`((?:unit|real|torture)/[\w/]+\.py)::(test_\w+)(?:\[(\w+)\])?`")
 HEAD = ["situation", "what vmbackup does", "what the restore point says", "test that proves it"]
 
 
@@ -37,11 +37,13 @@ def test_each_row_is_proved_by_tests_that_exist(row: list[str]) -> None:
     assert all(row)
     named = _TEST.findall(row[-1])
     assert named, f"names no test: {row[-1]}"
-    for path, name in named:
+    for path, name, parameter in named:
         file = ROOT / "tests" / path
         assert file.is_file(), f"tests/{path} is no file"
         functions = [node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)]
         assert name in functions, f"tests/{path} has no {name}"
+        folder = "\n".join(each.read_text() for each in file.parent.glob("*.py"))
+        assert re.search(rf"\b{parameter}\b", folder), f"nothing beside tests/{path} is called {parameter}"
 
 
 def test_a_situation_stands_once() -> None:
