@@ -298,8 +298,9 @@ class Workhorse:
             place, alias = element.find("target"), element.find("alias")
             if place is None or alias is None or place.get("dev") != target:
                 continue
-            suffix = "/virtio-backend" if place.get("bus") == "virtio" else ""
-            self._devices[target] = f"/machine/peripheral/{alias.get('name')}{suffix}"
+            name = alias.get("name")
+            suffix = {"virtio": "/virtio-backend", "usb": f"/{name}.0/legacy[0]"}.get(place.get("bus", ""), "")
+            self._devices[target] = f"/machine/peripheral/{name}{suffix}"
             return self._devices[target]
         raise KeyError(target)
 

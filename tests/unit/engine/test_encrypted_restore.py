@@ -64,7 +64,9 @@ def content(path: Path, driver: str, passphrase: bytes) -> bytes:
 def test_encrypted_again(kit: RamKit, tmp_path: Path) -> None:
     """qcow2 with LUKS, or raw LUKS; the passphrase opens it, its bytes are the disk's, and lie nowhere readable."""
     options = RestoreOptions(tmp_path / "a", workers=2, passphrases=KEY)
-    for chosen, driver in ((options, "qcow2"), (replace(options, output=tmp_path / "b", format="raw"), "luks")):
+    reserved = replace(options, output=tmp_path / "c", preallocation="falloc")
+    raw = replace(options, output=tmp_path / "b", format="raw")
+    for chosen, driver in ((options, "qcow2"), (raw, "luks"), (reserved, "qcow2")):
         path = into(kit, chosen)
         assert content(path, driver, b"open sesame") == kit.disk().data
         assert bytes(kit.disk().data[MIB : MIB + 64]) not in path.read_bytes()

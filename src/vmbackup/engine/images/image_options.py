@@ -32,8 +32,8 @@ class ImageOptions:
 
     @property
     def reads_as_zeros(self) -> bool:
-        """Where nothing was written: not what was never encrypted, but is decrypted."""
-        return self.driver != "luks"
+        """Where nothing was written: not what is decrypted and was never encrypted, as are clusters made beforehand."""
+        return self.passphrase is None or (self.driver == "qcow2" and self.preallocation == "off")
 
     def told(self) -> dict[str, str]:
         """What an image that was begun must agree in, to be gone on with."""
