@@ -20,7 +20,7 @@ from tests.unit.engine.kit import RamKit
 pytestmark = pytest.mark.real
 MIB = 1 << 20
 SIZE = 192 * MIB
-SECONDS = 30.0
+SECONDS = 60.0
 CONFIG = """
 [repositories.local]
 url = "file://{folder}/repository"

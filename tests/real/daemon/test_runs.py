@@ -36,7 +36,7 @@ copy_to = ["offsite"]
 keep = {{ last = 1 }}
 [jobs.slow]
 domains = ["*"]
-bandwidth_limit = "2MiB/s"
+bandwidth_limit = "1MiB/s"
 """
 
 
@@ -95,7 +95,7 @@ def service(program: Program) -> Iterator[Service]:
 
 
 def slow_horse(make_domain: Callable[..., Workhorse]) -> Workhorse:
-    """Its backup by the job `slow` takes half a minute."""
+    """Its backup by the job `slow` takes a minute."""
     horse = make_domain(Disk(size=64 * MiB))
     horse.write_data("vda", 0, random.Random(4).randbytes(64 * MiB))
     return horse
@@ -142,7 +142,7 @@ def test_cancel_and_stop(make_domain: Callable[..., Workhorse], service: Service
         began = time.monotonic()
         assert end(one.id)
         service.until(lambda id_=one.id: id_ in [run.id for run in service.notes.ended_])  # type: ignore[misc]
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 45
         outcome = service.notes.ended_[-1].outcome
         assert outcome
         assert (outcome.status, outcome.exit_code) == (Status.CANCELLED, 130), outcome
@@ -178,7 +178,7 @@ def test_a_service_that_is_killed(make_domain: Callable[..., Workhorse], program
                 time.sleep(0.05)
         finally:
             host.kill()
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while (busy(horse) or lives(pid)) and time.monotonic() < end:
         time.sleep(0.05)
     assert not busy(horse)

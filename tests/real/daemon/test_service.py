@@ -95,7 +95,7 @@ def test_a_bad_configuration_keeps_the_old_one_and_says_why(make_domain: Make, w
         service.config.write_text(good.replace("max_age", "max_agee"))
         assert service.process is not None
         service.process.send_signal(signal.SIGHUP)
-        error = service.wait_for(lambda: service.status()["config_error"], 20)
+        error = service.wait_for(lambda: service.status()["config_error"], 60)
         assert 'did you mean "max_age"?' in error or "max_agee" in error
         assert guest(service, horse.name)["max_age"] == 3600
         assert metric(service.metrics(), "vmbackup_config_last_reload_successful") == 0
@@ -168,12 +168,12 @@ def test_what_came_due_while_it_was_down_is_caught_up_once(make_domain: Make, wo
     with make_service(work_dir, job(horse.name, schedule="@yearly")) as service:
         service.ask("POST", "/run", {"job": "nightly"})
         first = service.wait_for(lambda: guest(service, horse.name)["last_point"], 60)
-    every = 20
+    every = 10
     text = service.config.read_text().replace("@yearly", f"@every {every}s")
     service.config.write_text(text)
     time.sleep(max(0.0, every - time.time() % every + 1))  # a firing passes while nobody is there
     with service:
-        service.wait_for(lambda: guest(service, horse.name)["last_point"] != first, 15)
+        service.wait_for(lambda: guest(service, horse.name)["last_point"] != first, 60)
         triggers = [r["trigger"] for r in service.ask("GET", "/runs")["runs"]]
         assert triggers.count("catch-up") == 1
 
@@ -189,7 +189,7 @@ def test_what_waits_for_a_job_that_was_renamed_waits_for_its_heir(make_domain: M
         text = service.config.read_text()
         service.config.write_text(text.replace(f"[jobs.{late}]", "[jobs.renamed]").replace("@every 30s", "@yearly"))
         assert "error" not in service.ask("POST", "/reload")
-        after = service.wait_for(lambda: [r for r in service.status()["runs"] if r["job"] == "renamed"], 10)
+        after = service.wait_for(lambda: [r for r in service.status()["runs"] if r["job"] == "renamed"], 60)
         assert [(run["domain"], run["not_before"]) for run in after] == [(horse.name, before["not_before"])]
         assert len(service.status()["runs"]) == 1
         service.ask("POST", "/run", {"job": "renamed"})  # an operator need not wait for the moment

@@ -109,7 +109,7 @@ def _watchdog(guest: Guest, seconds: float) -> subprocess.Popen[str]:
 def _is_thawed_by_the_watchdog_of_a_dead_run(guest: Guest) -> None:
     process = _watchdog(guest, 60)
     assert guest.domain.fsFreeze() > 0
-    output, _ = process.communicate("arm\n", timeout=30)  # and the end of the input: the run has died
+    output, _ = process.communicate("arm\n", timeout=60)  # and the end of the input: the run has died
     assert (output, process.returncode) == ("thawed\n", 0)
     assert not frozen(guest)
 
@@ -125,14 +125,14 @@ def _is_thawed_by_the_watchdog_in_time(guest: Guest) -> None:
     assert process.stdout.readline() == "thawed\n"
     assert time.monotonic() - started > 0.9
     assert not frozen(guest)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
 
 
 def _is_not_touched_by_an_unarmed_watchdog(guest: Guest) -> None:
     for words in ("", "arm\ndone\n"):
         process = _watchdog(guest, 0.5)
         assert guest.domain.fsFreeze() > 0
-        output, _ = process.communicate(words, timeout=10)
+        output, _ = process.communicate(words, timeout=60)
         assert (output, process.returncode) == ("", 0)
         assert frozen(guest)
         guest.domain.fsThaw()

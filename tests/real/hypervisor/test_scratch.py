@@ -43,7 +43,7 @@ def begin(host: Host, name: str) -> LiveJob:
     return host.begin(host.domain(name), repository_id="0123abcd", session=new_session(), parent=None)
 
 
-def wait_for_loss(running: LiveJob, seconds: float = 15.0) -> None:
+def wait_for_loss(running: LiveJob, seconds: float = 60.0) -> None:
     """Calls check until it raises."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
