@@ -63,9 +63,11 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/project
 
-# Two at a time, a file each: tests with a real guest or bucket mostly wait. Those come first, as they take longest.
+# Three at a time on two cores, a file each: tests with a real guest or bucket mostly wait. Those come first, as they
+# take longest.
+WORKERS ?= 3
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # How long lists and plans of a large repository take; the machine must have nothing else to do.
 scale: setup

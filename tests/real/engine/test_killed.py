@@ -18,7 +18,9 @@ from tests.real.engine.program import Program
 
 pytestmark = pytest.mark.real
 SEED = 9
-FULLS, INCREMENTALS = 8, 14
+LONG = [pytest.mark.torture, pytest.mark.timeout(3600)]
+FULLS = [4, pytest.param(16, marks=LONG)]
+INCREMENTALS = [8, pytest.param(40, marks=LONG)]
 SIZE = 128 * MiB
 RANDOM = 96 * MiB  # of the disk: three packs, which no compression makes smaller
 BLOCK = 65536
@@ -75,8 +77,11 @@ class Host(Program):
 
 
 @pytest.mark.timeout(600)
-def test_killed_incrementals(make_domain: Callable[..., Workhorse], work_dir: Path, scratch_dir: Path) -> None:
-    """At fourteen moments from the start to after the commit: the next run is incremental and right."""
+@pytest.mark.parametrize("moments", INCREMENTALS)
+def test_killed_incrementals(
+    make_domain: Callable[..., Workhorse], work_dir: Path, scratch_dir: Path, moments: int
+) -> None:
+    """At moments from the start to after the commit: the next run is incremental and right."""
     seed = seed_of(SEED)
     chance = random.Random(seed)
     host = Host.make(work_dir, scratch_dir)
@@ -85,7 +90,7 @@ def test_killed_incrementals(make_domain: Callable[..., Workhorse], work_dir: Pa
     point = host.backup(horse)
     state = horse.domain.state()
     ended = 0
-    for number in range(INCREMENTALS):
+    for number in range(moments):
         for _ in range(20):
             where = chance.randrange(16 * MiB // BLOCK) * BLOCK
             if chance.random() < 0.6:
@@ -104,25 +109,26 @@ def test_killed_incrementals(make_domain: Callable[..., Workhorse], work_dir: Pa
         assert point["disks"][0]["mode"] == "incremental", f"{place}: {point['disks'][0]['reason']}"
         host.check(horse, point)
         host.assert_nothing_left(horse, point, state)
-    assert ended < INCREMENTALS // 2
+    assert ended < moments // 2
     assert host.json("verify", "--read-data")["damaged"] == []
 
 
 @pytest.mark.timeout(600)
-def test_killed_fulls(make_domain: Callable[..., Workhorse], work_dir: Path, scratch_dir: Path) -> None:
-    """At eight moments of a first full: the next run stores only what the killed one had not."""
+@pytest.mark.parametrize("moments", FULLS)
+def test_killed_fulls(make_domain: Callable[..., Workhorse], work_dir: Path, scratch_dir: Path, moments: int) -> None:
+    """At moments of a first full: the next run stores only what the killed one had not."""
     seed = seed_of(SEED)
     chance = random.Random(seed)
     host = Host.make(work_dir, scratch_dir)
     saved = 0
-    for number in range(FULLS):
+    for number in range(moments):
         place = f"moment {number}, {SEED_VARIABLE}={seed}"
         horse = make_domain(Disk("vda", size=SIZE))
         for start in range(0, RANDOM, 32 * MiB):
             horse.write_data("vda", start, chance.randbytes(32 * MiB))
         state = horse.domain.state()
         before, packs = host.stored(), len(host.packs())
-        wanted = packs + number % 3
+        wanted = packs + (number + 1) % 3
         host.kill(horse, lambda wanted=wanted: len(host.packs()) >= wanted, chance.uniform(0, 0.6))
         kept = host.stored() - before
         point = host.backup(horse)

@@ -137,13 +137,14 @@ def test_the_next_run_recovers_by_itself(victim: Victim) -> None:
     assert victim.leftovers() == []
 
 
-def test_twenty_moments(victim: Victim) -> None:
-    """Killed at twenty random moments, and put right each time: at most one committed checkpoint is there."""
+@pytest.mark.parametrize("moments", [8, pytest.param(60, marks=[pytest.mark.torture, pytest.mark.timeout(900)])])
+def test_any_moment(victim: Victim, moments: int) -> None:
+    """Killed at random moments, and put right each time: at most one committed checkpoint is there."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
     domain = victim.host.domain(victim.horse.name)
-    for _ in range(20):
+    for _ in range(moments):
         process = victim.start("never")
         time.sleep(chance.uniform(0.15, 2.4))
         victim.kill(process)
