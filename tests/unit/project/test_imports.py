@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -112,10 +113,11 @@ def folder(name: str) -> str:
     return found if engine == "engine" and rest[0] else ""
 
 
-def imports(name: str) -> Iterator[tuple[str, bool]]:
+@cache
+def imports(name: str) -> tuple[tuple[str, bool], ...]:
     path: Path = MODULES[name]
     package = f"{name}.__init__" if path.name == "__init__.py" else name
-    return walk(ast.parse(path.read_text()), package)
+    return tuple(walk(ast.parse(path.read_text()), package))
 
 
 def walk(node: ast.AST, name: str, *, at_load: bool = True) -> Iterator[tuple[str, bool]]:
