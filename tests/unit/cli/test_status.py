@@ -165,7 +165,7 @@ def test_watch_asks_for_a_terminal(cli: Cli, serve: Callable[[Any], None]) -> No
         assert cli(*arguments).returncode == 2
 
 
-def read_until(terminal: int, wanted: bytes, seconds: float = 20) -> bytes:
+def read_until(terminal: int, wanted: bytes, seconds: float = 60) -> bytes:
     found, until = b"", time.monotonic() + seconds
     while wanted not in found and time.monotonic() < until:
         if select.select([terminal], [], [], 0.1)[0]:
@@ -201,7 +201,7 @@ def test_watch_shows_what_changes_until_ctrl_c(config: Path, short_folder: Path,
         rest = read_until(primary, b"\x1b[?1049l")
         assert b"\x1b[?1049l" in rest
         assert b"Traceback" not in rest
-        assert watching.wait(10) == 0
+        assert watching.wait(60) == 0
     finally:
         watching.kill()
         watching.wait()
@@ -281,7 +281,7 @@ def test_ctrl_c_ends_the_waiting_only(config: Path, serve: Callable[[Any], None]
     while service.looks > 10**6 - 3:
         time.sleep(0.05)
     waiting.send_signal(signal.SIGINT)
-    _, errors = waiting.communicate(timeout=10)
+    _, errors = waiting.communicate(timeout=60)
     assert waiting.returncode == 130
     assert "The backups go on" in errors
     assert service.asked == [("run", "nightly", ("web01",), False)]

@@ -69,12 +69,13 @@ def test_tasks_and_notes(pipe: tuple[int, int]) -> None:
 def test_no_more_than_four_lines_a_second(pipe: tuple[int, int]) -> None:
     wire = Wire(pipe[1])
     wire.start("web1", None)
-    until = time.monotonic() + 1.1
-    while time.monotonic() < until:
+    began = time.monotonic()
+    while time.monotonic() < began + 1.1:
         wire.advance("web1", 1)
     wire.close()
+    quarters = (time.monotonic() - began) / 0.25
     told = lines(pipe[0])
-    assert 4 <= len(told) <= 6  # one at once, one each quarter of a second, one at the end
+    assert 3 <= len(told) <= quarters + 2  # one at once, one each quarter of a second, one at the end
     assert told[-1]["done_bytes"] > told[-2]["done_bytes"] > 0
 
 

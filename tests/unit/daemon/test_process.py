@@ -49,7 +49,7 @@ class Waiting:
 
     def ready(self) -> Progress:
         """The child says that it is where the test wants it."""
-        while (told := self.told.get(timeout=20)).note != "ready":
+        while (told := self.told.get(timeout=60)).note != "ready":
             pass
         return told
 
@@ -75,7 +75,7 @@ def outcome_of(*commands: tuple[str, ...]) -> Outcome:
 
 
 def eventually(what: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not what() and time.monotonic() < end:
         time.sleep(0.01)
     return what()
@@ -84,7 +84,7 @@ def eventually(what: Callable[[], bool]) -> bool:
 def test_a_good_run() -> None:
     """Its document is the outcome's, and it read the configuration in force."""
     _, report, _ = started(("ok",))
-    outcome = report.outcomes.get(timeout=20)
+    outcome = report.outcomes.get(timeout=60)
     assert (outcome.status, outcome.exit_code, outcome.error) == (Status.SUCCESS, 0, None)
     assert outcome.document["config"] == CONFIG.decode()
     last = list(report.told.queue)[-1]
@@ -122,7 +122,7 @@ def test_several_commands() -> None:
 
 def test_a_failed_command_is_the_last() -> None:
     _, report, _ = started(("ok",), ("tell", "4", '{"damaged": [1, 2]}', ""), ("ok",))
-    outcome = report.outcomes.get(timeout=20)
+    outcome = report.outcomes.get(timeout=60)
     assert (outcome.status, outcome.exit_code) == (Status.FAILED, 4)
     assert outcome.error == "2 objects are damaged"
     assert len(report.pids) == 2
@@ -149,7 +149,7 @@ def test_a_soft_cancel() -> None:
     made, report, run = started(("hang",), ("ok",))
     report.ready()
     made.cancel(run.id, hard=False)
-    outcome = report.outcomes.get(timeout=20)
+    outcome = report.outcomes.get(timeout=60)
     assert (outcome.status, outcome.exit_code) == (Status.CANCELLED, 130)
     assert len(report.pids) == 1
     made.cancel(run.id, hard=True)
@@ -161,7 +161,7 @@ def test_a_soft_cancel_reaches_the_process_alone() -> None:
     made, report, run = started(("helped",))
     report.ready()
     made.cancel(run.id, hard=False)
-    assert report.outcomes.get(timeout=20).exit_code == 130
+    assert report.outcomes.get(timeout=60).exit_code == 130
     assert list(report.told.queue)[-1].task == "None"
 
 
@@ -170,7 +170,7 @@ def test_nothing_more_begins_after_a_cancel() -> None:
     made, report, run = started(("stubborn", "0.5"), ("ok",))
     report.ready()
     made.cancel(run.id, hard=False)
-    assert report.outcomes.get(timeout=20).status is Status.CANCELLED
+    assert report.outcomes.get(timeout=60).status is Status.CANCELLED
     assert len(report.pids) == 1
 
 
@@ -179,7 +179,7 @@ def test_an_interrupt_that_was_not_asked_for() -> None:
     _, report, _ = started(("hang",))
     report.ready()
     os.kill(report.pids[0], signal.SIGTERM)
-    outcome = report.outcomes.get(timeout=20)
+    outcome = report.outcomes.get(timeout=60)
     assert (outcome.status, outcome.error, outcome.retriable) == (Status.FAILED, "interrupted", True)
 
 
@@ -190,7 +190,7 @@ def test_a_process_that_ignores_sigterm() -> None:
     with pytest.raises(queue.Empty):
         report.outcomes.get(timeout=0.3)
     made.cancel(run.id, hard=True)
-    outcome = report.outcomes.get(timeout=20)
+    outcome = report.outcomes.get(timeout=60)
     assert (outcome.status, outcome.exit_code) == (Status.CANCELLED, None)
     assert outcome.error == "the run's process was killed by signal 9"
 
@@ -200,7 +200,7 @@ def test_a_cancel_as_it_starts() -> None:
     for hard in (False, True):
         made, report, run = started(("sleep", "3600"), ("ok",))
         made.cancel(run.id, hard=hard)
-        assert report.outcomes.get(timeout=20).status is Status.CANCELLED
+        assert report.outcomes.get(timeout=60).status is Status.CANCELLED
         assert len(report.pids) <= 1
 
 
@@ -211,7 +211,7 @@ def test_a_process_that_closes_its_pipes_and_lives_on() -> None:
     report.ready()
     time.sleep(0.2)
     made.cancel(run.id, hard=False)
-    assert report.outcomes.get(timeout=20).status is Status.CANCELLED
+    assert report.outcomes.get(timeout=60).status is Status.CANCELLED
 
 
 def test_a_flood(caplog: pytest.LogCaptureFixture) -> None:
@@ -243,7 +243,7 @@ def test_killing_a_run_spares_what_leads_a_session_of_its_own() -> None:
     made, report, run = started(("leave-and-hang",))
     watchdog = int(report.ready().task)
     made.cancel(run.id, hard=True)
-    assert report.outcomes.get(timeout=20).status is Status.CANCELLED
+    assert report.outcomes.get(timeout=60).status is Status.CANCELLED
     assert lives(watchdog)
     kill(watchdog)
 
@@ -259,7 +259,7 @@ def test_killing_a_run_spares_the_watchdog_of_its_guest() -> None:
         made.start(Run("r1", backup("web01"), time.time()), report)
         watchdog = int(report.ready().task)
         made.cancel("r1", hard=True)
-        assert report.outcomes.get(timeout=20).error == "the run's process was killed by signal 9"
+        assert report.outcomes.get(timeout=60).error == "the run's process was killed by signal 9"
         time.sleep(0.5)
         found, status = os.waitpid(watchdog, os.WNOHANG)
         assert found == 0 or status == 0, "it was killed too"
@@ -330,7 +330,7 @@ def fail(error: Exception) -> Callable[..., Any]:
 def test_a_run_that_cannot_begin(error: Exception, told: str, code: int | None) -> None:
     report = Waiting()
     ProcessRunner(fail(error), lambda: CONFIG, CHILDREN).start(Run("r1", backup("web01"), 0), report)
-    outcome = report.outcomes.get(timeout=20)
+    outcome = report.outcomes.get(timeout=60)
     assert (outcome.status, outcome.error, outcome.exit_code) == (Status.FAILED, told, code)
 
 
@@ -357,4 +357,4 @@ def test_the_kernel_ends_it_only_with_the_service() -> None:
     report = Waiting()
     made = ProcessRunner(lambda _: [("ok",)], lambda: CONFIG, (sys.executable, "-ISc", program))
     made.start(Run("r1", backup("web01"), time.time()), report)
-    assert report.outcomes.get(timeout=20).exit_code == 0
+    assert report.outcomes.get(timeout=60).exit_code == 0

@@ -384,7 +384,7 @@ def test_a_broken_reply_to_a_read_is_told(serve, reply, error, text, tcp) -> Non
     client.submit_read(MIB, memoryview(bytearray(64 * KIB)))
     with pytest.raises(error, match=text) as caught:
         client.wait()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert tracemalloc.get_traced_memory()[1] < 2 * MIB
     tracemalloc.stop()
     assert type(caught.value) is error
@@ -395,11 +395,12 @@ def test_a_broken_reply_to_a_read_is_told(serve, reply, error, text, tcp) -> Non
 
 
 def test_a_server_that_takes_no_writes_is_left(serve) -> None:
-    client = connect(serve, lambda w: time.sleep(1.5), timeout=0.3)
-    began = time.monotonic()
+    left = threading.Event()
+    client = connect(serve, lambda _: left.wait(60), timeout=0.3)
     with pytest.raises(TimedOut, match="write of 8388608 bytes at 0 on export 'vda'"):
         client.submit_write(0, [bytes(8 * MIB)])
-    assert time.monotonic() - began < 0.9
+    assert not left.is_set()
+    left.set()
 
 
 def test_a_server_that_answers_without_end_while_it_takes_no_writes_is_left(serve) -> None:
