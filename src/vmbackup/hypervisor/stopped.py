@@ -31,9 +31,9 @@ class StoppedGuest:
     _lock: DomainLock
 
     def others_with(self, path: str) -> list[str]:
-        """The names of other guests that have that file or device as a disk."""
-        users = self._host.disk_users(Path(path))
-        return sorted({user.domain for user in users if user.uuid != self.domain.uuid})
+        """The names of other guests that have that file or device as a disk, or below one."""
+        users = [user for user in self._host.disk_users(Path(path)) if user.uuid != self.domain.uuid]
+        return sorted({f"{user.domain} (as its backing file)" if user.below else user.domain for user in users})
 
     def mark(self, targets: Iterable[str], point: str, kept: str | None) -> None:
         """These disks are about to change: until `whole`, no backup believes their bitmaps."""

@@ -124,7 +124,13 @@ def test_who_uses_the_disks_is_told(kit: Kit, horse: Workhorse, make_domain: Cal
     other = make_domain(Disk("vda", size=MiB), start=False)
     xml = other.domain.XMLDesc(0).replace(str(other.path("vda")), str(horse.path("vda")))
     other.domain.connect().defineXML(xml)
-    with pytest.raises(TargetError, match=f"a disk of another guest too: {other.name}"):
+    with pytest.raises(TargetError, match=f"a disk of another guest too: {other.name}$"):
+        bring(kit, first.id)
+    overlay = other.path("vda").with_suffix(".overlay")
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", horse.path("vda"), "-F", "qcow2", overlay]
+    subprocess.run(command, check=True)
+    other.domain.connect().defineXML(xml.replace(str(horse.path("vda")), str(overlay)))
+    with pytest.raises(TargetError, match=rf"a disk of another guest too: {other.name} \(as its backing file\)"):
         bring(kit, first.id)
     assert state(horse) == now
 

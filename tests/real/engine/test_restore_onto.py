@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
@@ -48,6 +49,9 @@ def test_the_guests_own_disks(make_domain: Callable[..., Workhorse], kit: Kit) -
     other.stop()
     with pytest.raises(TargetError, match=f"is disk vda of another guest, {other.name}"):
         onto(kit, first.id, {"vda": other.path("vda")})
+    below = f"lies below disk vda of the guest {other.name}"
+    with built_on(horse.path("vda"), other), pytest.raises(TargetError, match=below):
+        onto(kit, first.id, {"vda": horse.path("vda")})
     onto(kit, first.id, own)
     for target, path in own.items():
         same(path, kept[target])
@@ -55,6 +59,16 @@ def test_the_guests_own_disks(make_domain: Callable[..., Workhorse], kit: Kit) -
     for step in range(2):
         horse.write("vda", 20 * MIB, 4096, 0x77 + step)
         kit.check(horse, kit.backup(horse).id)
+
+
+@contextlib.contextmanager
+def built_on(base: Path, guest: Workhorse) -> Iterator[None]:
+    """A guest that is off, whose image builds on `base`: its definition does not tell."""
+    image = guest.path("vda")
+    whole = image.rename(image.with_suffix(".whole"))
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", image], check=True)
+    yield
+    whole.rename(image)
 
 
 @pytest.fixture

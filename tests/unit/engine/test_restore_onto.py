@@ -32,6 +32,7 @@ class User:
     uuid: str = "another"
     target: str = "vda"
     active: bool = False
+    below: bool = False
 
 
 @pytest.fixture
@@ -143,6 +144,8 @@ def test_a_disk_of_a_guest(kit: RamKit, tmp_path: Path, options: RestoreOptions)
         onto(kit, path, replace(options, users=lambda _: [User("guest", own, active=True)]))
     with pytest.raises(TargetError, match="is disk vda of another guest, other"):
         onto(kit, path, replace(options, users=lambda _: [User()]))
+    with pytest.raises(TargetError, match="lies below disk vda of the guest guest, as its backing file"):
+        onto(kit, path, replace(options, users=lambda _: [User("guest", own, below=True)]))
     assert path.read_bytes() == before
     onto(kit, path, replace(options, users=lambda _: [User("guest", own)]))
     assert path.read_bytes() == kit.disk().data

@@ -35,6 +35,10 @@ class DiskUser(Protocol):
     def active(self) -> bool:
         """Whether it runs."""
 
+    @property
+    def below(self) -> bool:
+        """Whether the image is not the disk itself, but one that the disk builds on."""
+
 
 DiskUsers = Callable[[Path], Sequence[DiskUser]]
 """Which guests have a path as their disk."""

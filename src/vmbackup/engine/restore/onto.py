@@ -68,6 +68,11 @@ def _refuse_users(point: Point, path: Path, users: DiskUsers) -> None:
     for user in users(path.resolve()):
         if user.active:
             raise in_use(path, f"it is disk {user.target} of the guest {user.domain}, which runs")
+        if user.below:
+            raise TargetError(
+                f"{path} lies below disk {user.target} of the guest {user.domain}, as its backing file",
+                "what is written there would damage that disk: name the disk's own image, or another",
+            )
         if user.uuid != point.uuid:
             raise TargetError(
                 f"{path} is disk {user.target} of another guest, {user.domain}",
