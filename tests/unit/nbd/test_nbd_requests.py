@@ -397,9 +397,10 @@ def test_a_broken_reply_to_a_read_is_told(serve, reply, error, text, tcp) -> Non
 def test_a_server_that_takes_no_writes_is_left(serve) -> None:
     left = threading.Event()
     client = connect(serve, lambda _: left.wait(60), timeout=0.3)
+    began = time.monotonic()
     with pytest.raises(TimedOut, match="write of 8388608 bytes at 0 on export 'vda'"):
         client.submit_write(0, [bytes(8 * MIB)])
-    assert not left.is_set()
+    assert time.monotonic() - began < 30
     left.set()
 
 
