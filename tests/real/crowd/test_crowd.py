@@ -162,9 +162,9 @@ def restored(repository: Repository, point: Point) -> str:
 
 
 @pytest.mark.timeout(600)
-def test_a_short_crowd(ceph: Ceph, tmp_path: Path) -> None:
+def test_a_crowd_for_a_minute(ceph: Ceph, tmp_path: Path) -> None:
     """In CI; the seed is fixed, the order is the machine's."""
-    crowded(ceph, tmp_path, 40.0, seed=1)
+    crowded(ceph, tmp_path, 60.0, seed=1)
 
 
 @pytest.mark.torture

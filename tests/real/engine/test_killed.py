@@ -18,6 +18,7 @@ from tests.real.engine.program import Program
 
 pytestmark = pytest.mark.real
 SEED = 9
+# With those of test_recovery.py twenty moments in CI.
 LONG = [pytest.mark.torture, pytest.mark.timeout(3600)]
 FULLS = [4, pytest.param(16, marks=LONG)]
 INCREMENTALS = [8, pytest.param(40, marks=LONG)]
