@@ -7,7 +7,7 @@ import os
 import random
 import secrets
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from vmbackup.engine.restore.flat import RestoreOptions, restore
 from vmbackup.hypervisor import Host
 from vmbackup.progress import Silent
 from vmbackup.repository import PointSummary, Repository
+from vmbackup.repository.points import Point
 
 SEED_VARIABLE = "VMBACKUP_TEST_SEED"
 SECTOR = 512
@@ -85,10 +86,10 @@ class Evolution:
         self.kept[point.id] = self._now()
         self.restore(point.id, "qcow2" if self.random.random() < 0.1 else "raw")
 
-    def restore(self, point_id: str, fmt: str = "raw") -> None:
-        """Raises AssertionError unless the point restores as the disk was."""
+    def restore(self, point_id: str, fmt: str = "raw", found: Mapping[str, Point] | None = None) -> None:
+        """Raises AssertionError unless the point restores as the disk was. `found`: all points, if at hand."""
         folder = self.folder / secrets.token_hex(4)
-        point = next(p for p in self.repository.read_points().points if p.id == point_id)
+        point = (found or self.points())[point_id]
         options = RestoreOptions(folder, fmt, workers=2)  # type: ignore[arg-type]
         path = restore(self.repository, point, options, Silent()).files[0].path
         if list(self.kept)[-1] == point_id:
@@ -101,9 +102,13 @@ class Evolution:
 
     def restore_many(self, most: int | None = None) -> None:
         """Restores points (a sample of `most`) in random order."""
-        points = list(self.kept)
+        points, found = list(self.kept), self.points()
         for point in self.random.sample(points, min(most or len(points), len(points))):
-            self.restore(point)
+            self.restore(point, found=found)
+
+    def points(self) -> dict[str, Point]:
+        """The repository's."""
+        return {point.id: point for point in self.repository.read_points().points}
 
     def forget_host(self) -> None:
         """All of libvirt's checkpoints go."""
