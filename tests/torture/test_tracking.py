@@ -111,7 +111,11 @@ def test_backups_of_a_tracked_disk_are_incremental(kit: TrixieKit, horse: Workho
     assert modes(kit, horse) == {"vda": "incremental", "vdb": "incremental"}
     check(kit, horse)
 
+    horse.write("vdb", 20 * MiB, 4096, 0x42)
     horse.stop()
+    assert modes(kit, horse) == {"vda": "incremental", "vdb": "incremental"}  # the guest is off
+    (file,) = kit.restore(max(point.id for point in kit.points()), "raw", ("vdb",)).files
+    assert file.path.read_bytes() == horse.path("vdb").read_bytes()
     before = horse.path("vdb").read_bytes()
     assert tracking.disable(kit.host, kit.host.domain(horse.name), "vdb", compare=True).changed
     assert horse.path("vdb").read_bytes() == before
