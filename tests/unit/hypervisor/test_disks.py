@@ -27,18 +27,29 @@ class Domain:
     def XMLDesc(self, _flags: int) -> str:  # noqa: N802
         return f"<domain><devices>{self.disk}</devices></domain>"
 
+    def name(self) -> str:
+        return "the guest"
+
     def blockInfo(self, _target: str, _flags: int) -> list[int]:  # noqa: N802
         return [1 << 20, 0, 0]
 
 
 class Connection:
-    """A connection with one pool."""
+    """A connection with one pool, to libvirt of the version `number`."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def getLibVersion(self) -> int:  # noqa: N802
+        return self._number
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: "/pool/volume" if name == "path" else self
 
 
-def read(disk: str, monkeypatch: pytest.MonkeyPatch, image: ImageInfo | None = None) -> DomainDisk:
+def read(
+    disk: str, monkeypatch: pytest.MonkeyPatch, image: ImageInfo | None = None, version: int = 9_000_000
+) -> DomainDisk:
     """The disk, with what qemu-img would say of its image."""
 
     def look(path: str) -> ImageInfo:
@@ -47,7 +58,7 @@ def read(disk: str, monkeypatch: pytest.MonkeyPatch, image: ImageInfo | None = N
         return image
 
     monkeypatch.setattr(disks, "image_info", look)
-    (found,) = read_disks(Connection(), Domain(disk))
+    (found,) = read_disks(Connection(version), Domain(disk))
     return found
 
 
@@ -165,3 +176,14 @@ def test_space_that_an_image_has_reserved(tmp_path: Path) -> None:
         found[preallocation] = disks._preallocation(str(path), 16 << 20)
     assert found == {"off": None, "metadata": "metadata", "falloc": "falloc", "full": "falloc"}
     assert disks._preallocation("/nowhere", 1) is None
+
+
+@pytest.mark.parametrize(("version", "cure"), [(10_009_999, None), (10_010_000, "vmbackup cbt enable 'the guest' vda")])
+def test_a_raw_disk_can_be_tracked_where_libvirt_is_new(
+    version: int, cure: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = ImageInfo("/a.raw", "raw", 1 << 20)
+    xml = "<disk type='file' device='disk'><source file='/a.raw'/><target dev='vda' bus='virtio'/></disk>"
+    disk = read(xml, monkeypatch, image, version)
+    assert "raw image has no dirty bitmap" in (disk.untracked or "")
+    assert disk.cure == cure
