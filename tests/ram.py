@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Self
+from typing import Any, Self
 
 from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, Mode
 from vmbackup.nbd.extents import Extent, Kind
@@ -108,6 +108,7 @@ class RamJob:
     freeze_seconds = None
     quiesce_note = None
     seal_seconds = 0.0
+    stood_still = True
     notes: tuple[str, ...] = ()
 
     def __init__(
@@ -154,6 +155,9 @@ class RamJob:
             return "reread", reread.get(target, "no bitmap")
         return "incremental", None
 
+    def give_up(self) -> None:
+        self.finish(False)
+
     def check(self) -> None:
         self._host.on_check()
 
@@ -194,6 +198,8 @@ class RamHost:
         self.on_read: Callable[[], None] = _nothing
         self.on_check: Callable[[], None] = _nothing
         self.on_seal: Callable[[], None] = _nothing
+        self.on_begin: Callable[[str], None] = lambda _name: None
+        self.on_reserve: Callable[[str], None] = lambda _name: None
         self.jobs: list[RamJob] = []
 
     def add(self, guest: RamGuest) -> None:
@@ -207,7 +213,24 @@ class RamHost:
         return {"libvirt": "0.0.0", "qemu": "0.0.0"}
 
     def reserve(self, domain: DomainInfo) -> _Lock:
+        self.on_reserve(domain.name)
         return _Lock()
+
+    def begin_together(self, jobs: Sequence[RamJob]) -> list[RamJob | Exception]:
+        """All at one time; what `on_begin` raises for one is its fate."""
+        now = self.now()
+        begun: list[RamJob | Exception] = []
+        for job in jobs:
+            job.time = now
+            try:
+                self.on_begin(job.domain.name)
+                begun.append(job)
+            except Exception as error:
+                begun.append(error)
+        return begun
+
+    def prepare(self, domain: DomainInfo, **wanted: Any) -> RamJob:
+        return self.begin(domain, **wanted)
 
     def begin(
         self,

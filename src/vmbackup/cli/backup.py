@@ -1,8 +1,9 @@
 """`vmbackup backup`: a restore point of each domain, now."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from vmbackup.hypervisor import Host
     from vmbackup.hypervisor.plan import Plan
     from vmbackup.hypervisor.source import FreezeOptions, QuiescePolicy
+    from vmbackup.progress import Progress
     from vmbackup.repository.repository import Repository
     from vmbackup.repository.summary import PointSummary
 
@@ -60,21 +62,18 @@ def command(
         repository = stack.enter_context(access.opened_repository(config, repository_name))
         repository.check_may_write()
         copy_to = settings.copy_to if settings and not no_copy else ()
-        run = _Run(state, config, host, repository, options, copy_to)
+        run = _Run(state, config, host, repository, options, copy_to, job)
         return run.plan(names) if dry_run else run.backup(names)
 
 
 def _options(full: bool, quiesce: str | None, job: "Job | None", name: str, paces: Path) -> "BackupOptions":
     """What the command line says, else the job. `paces`: where its runs agree on their pace."""
-    from vmbackup.cli.output import warn
     from vmbackup.engine.backup.run import BackupOptions
     from vmbackup.engine.pipeline.pace import Limit
 
     policy = cast("QuiescePolicy", quiesce or (job.quiesce if job else "auto"))
     if job is None:
         return BackupOptions(full=full, quiesce=policy)
-    if job.consistency_group:
-        warn("the job asks for consistency_group, which this version does not do yet")
     return BackupOptions(
         full=full,
         quiesce=policy,
@@ -150,6 +149,7 @@ class _Run:
     repository: "Repository"
     options: "BackupOptions"
     copy_to: Sequence[str]
+    job: str | None = None
 
     def backup(self, domains: Sequence[str]) -> int:
         """Back up all, copy what is new, print the result, return the exit code."""
@@ -157,15 +157,14 @@ class _Run:
         from vmbackup.cli.copying import Copies
         from vmbackup.cli.findings import look
         from vmbackup.cli.points import document
-        from vmbackup.engine.backup.run import backup
 
         turns = Turns(self.state)
         points: list[PointSummary] = []
         changed = look(self.config.daemon.state_dir, self.repository.store)
         with access.progress(self.state) as progress:
-            for domain in domains:
+            for domain, result in self._made(domains, progress):
                 with turns.of(domain):
-                    points.append(backup(self.host, self.repository, domain, self.options, progress))
+                    points.append(result())
                     if not self.state.json:
                         say(_text(points[-1]))
             if not self.state.json and (total := turns.total("backed up")):
@@ -178,6 +177,21 @@ class _Run:
             say_json(turns.add_failures(document(points)) | made)
         warned = any(point.status == "warning" for point in points) or any(copy.failed for copy in copies) or changed
         return turns.exit_code(warned=warned)
+
+    def _made(
+        self, domains: Sequence[str], progress: "Progress"
+    ) -> Iterator[tuple[str, Callable[[], "PointSummary"]]]:
+        """Each domain, and what makes its restore point, or has made it with those of its group."""
+        from vmbackup.engine.backup.group import backup_group
+        from vmbackup.engine.backup.run import backup
+
+        if self.job is None or len(domains) == 1 or not self.config.jobs[self.job].consistency_group:
+            for domain in domains:
+                yield domain, partial(backup, self.host, self.repository, domain, self.options, progress)
+            return
+        group = backup_group(self.host, self.repository, self.job, domains, self.options, progress)
+        for outcome in group:
+            yield outcome.name, outcome.result
 
     def plan(self, domains: Sequence[str]) -> int:
         """Tell what a backup would read, return the exit code."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vmbackup.cli.failure import Failure, tell, traced
 from vmbackup.cli.options import State
 from vmbackup.cli.output import clean, counted, say, say_json
-from vmbackup.cli.points import point_document
+from vmbackup.cli.points import document
 from vmbackup.progress import Progress
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Copies:
              "kind": f.failure.kind}
             for f in self.failed
         ]  # fmt: skip
-        copied = [point_document(point) for point in self.copied]
+        copied = document(self.copied)["points"]
         return {"repository": self.target, "copied": copied, "skipped": self.skipped, "failed": failed}
 
     def finish(self) -> int:

@@ -28,7 +28,7 @@ def command(state: State, domain: str | None) -> int:
     with access.opened_repository(config, state.repository) as repository:
         found = repository.survey()
         held, unclear = quarantined(repository, found), doubtful(repository, found)
-    points = summaries(found)
+    every = points = summaries(found)
     if domain is not None:
         names = sorted({point.domain for point in points})
         points = [point for point in points if domain in (point.domain, point.domain_uuid)]
@@ -39,10 +39,10 @@ def command(state: State, domain: str | None) -> int:
     if state.json:
         damaged = [{"object": error.object_key, "problem": error.message} for error in found.damaged]
         doubts = {"quarantined": quarantined_document(held), "doubtful": doubtful_document(unclear)}
-        say_json(document(points) | {"damaged": damaged, **doubts})
+        say_json(document(points, every) | {"damaged": damaged, **doubts})
         return code
     if points:
-        say(points_table(points))
+        say(points_table(points, every))
     elif not found.damaged and not held:
         say("No restore points yet: 'vmbackup backup DOMAIN' makes the first.")
     for error in found.damaged:

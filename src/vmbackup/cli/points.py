@@ -1,9 +1,10 @@
 """Restore points as JSON and for people."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vmbackup.cli.groups import group_column, group_document, present
 from vmbackup.cli.output import local_time, table
 from vmbackup.config.units import format_size
 
@@ -13,9 +14,11 @@ if TYPE_CHECKING:
     from vmbackup.repository.summary import DiskSummary, PointSummary
 
 
-def document(points: Iterable["PointSummary"]) -> dict[str, Any]:
-    """The JSON document of `backup`, `list` and `show`, with nothing failed."""
-    return {"points": [point_document(point) for point in points], "failed": []}
+def document(points: Iterable["PointSummary"], among: Iterable["PointSummary"] | None = None) -> dict[str, Any]:
+    """The JSON document of `backup`, `list` and `show`, with nothing failed. `among`: all that are there, if more."""
+    listed = list(points)
+    there = present(listed if among is None else among)
+    return {"points": [point_document(point, there) for point in listed], "failed": []}
 
 
 def summaries(found: "PointList") -> list["PointSummary"]:
@@ -35,8 +38,8 @@ def described(found: "PointList", point: "Point") -> "PointSummary":
     return replace(summary(point, parent), id=found.name(point))
 
 
-def point_document(point: "PointSummary") -> dict[str, Any]:
-    """A restore point in JSON."""
+def point_document(point: "PointSummary", there: frozenset[tuple[str, str]]) -> dict[str, Any]:
+    """A restore point in JSON. `there`: the points that are there, for what is told of its group."""
     return {
         "id": point.id,
         "domain": point.domain,
@@ -53,6 +56,7 @@ def point_document(point: "PointSummary") -> dict[str, Any]:
         "freeze_seconds": point.freeze_seconds,
         "seal_seconds": point.seal_seconds,
         "copied_from": point.copied_from,
+        "group": group_document(point.group, there),
     }
 
 
@@ -81,10 +85,14 @@ def stored(point: "PointSummary") -> int:
     return sum(disk.stored_bytes for disk in point.disks)
 
 
-def points_table(points: Iterable["PointSummary"]) -> str:
-    """A line a restore point."""
-    titles = ("POINT", "DOMAIN", "TIME", "MODE", "STORED")
-    rows = ((p.id, p.domain, local_time(p.time, seconds=False), mode_of(p), format_size(stored(p))) for p in points)
+def points_table(points: Sequence["PointSummary"], among: Iterable["PointSummary"]) -> str:
+    """A line a restore point; with its group where any has one. `among`: all that are there."""
+    titles, there = ("POINT", "DOMAIN", "TIME", "MODE", "STORED"), present(among)
+    rows = [(p.id, p.domain, local_time(p.time, seconds=False), mode_of(p), format_size(stored(p))) for p in points]
+    groups = [group_column(point.group, there) for point in points]
+    if any(groups):
+        titled = [(*row, group) for row, group in zip(rows, groups, strict=True)]
+        return table((*titles, "GROUP"), titled, right=("STORED",))
     return table(titles, rows, right=("STORED",))
 
 

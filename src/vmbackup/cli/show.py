@@ -7,6 +7,8 @@ import click
 from vmbackup.cli.options import Command, State
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmbackup.repository import PointSummary, Repository
     from vmbackup.repository.points import Point
 
@@ -19,7 +21,7 @@ def command(state: State, point: str) -> None:
     from vmbackup.cli import access
     from vmbackup.cli.drills import drill_document, drill_text
     from vmbackup.cli.output import say, say_json
-    from vmbackup.cli.points import described, document
+    from vmbackup.cli.points import described, document, summaries
     from vmbackup.repository import drills
     from vmbackup.repository.resolve import resolve
 
@@ -29,13 +31,13 @@ def command(state: State, point: str) -> None:
         chosen = resolve(points, point)
         freed = _freed(repository, chosen, points.points)
         drill = next((d for d in drills.of_history(repository, chosen.lineage) if d.session == chosen.session), None)
-    found = described(points, chosen)
+    found, every = described(points, chosen), summaries(points)
     if state.json:
-        shown = document([found])
+        shown = document([found], every)
         shown["points"][0] |= {"freed_bytes": freed, "drill": drill_document(drill) if drill else None}
         say_json(shown)
     else:
-        say(_text(found, freed, drill_text(drill) if drill else "never: 'vmbackup drill POINT' boots it"))
+        say(_text(found, every, freed, drill_text(drill) if drill else "never: 'vmbackup drill POINT' boots it"))
 
 
 def _freed(repository: "Repository", point: "Point", others: list["Point"]) -> int | None:
@@ -49,7 +51,8 @@ def _freed(repository: "Repository", point: "Point", others: list["Point"]) -> i
         return None
 
 
-def _text(point: "PointSummary", freed: int | None, drilled: str) -> str:
+def _text(point: "PointSummary", every: "Sequence[PointSummary]", freed: int | None, drilled: str) -> str:
+    from vmbackup.cli.groups import group_facts, present
     from vmbackup.cli.output import facts, local_time
     from vmbackup.cli.points import disks_table
     from vmbackup.config.units import format_duration, format_size
@@ -67,6 +70,7 @@ def _text(point: "PointSummary", freed: int | None, drilled: str) -> str:
     ]
     if point.copied_from:
         pairs.append(("copied from", f"repository {point.copied_from}"))
+    pairs += group_facts(point.group, present(every))
     if point.quiesce_note:
         pairs.append(("quiesce", point.quiesce_note))
     pairs += [("reread", f"{disk.target}: {disk.reason}") for disk in point.disks if disk.reason]

@@ -2,8 +2,9 @@
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Required, TypedDict
 
 from vmbackup.errors import HypervisorError, JobConflictError
 from vmbackup.hypervisor import cleanup, scratch
@@ -16,10 +17,26 @@ from vmbackup.hypervisor.job import LiveJob
 from vmbackup.hypervisor.locks import DomainLock
 from vmbackup.hypervisor.names import SOCKET_PATH_MAX, CheckpointName, file_tag, scratch_name, socket_name
 from vmbackup.hypervisor.places import Places
-from vmbackup.hypervisor.plan import Plan, Request, make_plan, require_disks
+from vmbackup.hypervisor.plan import Committed, Plan, Request, make_plan, require_disks
 from vmbackup.hypervisor.quiesce import Freezer
 from vmbackup.hypervisor.recovery import Leftover
-from vmbackup.hypervisor.source import DomainInfo, FreezeOptions, QuiescePolicy
+from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, FreezeOptions, QuiescePolicy
+
+
+class Wanted(TypedDict, total=False):
+    """What `Host.begin` is told of a run."""
+
+    lock: DomainLock | None
+    repository_id: Required[str]
+    session: Required[str]
+    parent: Required[Anchor | None]
+    full: bool
+    quiesce: QuiescePolicy
+    freezing: FreezeOptions
+    earlier: Mapping[str, DiskInfo] | None
+    reread: Mapping[str, str] | None
+    committed: Committed | None
+    readers: int
 
 
 def domain_folder(places: Places, info: DomainInfo) -> str:

@@ -87,11 +87,6 @@ class Beginning:
             self._intent = self._store.update(self._intent, paused=True)
             self._freezer.pause()
 
-    @property
-    def stood_still(self) -> bool:
-        """Whether nothing of the guest was written from before the begin until after it; known after `go_on`."""
-        return self._freezer.stood_still
-
     def begin(self, time: datetime) -> None:
         """Fixes the point in time, which is told as `time`."""
         self.time = time
@@ -125,6 +120,7 @@ class Beginning:
                 domain=info, time=self.time, quiesced=self._freezer.outcome, connections=self._connections,
                 disks=_sources(self._connections, self._plan), anchor=anchor, documents=parts.documents.files,
                 notes=[*self._plan.notes, *parts.documents.notes, *self._freezer.warnings], recovered=parts.recovered,
+                stood_still=self._freezer.stood_still,
             )
         )  # fmt: skip
         for disk in job.disks:
@@ -154,6 +150,13 @@ class Beginning:
                 self._store.remove(intent.session)
         except VmbackupError:
             return  # the intent stays, and the next run puts it right
+
+    def give_up(self) -> None:
+        """`undo`, and other runs may work on the guest."""
+        try:
+            self.undo()
+        finally:
+            self._parts.lock.release()
 
     def _begin(self, info: DomainInfo, plan: Plan, intent: Intent) -> Plan:
         """backupBegin; a disk whose bitmap turns out to be broken is read whole, in a second attempt."""

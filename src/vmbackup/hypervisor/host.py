@@ -1,15 +1,17 @@
 """The front door: a hypervisor host, its domains, and the runs on them."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor.aside import set_aside
-from vmbackup.hypervisor.begin import Beginner
+from vmbackup.hypervisor.begin import Beginner, Wanted
+from vmbackup.hypervisor.beginning import Beginning
 from vmbackup.hypervisor.checks import Check, check_domain, check_host
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.define import DefineOptions, Definition, define, plan_definition, start
@@ -21,12 +23,14 @@ from vmbackup.hypervisor.job import LiveJob
 from vmbackup.hypervisor.locks import DomainLock
 from vmbackup.hypervisor.names import CheckpointName, session_tag
 from vmbackup.hypervisor.off_begin import OffBeginner
+from vmbackup.hypervisor.off_beginning import OffBeginning
 from vmbackup.hypervisor.off_job import OffJob
 from vmbackup.hypervisor.places import DOMAIN_FOLDERS, Places
 from vmbackup.hypervisor.plan import Committed, Plan, Request, make_plan
 from vmbackup.hypervisor.purge import PurgeReport, purge_domain
 from vmbackup.hypervisor.recovery import Leftover, recover_domain, thaw_domain
-from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, FreezeOptions, QuiescePolicy
+from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, FreezeOptions
+from vmbackup.hypervisor.together import FREEZE_SECONDS, begin_together
 from vmbackup.hypervisor.wishes import NewDisk
 
 
@@ -116,22 +120,7 @@ class Host:
         """
         return DomainLock(self.places.state_dir, domain.uuid, domain.name)
 
-    def begin(
-        self,
-        domain: DomainInfo,
-        *,
-        lock: DomainLock | None = None,
-        repository_id: str,
-        session: str,
-        parent: Anchor | None,
-        full: bool = False,
-        quiesce: QuiescePolicy = "auto",
-        freezing: FreezeOptions | None = None,
-        earlier: Mapping[str, DiskInfo] | None = None,
-        reread: Mapping[str, str] | None = None,
-        committed: Committed | None = None,
-        readers: int = 1,
-    ) -> LiveJob | OffJob:
+    def begin(self, domain: DomainInfo, **wanted: Unpack[Wanted]) -> LiveJob | OffJob:
         """Fixes a point in time of a domain, running or off. Dead runs on it are put right first (`job.recovered`).
 
         `session` is the run's id, 32 hex digits, used for no other begin. `parent` is the anchor of the newest
@@ -147,20 +136,61 @@ class Host:
         `lock` is what `reserve` gave; it is the job's from here on. Raises JobConflictError (another run, a
         foreign job), ScratchFullError, QuiesceError, HypervisorError; then nothing is left behind.
         """
-        session_tag(session)
-        lock = lock or self.reserve(domain)
+        lock = wanted.get("lock") or self.reserve(domain)
         try:
-            half_done = self.half_done.of(domain.uuid)
-            request = Request(repository_id, parent, full, earlier or {}, reread or {}, committed, half_done)
-            recovered = self._recover_locked(domain.uuid, committed or _only(parent, repository_id))
-            info = self.connection.call("look at the domain", lambda raw: describe(handle(raw, domain)), domain.name)
-            common = self.connection, self._store, self.places, request, session, quiesce
+            info, request, recovered = self._ready(domain, wanted)
             if not info.active:
-                return OffBeginner(*common, readers).begin(info, lock, recovered)
-            return Beginner(*common, freezing or FreezeOptions(), readers).begin(info, lock, recovered)
+                return self._off(request, wanted).begin(info, lock, recovered)
+            return self._on(request, wanted).begin(info, lock, recovered)
         except BaseException:
             lock.release()
             raise
+
+    def prepare(self, domain: DomainInfo, **wanted: Unpack[Wanted]) -> Beginning | OffBeginning:
+        """All of `begin` that is slow, with nothing frozen: the rest is for `begin_together`, or `give_up` of it.
+
+        Arguments and errors as of `begin`.
+        """
+        lock = wanted.get("lock") or self.reserve(domain)
+        wanted["freezing"] = _hurried(wanted.get("freezing"))
+        try:
+            info, request, recovered = self._ready(domain, wanted)
+            if not info.active:
+                beginner = self._off(request, wanted)
+                return OffBeginning(lambda: beginner.begin(info, lock, recovered), lock)
+            return self._on(request, wanted).prepare(info, lock, recovered)
+        except BaseException:
+            lock.release()
+            raise
+
+    def begin_together(self, beginnings: Sequence[Beginning | OffBeginning]) -> list[LiveJob | OffJob | Exception]:
+        """The job of each, all at one instant, or why it has none: see together.py."""
+        return begin_together(beginnings)
+
+    def _ready(self, domain: DomainInfo, wanted: Wanted) -> tuple[DomainInfo, Request, list[Leftover]]:
+        """The domain as it is now, what is wanted of it, and what dead runs had left there."""
+        repository_id, parent, committed = wanted["repository_id"], wanted["parent"], wanted.get("committed")
+        session_tag(wanted["session"])
+        request = Request(
+            repository_id,
+            parent,
+            wanted.get("full", False),
+            wanted.get("earlier") or {},
+            wanted.get("reread") or {},
+            committed,
+            self.half_done.of(domain.uuid),
+        )
+        recovered = self._recover_locked(domain.uuid, committed or _only(parent, repository_id))
+        info = self.connection.call("look at the domain", lambda raw: describe(handle(raw, domain)), domain.name)
+        return info, request, recovered
+
+    def _on(self, request: Request, wanted: Wanted) -> Beginner:
+        common = self.connection, self._store, self.places, request, wanted["session"], wanted.get("quiesce", "auto")
+        return Beginner(*common, wanted.get("freezing") or FreezeOptions(), wanted.get("readers", 1))
+
+    def _off(self, request: Request, wanted: Wanted) -> OffBeginner:
+        common = self.connection, self._store, self.places, request, wanted["session"], wanted.get("quiesce", "auto")
+        return OffBeginner(*common, wanted.get("readers", 1))
 
     def recover(self, domain: DomainInfo | Intent, committed: Committed) -> list[Leftover]:
         """Puts right what dead runs left on a domain (also one that is off or gone: pass an intent of `stale`).
@@ -244,6 +274,12 @@ class Host:
 
     def _recover_locked(self, uuid: str, committed: Committed) -> list[Leftover]:
         return recover_domain(self.connection, self._store, self._intents_on(uuid), committed)
+
+
+def _hurried(freezing: FreezeOptions | None) -> FreezeOptions:
+    """As told, but with less patience where nothing is told of that: others stand still meanwhile."""
+    freezing = freezing or FreezeOptions()
+    return freezing if freezing.seconds else replace(freezing, seconds=FREEZE_SECONDS)
 
 
 def _dotted(number: int) -> str:

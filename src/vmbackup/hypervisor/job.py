@@ -49,6 +49,7 @@ class JobParts:
     documents: Mapping[str, bytes]
     notes: list[str]
     recovered: Sequence[Leftover]
+    stood_still: bool = False
 
 
 class LiveJob:
@@ -61,7 +62,7 @@ class LiveJob:
         self.consistency: Consistency = parts.quiesced.consistency
         self.freeze_seconds, self.quiesce_note = parts.quiesced.seconds, parts.quiesced.note
         self.anchor, self.documents, self.notes = parts.anchor, parts.documents, parts.notes
-        self.recovered = parts.recovered
+        self.recovered, self.stood_still = parts.recovered, parts.stood_still
         self.seal_seconds = 0.0
         self._sealed = self._finished = self._ended = False
         self._ending = threading.RLock()

@@ -52,6 +52,7 @@ class OffJob:
         self.anchor, self.documents, self.notes = parts.anchor, parts.documents, parts.notes
         self.recovered = parts.recovered
         self.seal_seconds = 0.0
+        self.stood_still = True  # of itself
         self._sealed = self._finished = False
 
     def check(self) -> None:

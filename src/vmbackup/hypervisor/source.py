@@ -167,6 +167,10 @@ class GuestJob(Protocol):
         """Why the consistency is no better, for people."""
 
     @property
+    def stood_still(self) -> bool:
+        """Whether the guest wrote nothing from before its begin until after it: so several are at one instant."""
+
+    @property
     def disks(self) -> Sequence[DiskSource]:
         """The disks that are read, busiest first."""
 

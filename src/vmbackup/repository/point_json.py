@@ -15,6 +15,14 @@ _DISK = {
     "read_whole?": Maybe(str),
 }
 
+_GROUP = {
+    "id": Hex(8),
+    "job": str,
+    "instant": bool,
+    "members": [{"name": str, "uuid": str, "session": Hex(SESSION_BYTES)}],
+    "failed": [{"name": str, "uuid": Maybe(str), "error": str}],
+}
+
 # A restore point, a partial or a table of moves.
 ANY = {
     "epoch": _U32,
@@ -38,6 +46,7 @@ POINT = {
     "freeze_seconds?": Maybe(float),
     "duration_seconds?": float,
     "seal_seconds?": float,
+    "group?": Maybe(_GROUP),
     "copied_from?": Maybe({"realm": Hex(), "repository": Hex(), "session": Hex(), "lacking?": [Hex()]}),
 }
 PRIVATE = {"documents": [{"name": str, "data": Hex(), "length?": Up(64 << 20)}]}

@@ -1,7 +1,9 @@
 """What people and scripts are told of a restore point."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from vmbackup.repository.layout import short_id
 from vmbackup.repository.points import Point
@@ -26,7 +28,8 @@ class DiskSummary:
 class PointSummary:
     """A restore point. `parent` is an id, or None; `written_bytes` (of all objects) is known right after the run.
 
-    `copied_from`: the repository, in 8 hex digits, of the point that it is a copy of.
+    `copied_from`: the repository, in 8 hex digits, of the point that it is a copy of. `group`: what the point says of
+    the guests that were backed up at the same instant.
     """
 
     id: str
@@ -46,6 +49,7 @@ class PointSummary:
     seal_seconds: float
     written_bytes: int | None = None
     copied_from: str | None = None
+    group: Mapping[str, Any] | None = None
 
 
 def summary(point: Point, parent: Point | None, *, written_bytes: int | None = None) -> PointSummary:
@@ -71,4 +75,5 @@ def summary(point: Point, parent: Point | None, *, written_bytes: int | None = N
         public.get("seal_seconds", 0.0),
         written_bytes,
         point.copied_from["repository"][:8] if point.copied_from else None,
+        public.get("group"),
     )

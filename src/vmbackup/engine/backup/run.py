@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -22,6 +22,8 @@ from vmbackup.engine.pipeline.pipeline import DiskResult, Pipeline, default_work
 from vmbackup.engine.pipeline.worker import Worker
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.hypervisor import Host
+from vmbackup.hypervisor.begin import Wanted
+from vmbackup.hypervisor.locks import DomainLock
 from vmbackup.hypervisor.source import DiskSource, DomainInfo, FreezeOptions, GuestJob, QuiescePolicy
 from vmbackup.progress import Progress
 from vmbackup.repository.nodes import Ref
@@ -29,6 +31,14 @@ from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.repository import Repository
 from vmbackup.repository.run import PARTIAL_BYTES, Run
 from vmbackup.repository.summary import PointSummary, summary
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What a point says of the group that it was made with: the record that all of them have, and what is wrong."""
+
+    record: Mapping[str, Any]
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -57,15 +67,17 @@ def backup(
     repository.check_may_write()
     domain = host.domain(domain_name)
     try:
-        return _Backup(host, repository, domain, options, progress).run()
+        return GuestBackup(host, repository, domain, options, progress).run()
     except DamageError as error:
         if error.object_key is None:
             raise
         progress.note(f"{error.message}; the guest is read whole again, and nothing is built on it")
-        return _Backup(host, repository, domain, options, progress, distrust=error).run()
+        return GuestBackup(host, repository, domain, options, progress, distrust=error).run()
 
 
-class _Backup:
+class GuestBackup:
+    """One guest's run, in the steps that the guests of a group take together: open, transfer, commit, finished."""
+
     def __init__(
         self,
         host: Host,
@@ -79,39 +91,71 @@ class _Backup:
         self._options, self._progress, self._distrust = options, progress, distrust
         self._workers = options.workers or default_workers()
         self._started = time.monotonic()
+        self._run: Run
+        self._lock: DomainLock
+        self._results: Sequence[DiskResult] = ()
 
     def run(self) -> PointSummary:
-        """All of it."""
-        lock = self._host.reserve(self._domain)
+        """All of it, for one guest alone."""
+        self.open(self._host.reserve(self._domain))
+        try:
+            with self._host.begin(self._domain, **self.wanted()) as job:
+                self.transfer(job)
+                point = self.commit(job)
+                job.finish(committed=True)
+        except BaseException:
+            self.abandon()
+            raise
+        return self.finished(point)
+
+    def open(self, lock: DomainLock) -> None:
+        """Pins the session. The lock is freed where that fails, else it goes to the host with `wanted`."""
         try:
             lineage = self._repository.lineage(SOURCE, self._domain.uuid)
-            run = Run.open(self._repository, lineage, host_identity())
+            self._run = run = Run.open(self._repository, lineage, host_identity())
             run.partial_bytes = self._options.partial_bytes
         except BaseException:
             lock.release()
             raise
+        self._lock = lock
+
+    def wanted(self) -> Wanted:
+        """What the host's begin is told. The session must be abandoned where this or anything after it fails."""
+        run = self._run
         try:
             run.look_elsewhere()
-            job = self._host.begin(
-                self._domain,
-                lock=lock,
-                repository_id=self._repository.id,
-                session=run.session.id.hex(),
-                parent=anchor_of(run.parent),
-                full=self._options.full,
-                quiesce=self._options.quiesce,
-                freezing=self._options.freezing,
-                earlier=earlier_disks(run.parent, run.host),
-                reread=self._rereads(run),
-                committed=committed_in(self._repository, run.points, run.forgotten),
-                readers=self._workers,
-            )
-            with job:
-                point = self._transfer(run, job)
-                job.finish(committed=True)
+            return {
+                "lock": self._lock,
+                "repository_id": self._repository.id,
+                "session": run.session.id.hex(),
+                "parent": anchor_of(run.parent),
+                "full": self._options.full,
+                "quiesce": self._options.quiesce,
+                "freezing": self._options.freezing,
+                "earlier": earlier_disks(run.parent, run.host),
+                "reread": self._rereads(run),
+                "committed": committed_in(self._repository, run.points, run.forgotten),
+                "readers": self._workers,
+            }
         except BaseException:
-            _abandon(run, self._progress)
+            self._lock.release()
             raise
+
+    @property
+    def session(self) -> bytes:
+        """The id of the run, and of its point to be."""
+        return self._run.session.id
+
+    def abandon(self) -> None:
+        """It failed: what it stored is for the next run to find."""
+        try:
+            self._run.abandon()
+        except (VmbackupError, OSError) as error:
+            self._progress.note(f"what the failed run stored is looked after by the next one ({error})")
+
+    def finished(self, point: Point) -> PointSummary:
+        """After the commit: heals older points with what was read again, and sums up."""
+        run = self._run
         if lost := run.lost.damaged if self._distrust else run.reread:
             heal_older(self._repository, run.lineage, lost, self._progress)
         return summary(point, run.parent, written_bytes=run.stored_bytes)
@@ -126,7 +170,9 @@ class _Backup:
             return {disk.target: "the repository's chunk size was changed" for disk in disks}
         return scheduled(run.points, run.parent, self._options.reread_every)
 
-    def _transfer(self, run: Run, job: GuestJob) -> Point:
+    def transfer(self, job: GuestJob) -> None:
+        """Reads all disks, and seals: the job is over then, and all is stored but the point."""
+        run = self._run
         old = {d.name: d for d in run.parent.disks} if run.parent and not self._distrust else {}
         if self._distrust:
             run.uses.clear()
@@ -135,7 +181,7 @@ class _Backup:
         try:
             pacer = Pacer(self._options.limit) if self._options.limit else None
             with self._pipeline(run, job, pacer) as pipeline, pacer or nullcontext():
-                results = [self._read(pipeline, run, d, old.get(d.info.target)) for d in job.disks]
+                self._results = [self._read(pipeline, run, d, old.get(d.info.target)) for d in job.disks]
                 for name in old.keys() - {d.info.target for d in job.disks}:
                     drop_disk(run, old[name])
                 with _Sealing(job):
@@ -143,7 +189,6 @@ class _Backup:
                     run.flush_meta()
         finally:
             self._progress.finish(job.domain.name)
-        return self._commit(run, job, results)
 
     def _pipeline(self, run: Run, job: GuestJob, pacer: Pacer | None) -> Pipeline:
         def between(covered: int) -> None:
@@ -190,8 +235,10 @@ class _Backup:
                 "data: find out what wrote to the image without QEMU's bitmap"
             )
 
-    def _commit(self, run: Run, job: GuestJob, results: Sequence[DiskResult]) -> Point:
-        disks = [self._record(run, job, *read) for read in zip(job.disks, results, strict=True)]
+    def commit(self, job: GuestJob, group: Membership | None = None) -> Point:
+        """The restore point; of a guest of a group with what that is."""
+        run = self._run
+        disks = [self._record(run, job, *read) for read in zip(job.disks, self._results, strict=True)]
         disks.sort(key=lambda d: (len(d.target), d.target))
         public: dict[str, Any] = {
             "domain": {"name": job.domain.name, "uuid": job.domain.uuid},
@@ -205,8 +252,10 @@ class _Backup:
             "duration_seconds": round(time.monotonic() - self._started, 3),
             "seal_seconds": round(job.seal_seconds, 3),
             "versions": {"vmbackup": __version__, **self._host.versions()},
-            "warnings": self._warnings(run, job),
+            "warnings": [*self._warnings(run, job), *(group.warnings if group else ())],
         }
+        if group:
+            public["group"] = group.record
         return run.commit(public, typed_documents(job.documents))
 
     def _record(self, run: Run, job: GuestJob, source: DiskSource, result: DiskResult) -> DiskRecord:
@@ -256,10 +305,3 @@ class _Sealing:
         self._thread.join()
         if self._error is not None and kind is None:
             raise self._error
-
-
-def _abandon(run: Run, progress: Progress) -> None:
-    try:
-        run.abandon()
-    except (VmbackupError, OSError) as error:
-        progress.note(f"what the failed run stored is looked after by the next one ({error})")
