@@ -24,7 +24,8 @@ from . import machine
 from .domain import Workhorse
 from .session import Lab
 
-_OPEN_TIMEOUT = 30.0  # seconds; the BIOS takes 1 under TCG on an idle machine
+_OPEN_TIMEOUT = 120.0  # seconds; the BIOS takes 1 under TCG on an idle machine
+_TRY = 0.3  # seconds between two attempts: before the BIOS is done, one may come to nothing
 _SERIAL_DEVICE = 0x10031AF4  # device and vendor of a transitional virtio-serial
 _VRING = 0x300000  # of the guest's memory, which no BIOS uses there
 _CONTROL_OUT = 3  # number of the queue to the device's control port
@@ -161,14 +162,19 @@ class AgentHorse(Workhorse):
         """Starts it, running, and returns when libvirt takes the agent for connected."""
         self.domain.create()
         deadline = time.monotonic() + _OPEN_TIMEOUT
-        while not self._open_channel():
-            if time.monotonic() > deadline:
-                raise TimeoutError("the BIOS did not set the virtio-serial device up")
-            time.sleep(0.1)
-        while "state='connected'" not in self.domain.XMLDesc(0):
+        while not self._connected(time.monotonic() + _TRY):
             if time.monotonic() > deadline:
                 raise TimeoutError("libvirt does not see the guest agent's channel open")
+            self.domain.suspend()  # the BIOS uses the same ports
+            self._open_channel()
+            self.domain.resume()
+
+    def _connected(self, until: float) -> bool:
+        while "state='connected'" not in self.domain.XMLDesc(0):
+            if time.monotonic() > until:
+                return False
             time.sleep(0.02)
+        return True
 
     def _xml(self, disks: Iterable[str]) -> str:
         self.agent = FakeAgent(self.folder / "agent.sock")
@@ -182,11 +188,11 @@ class AgentHorse(Workhorse):
             "<target type='virtio' name='org.qemu.guest_agent.0'/></channel></devices></domain>"
         )
 
-    def _open_channel(self) -> bool:
-        """What the guest's driver does. False where the device has no ports yet."""
+    def _open_channel(self) -> None:
+        """What the guest's driver does; nothing where the BIOS has given the device no ports yet."""
         base = self._registers()
         if base is None:
-            return False
+            return
         messages = [struct.pack("<IHH", 0, _DEVICE_READY, 1), struct.pack("<IHH", 1, _PORT_OPEN, 1)]
         self._out("b", base + 18, 0)  # reset
         self._out("b", base + 18, 3)  # acknowledged, with a driver
@@ -201,7 +207,6 @@ class AgentHorse(Workhorse):
         self._out("w", base + 8, _VRING >> 12)
         self._out("b", base + 18, 7)  # the driver is ready
         self._out("h", base + 16, _CONTROL_OUT)
-        return True
 
     def _registers(self) -> int | None:
         """The port of the device's registers, once the BIOS has given it one."""
@@ -239,5 +244,9 @@ class AgentHorse(Workhorse):
 def agent_horse(lab: Lab, *disks: Any) -> AgentHorse:
     """One that runs."""
     horse = AgentHorse(lab.connection, lab.new_name(), lab.new_folder("domain"), disks)
-    horse.boot()
+    try:
+        horse.boot()
+    except BaseException:
+        horse.remove()
+        raise
     return horse

@@ -9,6 +9,7 @@ from pathlib import Path
 from vmbackup.config.models import Config, Job
 from vmbackup.daemon import plan
 from vmbackup.daemon.dispatcher import Dispatcher
+from vmbackup.daemon.group import parts_of_request, parts_of_run
 from vmbackup.daemon.history import History
 from vmbackup.daemon.outlook import Outlook
 from vmbackup.daemon.plan import Guest
@@ -44,7 +45,8 @@ class Board:
     def snapshot(self, config: Config, about: About) -> Snapshot:
         """All that is known now."""
         now = self.clock()
-        runs, waiting = self.dispatcher.runs(), self.dispatcher.waiting()
+        runs = [part for run in self.dispatcher.runs() for part in parts_of_run(run)]
+        waiting = [part for request in self.dispatcher.waiting() for part in parts_of_request(request)]
         domains = self.outlook.domains()
         return Snapshot(
             now,

@@ -20,7 +20,8 @@ def commands(config: Config, request: Request) -> list[Command]:
 def _backup(config: Config, request: Request) -> Command:
     job = _job(config, request.work)[0]
     full = ("--full",) if request.full else ()
-    return ("backup", "--job", job, "--no-copy", *full, "--", _domain(request.work))
+    domains = request.work.members or (_domain(request.work),)
+    return ("backup", "--job", job, "--no-copy", *full, "--", *domains)
 
 
 def _copy(_config: Config, request: Request) -> Command:

@@ -6,6 +6,7 @@ from typing import Any
 
 from vmbackup.config.models import Config, Job
 from vmbackup.daemon import plan
+from vmbackup.daemon.group import parts_of_request, parts_of_run
 from vmbackup.daemon.history import History
 from vmbackup.daemon.outlook import Outlook
 from vmbackup.daemon.plan import Guest
@@ -37,7 +38,8 @@ class Follower:
 
     def started(self, run: Run) -> None:
         """A process was started."""
-        self._history.start(run)
+        for part in parts_of_run(run):
+            self._history.start(part)
         self._changed()
         _log.info("run=%s started %s", run.id, _named(run.request))
 
@@ -46,11 +48,12 @@ class Follower:
 
     def ended(self, run: Run, retry: Request | None) -> None:
         """It has ended; `retry` is what tries again."""
-        self._history.end(run)
+        for part in parts_of_run(run):
+            self._history.end(part)
+            _log_end(part, retry if part.outcome and part.outcome.status is Status.FAILED else None)
+            if part.outcome and part.outcome.status in (Status.SUCCESS, Status.WARNING):
+                self._succeeded(part)
         self._changed()
-        _log_end(run, retry)
-        if run.outcome and run.outcome.status in (Status.SUCCESS, Status.WARNING):
-            self._succeeded(run)
         if run.request.work in self._again:
             self._again.discard(run.request.work)
             self._copy(run)
@@ -66,7 +69,8 @@ class Follower:
         if request.work.kind is Kind.COPY and skip is Skip.RUNNING:
             self._again.add(request.work)
             return
-        self._history.skip(request.work, skip)
+        for part in parts_of_request(request):
+            self._history.skip(part.work, skip)
         self._changed()
         self._teller.dropped(request, self._job(request))
         _log.warning("skipped %s: %s", _named(request), skip.value.replace("_", " "))
@@ -113,7 +117,7 @@ def _named(request: Request) -> str:
     """The work in words of a log line."""
     work = request.work
     words = [("kind", work.kind.value), ("job", work.job), ("domain", work.domain), ("repository", work.repository)]
-    words += [("target", work.target), ("trigger", request.trigger.value)]
+    words += [("guests", ",".join(work.members)), ("target", work.target), ("trigger", request.trigger.value)]
     return " ".join(f"{name}={value}" for name, value in words if value)
 
 

@@ -81,8 +81,9 @@ def unprotected(config: Config, domains: Iterable[str]) -> list[str]:
 
 
 def seconds_off(job: str, domain: str, settings: Job) -> float:
-    """How long after its job's firing a domain starts: always the same."""
-    return offset(job, domain, settings.window.total_seconds()) if settings.window else 0.0
+    """How long after its job's firing a domain starts: always the same, and for all of a group."""
+    whose = "" if settings.consistency_group else domain
+    return offset(job, whose, settings.window.total_seconds()) if settings.window else 0.0
 
 
 def backup_request(

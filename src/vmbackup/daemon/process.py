@@ -15,10 +15,11 @@ from vmbackup.daemon.child import PROGRAM, Child, Sink, environment
 from vmbackup.daemon.commands import Command
 from vmbackup.daemon.dispatcher import Report
 from vmbackup.daemon.gauge import Gauge
+from vmbackup.daemon.group import verdict
 from vmbackup.daemon.inforce import in_memory
 from vmbackup.daemon.outcome import Ended, judge, refused
 from vmbackup.daemon.run_log import RunLog
-from vmbackup.daemon.work import Outcome, Request, Run, Status
+from vmbackup.daemon.work import Outcome, Request, Run, Status, Work
 from vmbackup.errors import VmbackupError
 
 # Bytes of standard output that are kept: the longest document, a list of all restore points, is far below.
@@ -105,13 +106,14 @@ class _Going:
                 return Outcome(Status.CANCELLED, kind="interrupted")
             warned = outcome if outcome.status is Status.WARNING else None
             outcome = judge(self._one(command, config))
+            outcome = verdict(outcome) if self.run.request.work.members else outcome
             if outcome.status not in (Status.SUCCESS, Status.WARNING):
                 return outcome
             outcome = warned or outcome
         return outcome
 
     def _one(self, command: Command, config: bytes) -> Ended:
-        log = RunLog(self.run.id, self.run.request.work.domain or self.run.request.work.repository)
+        log = RunLog(self.run.id, _named(self.run.request.work))
         gauge = Gauge(partial(self.report.progress, self.run.id), log.say)
         output = _Output()
         with contextlib.ExitStack() as stack:
@@ -144,6 +146,11 @@ class _Going:
             self._child = child
             if self._cancelled:
                 child.end(hard=self._hard)
+
+
+def _named(work: Work) -> str:
+    """What its lines in the log are of."""
+    return work.domain or (work.job if work.members else None) or work.repository
 
 
 class _Output:

@@ -116,14 +116,14 @@ class _Room:
         return fits
 
     def _fits(self, work: Work) -> bool:
-        if work.key in self._keys:
+        if not self._keys.isdisjoint(work.keys):
             return False
         if work.kind not in DOMAIN_WORK:
             return self._maintenance > 0
         return self._host > 0 and self._repositories.get(_written(work) or "", 1) > 0
 
     def _occupy(self, work: Work) -> None:
-        self._keys.add(work.key)
+        self._keys |= work.keys
         if work.kind not in DOMAIN_WORK:
             self._maintenance -= 1
             return

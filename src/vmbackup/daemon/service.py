@@ -22,6 +22,7 @@ from vmbackup.daemon.commands import commands
 from vmbackup.daemon.dispatcher import Dispatcher
 from vmbackup.daemon.domains import known_domains
 from vmbackup.daemon.follow import Follower
+from vmbackup.daemon.group import grouped, parts_of_request, whole
 from vmbackup.daemon.history import History
 from vmbackup.daemon.inforce import InForce
 from vmbackup.daemon.looker import Looker
@@ -110,7 +111,8 @@ class Service:
         self.clockwork.set(self._entries(self.config))
         self.clockwork.start()
         now = time.time()  # after the start: what comes due just now is asked for twice rather than never
-        for request in missed(self.config, self.outlook, self.history, alive, now):
+        late = missed(self.config, self.outlook, self.history, alive, now)
+        for request in grouped(self.config, late, self.outlook.domains()):
             self._submit(request)
         self.looker.start()
         self._state = "running"
@@ -183,11 +185,12 @@ class Service:
             raise NotFoundError(f'there is no job "{name}"', hint)
         self.outlook.look_at_libvirt()
         repository = self.config.repository_of(job)
-        asked = [self._manual(Guest(d, name, repository), full) for d in self._meant(name, job, domains)]
+        meant = self._meant(name, job, domains)
+        asked = grouped(self.config, [self._manual(Guest(d, name, repository), full) for d in meant])
         self.teller.expects(asked)
-        taken = [request.id for request in asked if self._submit(request) is None]
+        taken = [part.id for r in asked if self._submit(r) is None for part in parts_of_request(r)]
         if not taken:
-            which = f'domain "{asked[0].work.domain}" runs or waits' if len(asked) == 1 else "all of them run or wait"
+            which = f'domain "{meant[0]}" runs or waits' if len(meant) == 1 else "all of them run or wait"
             raise UsageError(f"{which} already", "'vmbackup status' shows it")
         return taken
 
@@ -209,7 +212,7 @@ class Service:
 
     def cancel(self, run_id: str) -> None:
         """Ends a run, or takes it out of the queue."""
-        if not self.dispatcher.cancel(run_id, "an operator ended it"):
+        if not self.dispatcher.cancel(whole(run_id), "an operator ended it"):
             raise NotFoundError(f'there is no run "{run_id}" going on or waiting', "'vmbackup status' shows the runs")
         self._changed()
 
@@ -252,6 +255,9 @@ class Service:
         """What waits for a job that is gone, or no longer means its guest, goes to the job that has taken its place."""
         for request in self.dispatcher.waiting():
             work, jobs = request.work, self.config.jobs
+            if work.members:
+                self._regroup(request)
+                continue
             if work.job is None or work.domain is None or (work.job in jobs and jobs[work.job].means(work.domain)):
                 continue
             self.dispatcher.cancel(request.id, f"job {work.job} of the configuration does not ask for it any more")
@@ -259,6 +265,16 @@ class Service:
             for heir in [heir for heir in heirs if heir.job not in old.jobs and work.kind is Kind.BACKUP][:1]:
                 again = plan.backup_request(self.config, heir, request.trigger, request.due)
                 self._submit(replace(again, not_before=request.not_before))
+
+    def _regroup(self, request: Request) -> None:
+        """A group that waits is of the guests that its job means now; one whose job is no group any more is dropped."""
+        work, job = request.work, self.config.jobs.get(request.work.job or "")
+        names = [name for name in work.members if job and job.consistency_group and job.means(name)]
+        if len(names) == len(work.members):
+            return
+        self.dispatcher.cancel(request.id, f"job {work.job} of the configuration does not ask for it any more")
+        if len(names) > 1:
+            self._submit(replace(request, work=replace(work, members=tuple(names)), id=secrets.token_hex(4)))
 
     # What schedules do.
 
@@ -280,7 +296,7 @@ class Service:
         if firing.kind is Kind.DRILL:  # one without a restore point has nothing to boot, which its backups tell
             guests = [guest for guest in guests if self.outlook.last_point(guest.repository, guest.domain)]
         name = secrets.token_hex(4)
-        requests = [self._request(firing, guest, due, name) for guest in guests]
+        requests = grouped(self.config, [self._request(firing, guest, due, name) for guest in guests])
         self.teller.expects(requests)
         for request in requests:
             self._submit(request)

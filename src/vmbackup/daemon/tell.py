@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from vmbackup.config.models import Job
+from vmbackup.daemon.group import parts_of_run
 from vmbackup.daemon.work import Request, Run, Status, moment
 
 _PING_SECONDS = 10.0
@@ -71,8 +72,9 @@ class Teller:
         """A run has ended for good."""
         status = run.outcome.status if run.outcome else Status.FAILED
         good = status in (Status.SUCCESS, Status.WARNING)
-        if status is Status.FAILED and job and job.on_failure:
-            self._do(partial(_hook, job.on_failure, run_document(run)))
+        for part in parts_of_run(run):
+            if part.outcome and part.outcome.status is Status.FAILED and job and job.on_failure:
+                self._do(partial(_hook, job.on_failure, run_document(part)))
         self._close(run.request, job, good=good)
 
     def _close(self, request: Request, job: Job | None, good: bool | None, *, counts: bool = True) -> None:

@@ -52,9 +52,12 @@ class Skip(StrEnum):
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of work: asked for again while it waits or runs, it is skipped. Two of one `key` never run at once.
+    """A piece of work: asked for again while it waits or runs, it is skipped.
 
-    `job` and `domain` (a name) are None for a repository's own work; `target` is where a copy goes.
+    Two that have one of their `keys` in common never run at once.
+
+    `job` and `domain` (a name) are None for a repository's own work; `target` is where a copy goes. `members` are the
+    guests of a backup of several at one instant, which has no `domain` (group.py).
     """
 
     kind: Kind
@@ -62,13 +65,14 @@ class Work:
     job: str | None = None
     domain: str | None = None
     target: str | None = None
+    members: tuple[str, ...] = ()
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def keys(self) -> frozenset[tuple[str, ...]]:
         """What may run only once at a time: a domain's backup, whatever the job; prune and verify of a repository."""
         if self.kind is Kind.BACKUP:
-            return (self.kind, self.domain or "")
-        return (self.kind, self.repository, self.domain or "", self.target or "")
+            return frozenset((self.kind, domain) for domain in self.members or (self.domain or "",))
+        return frozenset(((self.kind, self.repository, self.domain or "", self.target or ""),))
 
 
 @dataclass(frozen=True)

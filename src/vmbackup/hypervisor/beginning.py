@@ -83,9 +83,10 @@ class Beginning:
 
     def pause(self) -> None:
         """Stops the guest until `go_on`, where the freeze did not make it stand still."""
-        if not self._freezer.still:
-            self._intent = self._store.update(self._intent, paused=True)
-            self._freezer.pause()
+        self._freezer.pause(self._note_pause)
+
+    def _note_pause(self) -> None:
+        self._intent = self._store.update(self._intent, paused=True)
 
     def begin(self, time: datetime) -> None:
         """Fixes the point in time, which is told as `time`."""

@@ -123,11 +123,17 @@ class Freezer:
         """Whether nothing was written all the while, as far as is known; after `release`."""
         return self.still and not self._early
 
-    def pause(self) -> None:
-        """Stops a guest that does not stand still, until `release`: guests of a group are at one instant that way."""
-        if self.still or self._call("look at the domain", lambda d: d.state()[0]) != RUNNING:
-            self._paused = True
+    def pause(self, note: Callable[[], None]) -> None:
+        """Stops a guest that does not stand still, until `release`: guests of a group are at one instant that way.
+
+        `note` is called before it is stopped, so that a later run knows that it was us.
+        """
+        if self.still:
             return
+        if self._call("look at the domain", lambda d: d.state()[0]) != RUNNING:
+            self._paused = True  # by its operator, who resumes it
+            return
+        note()
         self._guarded().arm(BEGIN_SECONDS * 2, "resume", *(("thaw",) if self._frozen else ()))
         self._paused_since = time.monotonic()
         self._call("pause the guest", lambda d: d.suspend())

@@ -92,7 +92,7 @@ class Day:
     def start(self, run: Run) -> None:
         """A process that ends some time, or not."""
         work, chances = run.request.work, self.chances
-        assert work.key not in {other.key for other in self.now_running.values()}, f"{work} twice"
+        assert all(work.keys.isdisjoint(other.keys) for other in self.now_running.values()), f"{work} twice"
         self.now_running[run.id] = work
         self.check_limits()
         if self.chance.random() < chances.hang:

@@ -37,7 +37,7 @@ def written(work: Work) -> str | None:
 def blocked(work: Work, running: list[Work], limits: Limits) -> bool:
     """Whether it may not start beside these: the rules once more, by counting."""
     maintenance = (Kind.PRUNE, Kind.VERIFY)
-    if work.key in [other.key for other in running]:
+    if not all(work.keys.isdisjoint(other.keys) for other in running):
         return True
     if work.kind in maintenance:
         return any(other.kind in maintenance for other in running)
@@ -164,7 +164,7 @@ class Service(RuleBasedStateMachine):
 
     @invariant()
     def no_two_of_a_key_run(self) -> None:
-        keys = Counter(run.request.work.key for run in self.rig.dispatcher.runs())
+        keys = Counter(key for run in self.rig.dispatcher.runs() for key in run.request.work.keys)
         assert all(number == 1 for number in keys.values())
 
     @invariant()
