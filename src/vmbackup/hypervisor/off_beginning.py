@@ -1,4 +1,4 @@
-"""The begin of a guest that is off, in the steps that the guests of a group take together: it stands still by itself."""
+"""The begin of a guest that is off, in the steps that the guests of a group take together: it is still by itself."""
 
 from collections.abc import Callable
 from datetime import datetime

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +181,22 @@ def test_a_freeze_that_hangs_holds_the_others_up_for_its_limit_only(host: Host, 
     while stage.agent.commands[-1:] != [THAWED] or stage.agent.frozen:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_one_that_is_off(host: Host, stage: Stage, make_domain: Callable[..., Workhorse]) -> None:
+    """It stands still by itself; nobody waits for it while the others do."""
+    off = make_domain(Disk(size=MiB), start=False)
+    wanted: Any = {"repository_id": REPOSITORY, "parent": None}
+    names = [stage.agent_horse.name, off.name]
+    prepared = [host.prepare(host.domain(name), session=new_session(), **wanted) for name in names]
+    jobs = host.begin_together(prepared)
+    good = [job for job in jobs if not isinstance(job, Exception)]
+    for job in good:
+        job.finish(committed=False)
+    assert len(good) == 2, jobs
+    assert good[0].time == good[1].time
+    assert all(job.stood_still for job in good)
+    assert off.checkpoints() == []
 
 
 _VICTIM = """

@@ -17,6 +17,7 @@ from vmbackup.engine.backup.run import BackupOptions, GuestBackup, Membership
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.hypervisor import Host
 from vmbackup.hypervisor.beginning import Beginning
+from vmbackup.hypervisor.off_beginning import OffBeginning
 from vmbackup.hypervisor.source import DomainInfo, GuestJob
 from vmbackup.progress import Progress
 from vmbackup.repository.points import Point
@@ -81,7 +82,7 @@ class _Member:
     outcome: Outcome
     domain: DomainInfo
     backup: GuestBackup
-    beginning: Beginning | None = None
+    beginning: Beginning | OffBeginning | None = None
     job: GuestJob | None = None
     point: Point | None = None
     undo: ExitStack = field(default_factory=ExitStack)  # what is to be done where it fails, in any way
@@ -169,7 +170,8 @@ class _Group:
             if isinstance(begun, Exception):
                 self._fail(member, begun)
             else:
-                member.job = member.undo.enter_context(begun)
+                member.job = begun
+                member.undo.push(begun)
 
     def _transfer(self, member: _Member) -> None:
         assert member.job
