@@ -129,7 +129,8 @@ class Targets:
 
     def lying_point(self, chance: random.Random) -> tuple[str, bytes]:
         point = chance.choice([*self.points.points, *self.points.partials])
-        public = lied(chance, point.public) if chance.random() < 0.8 else point.public
+        grouped = {**point.public, "group": _group(point)} if chance.random() < 0.3 else point.public
+        public = lied(chance, grouped) if chance.random() < 0.8 else grouped
         table = struct.pack(">I", len(point.rows) // 76) + point.rows
         if chance.random() < 0.3:
             table = mutated(chance, table, self.samples)
@@ -172,7 +173,7 @@ class Targets:
         found.points[:] = [point]
         told = summaries(found)
         json.dumps(document(told))
-        points_table(told)
+        points_table(told, told)
         anchor_of(point)
         earlier_disks(point, "host")
         self.repository.documents(point)
@@ -408,3 +409,10 @@ class Targets:
 
 def _aad(slots: int) -> bytes:
     return frames.preamble(b"PACK", 1) + (slots % (1 << 32)).to_bytes(4, "big")
+
+
+def _group(point: Point) -> dict[str, object]:
+    """What a point says that was made with others."""
+    member = {"name": "guest", "uuid": "0", "session": point.session.hex()}
+    failed = {"name": "other", "uuid": None, "error": "no"}
+    return {"id": bytes(8).hex(), "job": "crm", "instant": True, "members": [member], "failed": [failed]}
