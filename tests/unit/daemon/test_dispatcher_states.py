@@ -47,6 +47,11 @@ def blocked(work: Work, running: list[Work], limits: Limits) -> bool:
     return len(domains) >= limits.host or full
 
 
+def takes_the_place(new: Trigger, old: Trigger) -> bool:
+    """Anything that of a retry, an operator's wish that of what is no other operator's."""
+    return old is Trigger.RETRY or (new is Trigger.MANUAL and old is not Trigger.MANUAL)
+
+
 class Service(RuleBasedStateMachine):
     """Drives a dispatcher as schedules, operators and processes would."""
 
@@ -93,7 +98,7 @@ class Service(RuleBasedStateMachine):
         waiting = {other.work: other for other in self.rig.dispatcher.waiting()}
         running = [run.request.work for run in self.rig.dispatcher.runs()]
         expected = Skip.RUNNING if work in running else None
-        if work in waiting and waiting[work].trigger is not Trigger.RETRY:
+        if work in waiting and not takes_the_place(trigger, waiting[work].trigger):
             expected = Skip.QUEUED
         assert self.rig.dispatcher.submit(one) is expected
         self.submitted[one.id] = one
