@@ -13,8 +13,10 @@ import pytest
 
 from tests.unit.engine.kit import RamKit
 from tests.unit.engine.test_repack import collect, history
+from vmbackup.engine.images.new_files import NewFiles
 from vmbackup.engine.restore.chained import ChainFile, ChainOptions, chain_points, restore_chain
 from vmbackup.engine.restore.changed_runs import changed_runs
+from vmbackup.engine.restore.flat import RestoreOptions, restore
 from vmbackup.errors import DamageError, TargetError, UsageError
 from vmbackup.progress import Silent
 from vmbackup.repository.chunks import Secrets
@@ -229,3 +231,36 @@ def test_a_beginning_that_cannot_be_meant(kit: RamKit) -> None:
     newer, older = kit.points()
     with pytest.raises(UsageError, match="is newer than"):
         chain_points(kit.points(), older, newer)
+
+
+def test_another_restore_to_the_same_folder(kit: RamKit, tmp_path: Path) -> None:
+    """While a chain is made, neither another chain nor a plain restore touches its files."""
+    folder, plain = tmp_path / "out", RestoreOptions(tmp_path / "out", workers=2)
+    with NewFiles(folder) as files:
+        files.reserve("vda.qcow2", {"chain": "its point"})
+        with files.create("vda.qcow2") as path:
+            path.write_text("half")
+        for other in (lambda: make(kit, folder), lambda: restore(kit.repository, kit.points()[0], plain, Silent())):
+            with pytest.raises(TargetError, match="is in use: another restore writes it"):
+                other()
+        assert path.read_text() == "half"
+    assert os.listdir(folder) == []
+    check(kit, make(kit, folder))
+
+
+def test_after_a_chain_that_was_killed(kit: RamKit, tmp_path: Path) -> None:
+    """A plain restore does not take what it left for its own; not even where its own was begun there before."""
+    folder, options = tmp_path / "out", RestoreOptions(tmp_path / "out", "qcow2", workers=2, sync_seconds=0)
+    point = kit.points()[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NewFiles, "publish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            restore(kit.repository, point, options, Silent())
+        assert "vda.qcow2.partial" in os.listdir(folder)
+        patch.setattr(NewFiles, "__exit__", lambda files, *_: [note.release() for note in files._reserved])
+        with pytest.raises(KeyboardInterrupt):
+            make(kit, folder)
+    said = (folder / "vda.qcow2.partial.json").read_text()
+    assert "chain" in said
+    restore(kit.repository, point, options, Silent())
+    assert content(folder / "vda.qcow2") == kit.disk().data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.unit.engine.kit import RamKit
 from vmbackup.engine.restore.flat import RestoreOptions, restore
-from vmbackup.errors import TargetError
+from vmbackup.errors import NotFoundError, TargetError
 from vmbackup.progress import Silent
 
 MIB = 1 << 20
@@ -70,3 +71,47 @@ def test_only_the_owner_may_read_them(kit: RamKit, tmp_path: Path) -> None:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
     assert modes == {"domain.xml": 0o600, "vda.raw": 0o600, "vdb.raw": 0o600}
+
+
+@pytest.mark.parametrize("name", ["vdb.raw", "domain.xml"])
+def test_a_link_to_nowhere_is_in_the_way(kit: RamKit, tmp_path: Path, name: str) -> None:
+    """It is named before anything is read, and stays."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / name).symlink_to("nowhere")
+    with pytest.raises(TargetError, match=f"{name} is already there"):
+        into(kit, folder)
+    assert os.listdir(folder) == [name]
+    assert (folder / name).readlink() == Path("nowhere")
+
+
+def no_links(*_: object) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
+def test_a_file_system_without_links(kit: RamKit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FAT: the files get their names all the same."""
+    monkeypatch.setattr(os, "link", no_links)
+    assert into(kit, tmp_path / "out") == ["domain.xml", "vda.raw", "vdb.raw"]
+    assert (tmp_path / "out/vda.raw").read_bytes() == kit.disk("vda").data
+
+
+def test_nothing_is_replaced_without_links(kit: RamKit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What appears meanwhile stays, and none of the restored files is named."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    monkeypatch.setattr("vmbackup.engine.restore.flat._refuse_existing", lambda *_: None)
+    monkeypatch.setattr(os, "link", no_links)
+    (folder / "vdb.raw").write_text("mine")
+    with pytest.raises(TargetError, match=r"vdb\.raw in place: File exists"):
+        into(kit, folder)
+    assert sorted(os.listdir(folder)) == ["vdb.raw"]
+    assert (folder / "vdb.raw").read_text() == "mine"
+
+
+def test_the_passphrase_of_a_disk_that_is_not_there(kit: RamKit, tmp_path: Path) -> None:
+    """A slip of the pen must not make the disk that was meant readable."""
+    options = RestoreOptions(tmp_path / "out", "raw", passphrases={"vdz": b"secret"})
+    with pytest.raises(NotFoundError, match="has no disk 'vdz'"):
+        restore(kit.repository, kit.points()[0], options, Silent())
+    assert not (tmp_path / "out").exists()

@@ -1,8 +1,9 @@
 """Files in the making: under a temporary name until all are whole, then published together."""
 
 import contextlib
+import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -10,6 +11,9 @@ from typing import Self
 from vmbackup.durable import sync_folder
 from vmbackup.engine.images.begun import Begun
 from vmbackup.errors import TargetError
+
+# What link(2) says on FAT, exFAT, many a FUSE and SMB.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @dataclass
@@ -32,6 +36,7 @@ class NewFiles:
         self._folder = folder
         self._names: list[str] = []
         self._makings: dict[str, tuple[Making, Begun]] = {}
+        self._reserved: list[Begun] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -47,6 +52,7 @@ class NewFiles:
                 self._partial(name).unlink(missing_ok=True)
             if begun is not None and making is not None:
                 begun.release() if making.kept else begun.remove()
+        self._free()
 
     @property
     def kept(self) -> list[Path]:
@@ -88,25 +94,38 @@ class NewFiles:
         except OSError as error:
             raise TargetError(f"cannot write {path}: {error.strerror}") from error
 
+    def reserve(self, name: str, description: Mapping[str, str]) -> None:
+        """No other restore makes a file of that name meanwhile. Raises TargetError where one does."""
+        begun = Begun(self._folder / f"{name}.partial.json", self._partial(name), description)
+        self._reserved.append(begun)
+        begun.write()
+
     def publish(self) -> None:
         """Gives all files their names; refuses to replace any. Raises TargetError."""
-        done = []
-        try:
-            for name in self._names:
-                if is_in_the_way(self._folder, name) or not (self._folder / name).exists():
-                    os.link(self._partial(name), self._folder / name)
-                    done.append(name)
-        except OSError as error:
-            for published in done:
-                (self._folder / published).unlink(missing_ok=True)
-            raise TargetError(f"cannot put {self._folder / name} in place: {error.strerror}") from error
+        with contextlib.ExitStack() as undo:
+            self._give_names(undo)
+            undo.pop_all()
         sync_folder(self._folder)
         for name in self._names:
             self._partial(name).unlink(missing_ok=True)
         for _, begun in self._makings.values():
             begun.remove()
+        self._free()
         self._names, self._makings = [], {}
         sync_folder(self._folder)
+
+    def _give_names(self, undo: contextlib.ExitStack) -> None:
+        for name in self._names:
+            if not _is_ours(self._folder, name):
+                path = self._folder / name
+                try:
+                    undo.callback(_give_name(self._partial(name), path))
+                except OSError as error:
+                    raise TargetError(f"cannot put {path} in place: {error.strerror}") from error
+
+    def _free(self) -> None:
+        while self._reserved:
+            self._reserved.pop().remove()
 
 
 def partial(folder: Path, name: str) -> Path:
@@ -116,8 +135,28 @@ def partial(folder: Path, name: str) -> Path:
 
 def is_in_the_way(folder: Path, name: str) -> bool:
     """Whether another file has the name: not one that a restore, killed as it gave the names, gave it."""
-    path, made = folder / name, partial(folder, name)
-    return path.exists() and not (made.exists() and path.samefile(made))
+    return os.path.lexists(folder / name) and not _is_ours(folder, name)
+
+
+def _is_ours(folder: Path, name: str) -> bool:
+    try:
+        return os.path.samestat(os.lstat(folder / name), os.lstat(partial(folder, name)))
+    except FileNotFoundError:
+        return False
+
+
+def _give_name(made: Path, path: Path) -> Callable[[], None]:
+    """Gives a file its name as well, or instead where its file system knows no links; returns what undoes it."""
+    try:
+        os.link(made, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        os.rename(made, path)
+        return lambda: os.rename(path, made)
+    return lambda: path.unlink(missing_ok=True)
 
 
 def there_already(path: Path) -> TargetError:

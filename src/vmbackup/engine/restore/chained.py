@@ -109,6 +109,8 @@ def restore_chain(
     documents = new_documents(options.output, repository.documents(last))
     maker = _Maker(repository, options, progress)
     with NewFiles(options.output) as files:
+        for chain in chains:  # the newest stands for all of a disk's
+            files.reserve(chain[-1].name, {"chain": chain[-1].point.key})
         for level in (level for chain in chains for level in chain):
             (options.output / level.name).unlink(missing_ok=True)  # named by a restore that was killed as it did
         made = [maker.make(level, files) for chain in chains for level in chain]

@@ -15,6 +15,8 @@ def new_documents(folder: Path, documents: dict[str, bytes]) -> dict[str, bytes]
         try:
             same = path.read_bytes() == data
         except FileNotFoundError:
+            if path.is_symlink():
+                raise there_already(path) from None
             new[name] = data
         except OSError as error:
             raise TargetError(f"cannot read {path}: {error.strerror}") from error
