@@ -1,6 +1,7 @@
 """A qemu-nbd that writes an image for us, and ends with us."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ _START_SECONDS = 30.0
 _STOP_SECONDS = 600.0  # it writes what its cache holds
 _TERM_SECONDS = 1.0
 LOCKED = "Is another process using the image"  # what QEMU's programs say
+_REFUSALS = ("Permission denied", "Operation not permitted", "Read-only file system")
 _FOLDERS = "vmbackup-restore-"
 
 
@@ -30,6 +32,8 @@ class QemuNbd:
         self._path, self._secret = path, secret
         _sweep()
         self._folder = tempfile.mkdtemp(prefix=f"{_FOLDERS}{os.getpid()}-")
+        self._hold = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._hold, fcntl.LOCK_EX)
         self._socket = os.path.join(self._folder, "nbd.sock")
         self._process: subprocess.Popen[bytes] | None = None
         try:
@@ -101,6 +105,9 @@ class QemuNbd:
         """Ends it, whatever is written. Never raises."""
         self._stop()
         shutil.rmtree(self._folder, ignore_errors=True)
+        if self._hold >= 0:
+            os.close(self._hold)
+            self._hold = -1
 
 
 def _not_started(path: Path, log: str) -> TargetError:
@@ -109,12 +116,18 @@ def _not_started(path: Path, log: str) -> TargetError:
         return TargetError(f"the passphrase of {path} is wrong", "name the right one with --luks-passphrase-file")
     if LOCKED in log:
         return in_use(path, "QEMU has it open: a guest's, a backup's or another restore's")
+    if refused := next((why for why in _REFUSALS if why in log), None):
+        return TargetError(f"cannot write {path}: {refused}", "look at its attributes (lsattr) and its file system")
     return TargetError(f"qemu-nbd did not start: {log}", "apt install qemu-utils")
 
 
 def _sweep() -> None:
-    """Removes the folders of restores that were killed."""
+    """Removes the folders of restores that were killed: nobody holds them, in whatever namespace of processes."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):
-        owner = folder.name.removeprefix(_FOLDERS).partition("-")[0]
-        if owner.isdecimal() and not os.path.exists(f"/proc/{owner}"):
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(fd)
