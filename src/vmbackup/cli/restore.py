@@ -92,19 +92,20 @@ def command(
         raise UsageError(
             "--at goes with the name of a domain", f"leave --at out, or write {point.split('@', maxsplit=1)[0]}"
         )
-    _check_chain(
-        output, image_format, chain=chain, begin=chain_from, other=bool(existing or preallocation or plain or dry_run)
-    )
     name = f"{point}@{at}" if at is not None else point
     if in_place:
-        if chain or any((output, existing, image_format, preallocation, plain, *define.values())):
+        if chain or any((chain_from, output, existing, image_format, preallocation, plain, *define.values())):
             raise UsageError("--in-place writes the guest's own disks as they are", "leave the other options out")
         wishes = {"keep_state": keep_state, "quick": quick, "dry_run": dry_run}
         return _in_place(state, name, disks, passphrase_files, wishes)
+    other = bool(existing or preallocation or passphrase_files or plain or dry_run)
+    _check_chain(output, image_format, chain=chain, begin=chain_from, other=other)
     if keep_state or quick:
         raise UsageError("--keep-state and --quick go with --in-place", "add --in-place")
     if output is None and not existing:
         raise UsageError("nothing says where to restore to", "add --output DIR, --to TARGET=PATH, or --in-place")
+    if output is None and preallocation:
+        raise UsageError("--preallocation is for new images", "leave it out, or add --output DIR")
     if output is not None and not output.name and not output.is_absolute():
         raise UsageError("--output names no folder", "write the path of one, as in --output /var/tmp/restored")
     request = DefineRequest.of(define)

@@ -150,7 +150,7 @@ def _wishes(
 ) -> Wishes:
     own_name, own_uuid = original.findtext("name") or "", original.findtext("uuid") or ""
     name = options.name or own_name
-    if not name.strip() or "/" in name or name != name.strip():
+    if not name.strip() or "/" in name or name != name.strip() or not name.isprintable():
         raise UsageError(f"'{name}' cannot be the name of a domain", "choose another with --name")
     # The original may run beside a guest of another name, here or on another host.
     copy = name != own_name or any(other.uuid == own_uuid for other in others)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.images import nbd_target
+from vmbackup.engine.images import nbd_target, qemu_nbd
+from vmbackup.engine.images.image_file import served_image
 from vmbackup.engine.restore.flat import RestoreOptions, RestoreSummary, restore
 from vmbackup.errors import NotFoundError, TargetError, UsageError
 from vmbackup.progress import Silent
@@ -200,3 +201,54 @@ def test_gone_on_with(kit: RamKit, tmp_path: Path, options: RestoreOptions, monk
     assert content(path, tmp_path) == kit.disk().data
     assert 0 < done.files[0].fetched_bytes < 13 * MIB
     assert os.listdir(tmp_path / "state/restores") == []
+
+
+def test_two_names_of_one_image(tmp_path: Path, options: RestoreOptions) -> None:
+    """Two disks do not go over one another, whatever the image is called."""
+    kit = RamKit(tmp_path, {"vda": MIB, "vdb": MIB})
+    kit.backup()
+    path = dirty_raw(tmp_path / "image", MIB)
+    before = path.read_bytes()
+    (tmp_path / "link").hardlink_to(path)
+    with pytest.raises(UsageError, match="two disks cannot go onto one image"):
+        to = {"vda": path, "vdb": tmp_path / "link"}
+        restore(kit.repository, kit.points()[0], replace(options, to=to), Silent())
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_image(kit: RamKit, tmp_path: Path, options: RestoreOptions) -> None:
+    """It is refused: writes to it could go over one another."""
+    path = dirty_qcow2(tmp_path)
+    with open(path, "r+b") as file:
+        file.seek(40)
+        table = int.from_bytes(file.read(8), "big")
+        file.seek(table)
+        file.write((1 << 40).to_bytes(8, "big"))
+    before = path.read_bytes()
+    with pytest.raises(TargetError, match=r"old\.qcow2 is damaged"):
+        onto(kit, path, options)
+    assert path.read_bytes() == before
+
+
+def test_one_that_may_not_be_written(tmp_path: Path) -> None:
+    """What qemu-nbd says of it is no reason to install it."""
+    error = qemu_nbd._not_started(tmp_path, "qemu-nbd: Could not open 'x': Operation not permitted")
+    assert (error.message, error.hint) == (
+        f"cannot write {tmp_path}: Operation not permitted", "look at its attributes (lsattr) and its file system",
+    )  # fmt: skip
+
+
+def test_a_restore_in_another_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sees no process of this one, and leaves its socket alone; what a killed one left it takes away."""
+    path = dirty_raw(tmp_path / "image", MIB)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "getpid", lambda: 1 << 23)
+    (tmp_path / f"vmbackup-restore-{1 << 23}-dead").mkdir()
+    nbd = qemu_nbd.QemuNbd(path, served_image(path, "raw"), 1)
+    try:
+        qemu_nbd._sweep()
+        nbd.connect().close()
+        assert not (tmp_path / f"vmbackup-restore-{1 << 23}-dead").exists()
+    finally:
+        nbd.abandon()
+    assert list(tmp_path.glob("vmbackup-restore-*")) == []

@@ -60,6 +60,12 @@ class ExistingImage:
     is_device: bool
     encrypted: bool
 
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """The same for each of its names, hard links and device nodes too."""
+        found = self.real.stat()
+        return (found.st_rdev,) if self.is_device else (found.st_dev, found.st_ino)
+
     def claim(self) -> DeviceClaim | None:
         """Keeps the kernel's other users off while it is written. Raises TargetError."""
         if self.is_device:

@@ -112,6 +112,7 @@ class Targets:
 def choose_targets(point: Point, options: RestoreOptions) -> Targets:
     """Where each disk goes, all found fit; writes nothing. Raises TargetError, NotFoundError, UsageError."""
     named = choose_disks(point, tuple(options.to))
+    choose_disks(point, tuple(target for target in options.passphrases if target))
     wanted = options.disks if options.output is not None else options.disks or tuple(options.to)
     new = tuple(disk for disk in choose_disks(point, wanted) if disk.target not in options.to)
     if new and options.output is None:
@@ -122,7 +123,7 @@ def choose_targets(point: Point, options: RestoreOptions) -> Targets:
         _refuse_existing(disk, options.new_path(disk))
     wishes = options.wishes
     onto = tuple(choose_target(point, disk, options.to[disk.target], wishes, options.users) for disk in named)
-    if len({one.image.real for one in onto}) < len(onto):
+    if len({one.image.identity for one in onto}) < len(onto):
         raise UsageError("two disks cannot go onto one image", "name another --to for one of them")
     return Targets(new, onto)
 

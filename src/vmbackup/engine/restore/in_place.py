@@ -80,6 +80,7 @@ def restore_in_place(
     started = time.monotonic()
     repository.check_may_read()
     disks = choose_disks(point, options.disks)
+    choose_disks(point, tuple(target for target in options.passphrases if target))
     domain = _domain_of(host, point)
     mark = host.half_done.of(domain.uuid)
     if mark.unreadable:

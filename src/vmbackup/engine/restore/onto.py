@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vmbackup.engine.images.begun import Begun
 from vmbackup.engine.images.existing_image import DiskUsers, ExistingImage, look_at
-from vmbackup.engine.images.image_check import mend
+from vmbackup.engine.images.image_check import mend, refuse_damaged
 from vmbackup.engine.images.image_file import served_image
 from vmbackup.engine.images.image_options import ImageWishes, chosen_passphrase
 from vmbackup.engine.images.nbd_target import NbdTarget
@@ -99,8 +99,7 @@ def restore_onto(job: DiskJob, onto: Onto, state_dir: Path, seconds: float) -> F
             if claim := image.claim():
                 stack.callback(claim.release)
             secret = None if onto.passphrase is None else stack.enter_context(QemuSecret(onto.passphrase))
-            if begun.again:
-                mend(image.real, onto.driver, secret)
+            (mend if begun.again else refuse_damaged)(image.real, onto.driver, secret)
             served = served_image(image.real, onto.driver, encrypted=secret is not None)
             target = NbdTarget(image.real, served, job.workers, secret=secret)
             begun.write()
