@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,12 @@ def read(disk: ServedDisk, offset: int, length: int) -> bytes:
     return b"".join(bytes(piece) for piece in disk.read(offset, length))
 
 
+def copied(disk: ServedDisk) -> bytes:
+    """All of it, as a client copies it."""
+    step = 256 * KIB
+    return b"".join(read(disk, offset, min(step, SIZE - offset)) for offset in range(0, SIZE, step))
+
+
 def test_any_part_of_every_point_is_what_it_was(kit: RamKit) -> None:
     chance = random.Random(3)
     for point in kit.points():
@@ -71,6 +78,54 @@ def test_any_part_of_every_point_is_what_it_was(kit: RamKit) -> None:
                 assert read(disk, offset, length) == data[offset : offset + length]
             assert read(disk, 0, len(data)) == data
         served.close()
+
+
+def test_processes_decode_the_same_bytes_and_one_that_dies_is_done_without(
+    kit: RamKit, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether none is ready yet, all are at work, or all were killed."""
+    point = kit.points()[-1]
+    data = kit.kept[point.id]["vda"]
+    served = ServedPoint(kit.repository, point, cache_bytes=0, decoders=2)
+    disk, decoders = served.exports["vda"], served._decoders
+    assert decoders is not None
+    with closing(served):
+        assert copied(disk) == data
+        assert decoders._starter is not None
+        decoders._starter.join()
+        assert decoders._alive == 2
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(lambda _: copied(disk) == data, range(8)))
+        for process in decoders._all:
+            process._process.kill()
+        assert copied(disk) == data
+        assert decoders._alive == 0
+    assert "threads go on" in caplog.text
+
+
+def test_processes_serve_no_damage(kit: RamKit) -> None:
+    """What one of them finds is told as a thread tells it, and its neighbours are served."""
+    point = kit.points()[-1]
+    data = kit.kept[point.id]["vda"]
+    key = max((k for k in kit.store.objects if k.startswith("data/")), key=lambda k: len(kit.store.objects[k][0]))
+    whole, modified = kit.store.objects[key]
+    middle = len(whole) // 2
+    kit.store.objects[key] = (whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :], modified)
+    with closing(ServedPoint(kit.repository, point, cache_bytes=0, decoders=1)) as served:
+        assert served._decoders is not None
+        served._decoders.start()
+        assert served._decoders._starter is not None
+        served._decoders._starter.join()
+        disk, wrong = served.exports["vda"], list[str]()
+        for offset in range(0, SIZE, 16 * CHUNK):
+            length = min(16 * CHUNK, SIZE - offset)
+            try:
+                assert read(disk, offset, length) == data[offset : offset + length]
+            except ReadFailed as error:
+                wrong.append(str(error))
+        assert len(wrong) == 1
+        assert "cannot be authenticated" in wrong[0]
+        assert served._decoders._alive == 1
 
 
 def test_extents_tell_zeros_and_data_without_a_gap(kit: RamKit, served: ServedPoint) -> None:
