@@ -22,6 +22,7 @@ from tests.real.engine.program import Program
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(3600)]
 ROUNDS = 5
+PATIENCE = 900  # seconds for two of them to boot beside each other on a busy machine
 PIPE = "vmbackup.test.pipe"
 JOB = """
 [jobs.together]
@@ -47,6 +48,7 @@ class _Piped(Guest):
 
     def _xml(self, *arguments: Any) -> str:
         xml = super()._xml(*arguments)
+        xml = xml.replace(" quiet<", f" quiet systemd.default_device_timeout_sec={PATIENCE}<")
         return xml.replace("</devices>", f"<channel type='unix'>{self._pipe}</channel></devices>")
 
     def start(self, script: str) -> None:
@@ -65,9 +67,11 @@ def pair(lab: Lab) -> Iterator[tuple[_Piped, _Piped]]:
     pipe = lab.new_folder("pipe") / "pipe.sock"
     guests = [_Piped(lab, "bind", pipe)]
     try:
-        guests[0].boot()
+        guests[0].domain.create()
         guests.append(_Piped(lab, "connect", pipe))
-        guests[1].boot()
+        guests[1].domain.create()
+        for guest in guests:
+            guest.agent.wait(PATIENCE)
         guests[1].start(FOLLOWER)
         guests[0].start(LEADER)
         yield guests[0], guests[1]
@@ -96,7 +100,7 @@ def test_a_counter_never_runs_backwards(pair: tuple[_Piped, _Piped], work_dir: P
     program = Program.make(work_dir, scratch_dir)
     config = work_dir / "config.toml"
     config.write_text(config.read_text() + JOB)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while count(follower) < 5:
         assert time.monotonic() < deadline, leader.agent.run("cat /root/log")
         time.sleep(0.5)
