@@ -1,5 +1,6 @@
 """`vmbackup files`: looks into the guest's file systems, and takes files out, with no restore."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,6 +80,19 @@ def _check(verb: str, paths: tuple[str, ...], output: Path | None) -> None:
         raise UsageError("get needs --output", "name the folder to write to: --output DIR")
     if verb == "get" and not paths:
         raise UsageError("get needs a PATH", "name files or folders of the guest, as in get /etc/passwd")
+    for path in paths:
+        _check_path(path, output)
+
+
+def _check_path(path: str, output: Path | None) -> None:
+    """What can be told before a virtual machine starts, which takes a minute."""
+    from vmbackup.engine.images.new_files import there_already
+
+    if not path.startswith(("/", "btrfsvol:/")):
+        raise UsageError(f'"{path}" is no path', 'write /PATH or DEVICE:/PATH; "ls" alone lists the devices')
+    there = output / path.rstrip("/").rpartition("/")[2] if output is not None else None
+    if there is not None and there != output and os.path.lexists(there):
+        raise there_already(there)
 
 
 def _flat(text: str) -> str:

@@ -148,11 +148,39 @@ def test_what_is_left_out_is_told(run: Run, made_up: MadeUp, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("get", "/etc"), ("get", "--output", "x"), ("ls", "--output", "x"), ("ls", "/a", "/b"), ("rm", "/a"), ()],
+    [("get", "/etc"), ("get", "--output", "x"), ("ls", "--output", "x"), ("ls", "/a", "/b"), ("rm", "/a"), (),
+     ("ls", "etc"), ("get", "/etc", "../x", "--output", "x")],
 )
 def test_wrong_usage(run: Run, made_up: MadeUp, arguments: tuple[str, ...]) -> None:
     assert run(*arguments)[0] == 2
     assert made_up.asked == []
+
+
+@pytest.mark.parametrize("path", ["/etc", "/srv/etc/", "/dev/vda2:/etc"])
+def test_what_is_there_is_refused_before_a_virtual_machine_starts(
+    run: Run, made_up: MadeUp, tmp_path: Path, path: str
+) -> None:
+    (tmp_path / "out" / "etc").mkdir(parents=True)
+    code, _, err = run("get", path, "--output", str(tmp_path / "out"))
+    assert (code, f"{tmp_path}/out/etc is already there" in err) == (1, True)
+    assert made_up.asked == []
+
+
+def test_without_a_kernel(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence, for the twelve lines of the program that makes the appliance."""
+    (tmp_path / "supermin").write_text(
+        "#!/bin/sh\necho 'supermin: failed to find a suitable kernel (host_cpu=x86_64).\n\nI looked.' >&2\nexit 1\n"
+    )
+    (tmp_path / "supermin").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(appliance, "_PARTS", (str(tmp_path),))
+    monkeypatch.delenv("LIBGUESTFS_PATH", raising=False)
+    code, _, err = run("ls")
+    assert code == 1
+    assert err == (
+        "error: libguestfs needs a kernel in /boot, and there is none that it can use\n"
+        "       apt install linux-image-amd64\n"
+    )
 
 
 def test_not_found(run: Run, made_up: MadeUp) -> None:

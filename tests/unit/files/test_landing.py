@@ -128,6 +128,30 @@ def test_any_bytes_are_a_name(tmp_path: Path) -> None:
     assert os.listdir(os.fsencode(tmp_path / "out" / "etc")) == [b"line\nbreak \x1b[31m \xff"]
 
 
+def test_a_path_that_is_too_long_costs_nothing_beside_it(tmp_path: Path) -> None:
+    """A guest nests folders deeper than one path can say: these are told, and all else is taken."""
+    folders = ["/".join(["d" * 100] * depth) for depth in range(1, 45)]
+    deepest = folders[-1]
+    source = archive(
+        folder("."), *(folder(f"./{name}") for name in folders), member(f"./{deepest}/file", b"lost"),
+        link(f"./{deepest}/link", "file"), member("./file", b"text"),
+    )  # fmt: skip
+    done = land(tmp_path / "out", source)
+    assert (tmp_path / "out" / "etc" / "file").read_bytes() == b"text"
+    assert (tmp_path / "out" / "etc" / folders[30]).is_dir()
+    assert {each.reason for each in done.left_out} == {"its path is too long here"}
+    assert [each.path[-5:] for each in done.left_out[-2:]] == ["/file", "/link"]
+    assert done.directories + len(done.left_out) == len(folders) + 3
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "ä" * 127])
+def test_a_name_may_be_as_long_as_names_are(tmp_path: Path, name: str) -> None:
+    with Landing(tmp_path, lambda _: None) as landing:
+        landing.refuse_existing(name)
+        landing.put_file(name, io.BytesIO(b"text"), Told(4, 0o644, 0))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.parametrize("length", [600, 2500])
 def test_what_is_cut_is_not_there(tmp_path: Path, length: int) -> None:
     whole = archive(folder("."), member("./file", bytes(range(256)) * 20))

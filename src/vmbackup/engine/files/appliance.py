@@ -52,6 +52,8 @@ def _run(command: list[str]) -> None:
         raise GuestFilesError(f"{command[0]} is not installed, which libguestfs needs", INSTALL) from None
     if done.returncode:
         told = done.stderr.strip()
-        kernel = "kernel" in told
-        hint = "apt install linux-image-amd64: a kernel in /boot is needed" if kernel else "see 'libguestfs-test-tool'"
+        if "suitable kernel" in told:
+            hint = "apt install linux-image-amd64"
+            raise GuestFilesError("libguestfs needs a kernel in /boot, and there is none that it can use", hint)
+        hint = "see 'libguestfs-test-tool'"
         raise GuestFilesError(f"cannot make the appliance of libguestfs: {told[-_MOST_OUTPUT:]}", hint)

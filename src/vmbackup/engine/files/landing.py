@@ -21,6 +21,7 @@ from vmbackup.errors import GuestFilesError, TargetError
 
 _PIECE = 1 << 20
 _ZEROS = bytes(_PIECE)
+_PARTIAL, _MOST_NAME = ".partial", 255  # bytes of a name
 _END = 1024  # bytes of zeros that an archive ends with
 _MOST_HEADER = 1 << 20  # bytes of a name or of extended attributes in an archive
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -99,13 +100,18 @@ class Landing:
 
     def refuse_existing(self, name: str) -> None:
         """Before anything is read."""
-        for path in (self.folder / name, self.folder / f"{name}.partial"):
+        for path in (self.folder / name, self._partial_of(name)):
             if os.path.lexists(path):
                 raise there_already(path)
 
+    def _partial_of(self, name: str) -> Path:
+        """The name while it is not whole; that of a long one is cut, at no half of a character."""
+        cut = os.fsencode(name)[: _MOST_NAME - len(_PARTIAL)].decode("utf-8", "ignore")
+        return self.folder / f"{name if len(os.fsencode(name)) + len(_PARTIAL) <= _MOST_NAME else cut}{_PARTIAL}"
+
     def put_file(self, name: str, source: BinaryIO, told: FileTold) -> None:
         """A file of its own."""
-        path, partial = self.folder / name, self.folder / f"{name}.partial"
+        path, partial = self.folder / name, self._partial_of(name)
         with _told(path):
             descriptor = os.open(partial, _NEW, 0o600)
             self._partial.append(partial)
@@ -120,7 +126,7 @@ class Landing:
 
     def put_tree(self, name: str, archive: BinaryIO) -> None:
         """A folder with all that an archive holds."""
-        path, partial = self.folder / name, self.folder / f"{name}.partial"
+        path, partial = self.folder / name, self._partial_of(name)
         with _told(path):
             partial.mkdir(mode=0o700)
             self._partial.append(partial)
@@ -187,7 +193,8 @@ class _Tree:
         try:
             with tarfile.open(fileobj=source, mode="r|", **given) as members:
                 for member in members:
-                    self._add(member, members)
+                    with self._too_long(_safe(member.name)):
+                        self._add(member, members)
             source.check()
         except (tarfile.TarError, FileNotFoundError, FileExistsError) as error:
             raise GuestFilesError(f"the guest's folder could not be read: {error}") from error
@@ -238,14 +245,25 @@ class _Tree:
             if target.startswith(b"/"):
                 self._leave_out(name, f"a link to {_decoded(target)}")
             else:
-                os.symlink(target, name, dir_fd=self._descriptor)
-                made.append((name, target))
+                with self._too_long(name):
+                    os.symlink(target, name, dir_fd=self._descriptor)
+                    made.append((name, target))
         top = os.path.realpath(os.fsencode(self._path))
         out = [(n, t) for n, t in made if not _is_below(os.path.realpath(os.path.join(top, n)), top)]
         for name, target in out:
             os.unlink(name, dir_fd=self._descriptor)
             self._leave_out(name, f"a link to {_decoded(target)}")
         self._landed.links += len(made) - len(out)
+
+    @contextmanager
+    def _too_long(self, name: bytes) -> Iterator[None]:
+        """A guest may nest folders deeper than a path can say: that costs those, and nothing beside them."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            self._leave_out(name, "its path is too long here")
 
     def _leave_out(self, name: bytes, reason: str) -> None:
         self._landed.left_out.append(LeftOut(_decoded(name), reason))
