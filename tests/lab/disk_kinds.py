@@ -9,10 +9,10 @@ import subprocess
 import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Self
 
 from . import machine
+from .block_device import loop_device
 from .disk import Disk, MiB
 from .domain import Workhorse
 from .session import Lab
@@ -21,14 +21,10 @@ SIZE = 2 * MiB
 PASSPHRASE = b"open sesame"
 
 
-class LoopDeviceError(Exception):
-    """No loop device is to be had."""
-
-
 class DiskKinds:
     """The guest, what it needs beside it, and what each of its disks holds. A context manager.
 
-    `content` is by target; `write` changes both. Raises LoopDeviceError.
+    `content` is by target; `write` changes both. Raises NoDeviceError.
     """
 
     def __init__(self, lab: Lab) -> None:
@@ -203,18 +199,3 @@ def _without_pci_express(xml: str) -> str:
     assert kind is not None
     kind.set("machine", "pc")
     return ET.tostring(root, encoding="unicode")
-
-
-@contextlib.contextmanager
-def loop_device(path: Path, size: int) -> Iterator[str]:
-    """A block device on a new file. Raises LoopDeviceError."""
-    with path.open("wb") as file:
-        file.truncate(size)
-    done = subprocess.run(["losetup", "--find", "--show", str(path)], check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise LoopDeviceError(f"no loop device: {done.stderr.strip()}")
-    device = done.stdout.strip()
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)

@@ -209,6 +209,25 @@ class Workhorse:
         self.domain = self._connection.defineXML(xml)
         self._paths[one], self._paths[other] = self._paths[other], self._paths[one]
 
+    def rename(self, target: str, path: Path) -> None:
+        """Notes that a disk's image is another one now."""
+        self._paths[target] = path
+
+    def move(self, devices: dict[str, Path]) -> None:
+        """Puts block devices in the place of image files, in the definition of the stopped domain."""
+        import libvirt
+
+        root = ET.fromstring(self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        for disk in root.iterfind("devices/disk"):
+            place, source = disk.find("target"), disk.find("source")
+            if place is None or source is None or place.get("dev") not in devices:
+                continue
+            target = place.get("dev", "")
+            disk.set("type", "block")
+            source.attrib = {"dev": str(devices[target])}
+            self._paths[target] = devices[target]
+        self.domain = self._connection.defineXML(ET.tostring(root, encoding="unicode"))
+
     def fragment(self, target: str, pieces: int, *, piece: int = 4096, offset: int = 0) -> None:
         """Writes `pieces` pieces with an equal gap after each: 2 * pieces extents, dirty and clean in turn.
 

@@ -14,6 +14,7 @@ _SENTENCES = (  # what stands in the sentences of hypervisor/plan.py, disks.py a
     ("the disk shrank from", "shrunk"),
     ("it is another image than in", "other_image"),
     ("is another file than in", "other_image"),
+    ("a snapshot was made since", "snapshot"),
     ("its bitmap missed a change", "bitmap_wrong"),
     ("cannot be built on", "damaged"),
     ("chunk size was changed", "chunk_size"),

@@ -13,6 +13,9 @@ from vmbackup.hypervisor.source import DiskInfo
 from vmbackup.hypervisor.xmltree import Element, parse
 
 _XML_INACTIVE = 2
+_PCI = ("domain", "bus", "slot", "function")
+# The attribute with the paths of the images below a disk's own, one a line.
+BELOW = "below"
 _LOCAL = ("file", "block", "volume")
 LEAST_FOR_RAW = 10_010_000  # libvirt that tracks changes of raw disks (<dataStore>), as it counts
 _NOTHING_OF_THE_GUEST = ("it is a cdrom", "it is a floppy", "it is read-only", "it has no medium")
@@ -110,6 +113,8 @@ def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
     attributes |= _data_file(entry)
     if driver == "qcow2" and (space := _preallocation(path, size)):
         attributes["preallocation"] = space
+    if below := _below(entry, chain):
+        attributes[BELOW] = "\n".join(below)
     info = DiskInfo(
         target=target,
         format=driver,
@@ -149,6 +154,15 @@ def _preallocation(path: str, size: int) -> str | None:
     return "falloc" if found.st_blocks * 512 >= size else "metadata"
 
 
+def _below(entry: Element, chain: tuple[ImageInfo, ...]) -> list[str]:
+    """The paths of the images below a disk's own, as QEMU has them open, or as the images themselves tell."""
+    found, under = [], entry.find("./backingStore")
+    while under is not None and (source := under.find("./source")) is not None:
+        found.append(source.get("file") or source.get("dev") or "")
+        under = under.find("./backingStore")
+    return found or [image.path for image in chain[1:]]
+
+
 def _is_encrypted(entry: Element) -> bool:
     return entry.find("./source/encryption") is not None or entry.find("./encryption") is not None
 
@@ -174,8 +188,8 @@ def _left_out(entry: Element, path: str) -> str | None:
         return "it is transient: its changes are thrown away when the guest stops"
     if entry.find("shareable") is not None:
         return "it is shareable: other guests write to it too"
-    if entry.get("type") == "vhostuser":
-        return "it is a vhost-user disk: another process does its I/O"
+    if entry.get("type") in ("vhostuser", "vhostvdpa"):
+        return f"it is a {entry.get('type')} disk: another process or the hardware does its I/O"
     if _attribute(entry, "target", "bus") == "sd":
         return "it is on an SD bus, which libvirt cannot back up"
     if not path:
@@ -193,7 +207,7 @@ def _untracked(info: DiskInfo, image: ImageInfo | None) -> tuple[str | None, str
 
 
 def _path(raw: Any, entry: Element) -> str:
-    """The file or device; for network disks protocol:name; "" where there is no medium."""
+    """The file or device; for network disks protocol:name, of NVMe nvme:address/namespace; "" without a medium."""
     source = entry.find("source")
     if source is None:
         return ""
@@ -201,6 +215,10 @@ def _path(raw: Any, entry: Element) -> str:
         return volume_path(raw, source.get("pool", ""), source.get("volume", ""))
     if entry.get("type") == "network":
         return f"{source.get('protocol', 'network')}:{source.get('name', '')}"
+    if entry.get("type") == "nvme":
+        address = source.find("address")
+        place = ":".join(address.get(part, "") for part in _PCI) if address is not None else ""
+        return f"nvme:{place}/{source.get('namespace', '')}"
     return source.get("file") or source.get("dev") or source.get("dir") or ""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor import checkpoints
-from vmbackup.hypervisor.disks import DomainDisk, read_disks
+from vmbackup.hypervisor.disks import BELOW, DomainDisk, read_disks
 from vmbackup.hypervisor.half_done import HalfDone
 from vmbackup.hypervisor.names import CheckpointName
 from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, Mode
@@ -251,15 +251,25 @@ def _why_reread(disk: DomainDisk, request: Request, chain: _Chain) -> str | None
         return chain.why_not
     if disk.info.virtual_size < earlier.virtual_size:
         return f"the disk shrank from {earlier.virtual_size} to {disk.info.virtual_size} bytes"
-    if disk.info.path != earlier.path:
+    if disk.info.path != earlier.path and not _by_snapshot(disk.info, earlier):
         return f"it is another image than in the newest restore point, which has {earlier.path}"
-    if earlier.inode is not None and disk.info.inode != earlier.inode:
+    if disk.info.path == earlier.path and earlier.inode is not None and disk.info.inode != earlier.inode:
         return f"{earlier.path} is another file than in the newest restore point"
     if any(disk.info.attributes.get(name) != earlier.attributes.get(name) for name in _RAW_DATA):
         return "its raw data is another file than in the newest restore point"
     if disk.target not in chain.sizes:
         return "the checkpoint of the newest restore point does not cover the disk"
     return chain.broken.get(disk.target) or request.reread.get(disk.target)
+
+
+def _by_snapshot(now: DiskInfo, earlier: DiskInfo) -> bool:
+    """Whether snapshots explain another path: a new image on top, or the top merged into one that lay below.
+
+    libvirt takes the bitmaps along in both; nothing else gives an image one of that name.
+    """
+    return earlier.path in now.attributes.get(BELOW, "").split("\n") or now.path in earlier.attributes.get(
+        BELOW, ""
+    ).split("\n")
 
 
 def broken_reason(checkpoint: str) -> str:

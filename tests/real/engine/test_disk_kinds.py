@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.disk_kinds import PASSPHRASE, DiskKinds, LoopDeviceError
+from tests.lab.block_device import NoDeviceError
+from tests.lab.disk_kinds import PASSPHRASE, DiskKinds
 from tests.lab.session import Lab
 from tests.real.engine.kit import Kit
 from vmbackup.engine.images import qcow2_target
@@ -32,7 +33,7 @@ def kinds(lab: Lab) -> Iterator[DiskKinds]:
     try:
         with DiskKinds(lab) as made:
             yield made
-    except LoopDeviceError as error:
+    except NoDeviceError as error:
         pytest.skip(str(error))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.lab.block_device import NoDeviceError, logical_volume, loop_device
 from tests.lab.disk import Disk, MiB
 from tests.lab.domain import Workhorse
 from tests.real.hypervisor.conftest import Shadow
@@ -181,3 +183,39 @@ def test_snapshots_while_it_is_off(make_domain: MakeDomain, make_shadow: MakeSha
     shadow.run()
     assert (shadow.modes, shadow.kinds("vda")[Kind.DATA]) == ({"vda": "incremental"}, K64)
     shadow.compare(work_dir)
+
+
+@pytest.mark.parametrize("place", ["loop", "lvm"])
+def test_block_devices(make_domain: MakeDomain, make_shadow: MakeShadow, work_dir: Path, place: str) -> None:
+    """No kernel tells of a start there: nobody is locked out all the same, and what was read then is not committed."""
+    with contextlib.ExitStack() as stack:
+        try:
+            devices = loop_device if place == "loop" else logical_volume
+            qcow2 = stack.enter_context(devices(work_dir / "a.img", 8 * MiB))
+            raw = stack.enter_context(devices(work_dir / "b.img", 4 * MiB))
+        except NoDeviceError as error:
+            pytest.skip(str(error))
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", qcow2, "4M"], check=True)
+        horse = make_domain(Disk(size=4 * MiB), Disk("vdb", size=4 * MiB, format="raw"), start=False)
+        stack.callback(horse.remove)
+        horse.move({"vda": Path(qcow2), "vdb": Path(raw)})
+        shadow = make_shadow(horse)
+        shadow.run()
+        write_off(horse, "vda", MiB, K64, 3)
+        shadow.run()
+        assert (shadow.modes["vda"], shadow.kinds("vda")[Kind.DATA]) == ("incremental", K64)
+        for target in ("vda", "vdb"):
+            with shadow.begin() as running:
+                shadow.read(running)
+                write_off(horse, target, 0, 4096, 4)
+                with pytest.raises(PointInTimeLostError, match="an image was written to"):
+                    running.seal()
+        with shadow.begin() as running:
+            shadow.read(running)
+            horse.start()
+            horse.write("vda", 2 * MiB, K64, 6)
+            with pytest.raises(PointInTimeLostError, match=r"was started while its disks were read: it goes on$"):
+                running.seal()
+        shadow.run()
+        assert shadow.modes == {"vda": "incremental", "vdb": "reread"}
+        shadow.compare(work_dir)

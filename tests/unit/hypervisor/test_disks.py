@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from vmbackup.hypervisor.images import ImageInfo
 class Domain:
     """A domain that has one disk."""
 
-    def __init__(self, disk: str) -> None:
-        self.disk = disk
+    def __init__(self, disk: str, *, active: bool = True) -> None:
+        self.disk, self.active = disk, active
 
     def isActive(self) -> bool:  # noqa: N802
-        return True
+        return self.active
 
     def XMLDesc(self, _flags: int) -> str:  # noqa: N802
         return f"<domain><devices>{self.disk}</devices></domain>"
@@ -37,7 +38,7 @@ class Domain:
 class Connection:
     """A connection with one pool, to libvirt of the version `number`."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int = 9_000_000) -> None:
         self._number = number
 
     def getLibVersion(self) -> int:  # noqa: N802
@@ -122,6 +123,46 @@ def test_network_and_volume_disks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(rbd, monkeypatch).info.path == "rbd:p/i"
     volume = start.format("volume", "qcow2") + "<source pool='p' volume='v'/></disk>"
     assert read(volume, monkeypatch, V3).info.path == "/pool/volume"
+
+
+PCI = "<address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/>"
+NETWORK = [
+    ("network", "<source protocol='rbd' name='p/i'><host name='m'/><auth username='u'/></source>", "rbd:p/i"),
+    ("network", "<source protocol='iscsi' name='iqn.2026:t/1'><host name='h'/></source>", "iscsi:iqn.2026:t/1"),
+    ("network", "<source protocol='nbd' name='x'><host name='h'/></source>", "nbd:x"),
+    ("nvme", f"<source type='pci' managed='yes' namespace='1'>{PCI}</source>", "nvme:0x0000:0x01:0x00:0x0/1"),
+]
+
+
+@pytest.mark.parametrize(("kind", "source", "path"), NETWORK)
+def test_disks_that_are_no_file(kind: str, source: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the guest runs QEMU reads them, whole each time; while it is off nobody does, and that is told."""
+    xml = f"<disk type='{kind}' device='disk'><driver type='raw'/>{source}<target dev='vda' bus='virtio'/></disk>"
+    found = read(xml, monkeypatch)
+    assert (found.info.path, found.left_out, found.closed) == (path, None, None)
+    assert found.untracked == "a raw image has no dirty bitmap"
+    (off,) = read_disks(Connection(), Domain(xml, active=False))
+    assert off.closed == f"it is no file or device of this host ({path})"
+    assert off.left_out is None
+
+
+def test_what_is_off_and_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image below whose format nobody tells is not guessed at; nor is one below an encrypted one opened."""
+    top = replace(V3, backing="/b")
+    plain = f"<disk type='file' device='disk'>{GOOD}</disk>"
+    encrypted = plain.replace("/>", "><encryption format='luks'/></source>", 2).replace(
+        "<driver name='qemu' type='qcow2'><encryption format='luks'/></source>", "<driver name='qemu' type='qcow2'/>"
+    )
+    for xml, image, why in (
+        (plain, top, "/a.qcow2 does not tell the format of /b below it"),
+        (encrypted, replace(top, backing_format="raw"), "it is encrypted, and other images lie below it"),
+        (plain, replace(top, backing_format="raw"), None),
+    ):
+        chain = [image, ImageInfo("/b", "raw", 1 << 20)]
+        monkeypatch.setattr(disks, "image_chain", lambda _path, _driver, chain=chain: chain)
+        (off,) = read_disks(Connection(), Domain(xml, active=False))
+        assert off.closed == why
+        assert off.info.attributes["below"] == "/b"
 
 
 def test_an_image_that_cannot_be_looked_at_is_backed_up(monkeypatch: pytest.MonkeyPatch) -> None:
