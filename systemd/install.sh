@@ -56,7 +56,7 @@ install)
     put systemd/vmbackup.service "$unit"
     put systemd/vmbackup.tmpfiles "$tmpfiles"
     put systemd/vmbackup.sysusers "$sysusers"
-    for file in config.example.toml docs/operations.md docs/first-day.md docs/disaster-day.md; do put "$file" "$doc/$(basename "$file")"; done
+    for file in config.example.toml docs/operations.md docs/first-day.md docs/disaster-day.md systemd/vmbackup.apparmor systemd/vmbackup.cil; do put "$file" "$doc/$(basename "$file")"; done
     install -m 644 docs/page.png docs/page-guest.png "$DESTDIR$doc/"
     [ -e "$DESTDIR$config" ] || put systemd/config.toml "$config"
     if [ -z "$DESTDIR" ]; then

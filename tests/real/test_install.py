@@ -18,6 +18,8 @@ FILES = (
     f"{PREFIX}/share/doc/vmbackup/config.example.toml",
     f"{PREFIX}/share/doc/vmbackup/operations.md",
     f"{PREFIX}/share/doc/vmbackup/page.png",
+    f"{PREFIX}/share/doc/vmbackup/vmbackup.apparmor",
+    f"{PREFIX}/share/doc/vmbackup/vmbackup.cil",
     "/etc/vmbackup/config.toml",
 )
 

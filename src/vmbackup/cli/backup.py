@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -55,7 +55,9 @@ def command(
     settings = job_of(config, job) if job else None
     options = _options(full, quiesce, settings, job or "", config.daemon.state_dir / "pace")
     repository_name = state.repository or (settings.repository if settings else None)
-    access.named_repository(config, repository_name)
+    shown_as, _ = access.named_repository(config, repository_name)
+    if config.libvirt.domain_metadata:
+        options = replace(options, shown_as=shown_as)
     with ExitStack() as stack:
         host = stack.enter_context(access.opened_host(config))
         names = _named(host, domains, job, settings) if domains else _select(host, settings)

@@ -166,6 +166,7 @@ class Libvirt(_Table):
 
     uri: Annotated[str, Field(min_length=1)] = "qemu:///system"
     scratch_dir: AbsolutePath = Path("/var/lib/libvirt/vmbackup")
+    domain_metadata: bool = False
 
 
 class Prune(_Table):

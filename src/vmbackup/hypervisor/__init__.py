@@ -1,6 +1,6 @@
 """All that knows libvirt and QEMU: `Host` is the front door; libvirt itself is imported when it opens."""
 
-from vmbackup.hypervisor.checks import Check
+from vmbackup.hypervisor.check import Check
 from vmbackup.hypervisor.host import Host
 from vmbackup.hypervisor.names import CheckpointName
 from vmbackup.hypervisor.plan import Committed, DiskPlan, Plan

@@ -4,15 +4,17 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from vmbackup.errors import JobConflictError, VmbackupError
 from vmbackup.hypervisor import checkpoints, cleanup, scratch
 from vmbackup.hypervisor.begin import domain_folder
+from vmbackup.hypervisor.check import Check
+from vmbackup.hypervisor.confinement import confinement_checks
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.disks import DomainDisk, read_disks
 from vmbackup.hypervisor.domains import handle
+from vmbackup.hypervisor.guest_checks import guest_checks
 from vmbackup.hypervisor.half_done import HalfDoneStore
 from vmbackup.hypervisor.intents import IntentStore
 from vmbackup.hypervisor.locks import DomainLock
@@ -29,17 +31,6 @@ _LITTLE_SCRATCH = scratch.NEED_MOST
 _NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "9p")
 
 
-@dataclass(frozen=True)
-class Check:
-    """One condition. `fix` is the exact command or setting that mends it, "" where nothing is to mend."""
-
-    name: str
-    subject: str
-    status: Literal["ok", "warn", "fail"]
-    message: str
-    fix: str = ""
-
-
 def check_host(connection: Connection, places: Places) -> list[Check]:
     """The conditions every backup on this host needs."""
     return [
@@ -51,7 +42,16 @@ def check_host(connection: Connection, places: Places) -> list[Check]:
         _checked("scratch-space", places.scratch_dir, lambda: _scratch_space(places.scratch_dir)),
         _checked("socket-folder", places.domain_folders, lambda: _socket_folder(places.domain_folders)),
         _checked("state-folder", places.state_dir, lambda: _state_folder(places.state_dir)),
+        *_confinement(connection, places.scratch_dir),
     ]
+
+
+def _confinement(connection: Connection, scratch_dir: str) -> list[Check]:
+    try:
+        capabilities = connection.call("ask for what confines QEMU", lambda raw: str(raw.getCapabilities()))
+    except VmbackupError as error:
+        return [Check("confinement", connection.uri, "fail", error.message, error.hint)]
+    return list(confinement_checks(capabilities, scratch_dir))
 
 
 def check_domain(connection: Connection, places: Places, store: IntentStore, info: DomainInfo) -> list[Check]:
@@ -90,9 +90,11 @@ def _domain(raw: Any, domain: Any, places: Places, info: DomainInfo) -> Iterator
     yield folder
     yield _agent(domain, info)
     yield _job(domain, info)
-    for disk in read_disks(raw, domain):
+    disks = read_disks(raw, domain)
+    for disk in disks:
         yield _disk(info, disk)
     yield from _checkpoints(domain, info)
+    yield from guest_checks(domain, info, disks, places.scratch_dir)
 
 
 def _half_done(places: Places, info: DomainInfo) -> list[Check]:
@@ -151,7 +153,7 @@ def _checkpoints(domain: Any, info: DomainInfo) -> Iterator[Check]:
         broken = [t for t, size in checkpoints.dirty_bytes(found).items() if size is None] if found else []
         if broken:
             message = f"the bitmaps of {name} are missing or broken on {', '.join(broken)}: the next run reads whole"
-            yield Check("checkpoint", info.name, "warn", message)
+            yield Check("checkpoint", info.name, "warn", message, f"vmbackup backup {shlex.quote(info.name)}")
         else:
             yield Check("checkpoint", info.name, "ok", f"{name} is sound")
     foreign = checkpoints.foreign_checkpoints(domain)
@@ -208,11 +210,12 @@ def _qemu_img() -> _Verdict:
 def _scratch_folder(connection: Connection, folder: str) -> _Verdict:
     scratch.prepare_folder(folder)
     if not os.access(folder, os.W_OK | os.X_OK):
-        return "fail", "it cannot be written", f"run as root, or chown {folder}"
+        return "fail", "it cannot be written", f"run as root, or chown root:root {shlex.quote(folder)}"
     user = qemu_user(connection.call("ask for QEMU's user", lambda raw: raw.getCapabilities()))
     blocked = user and closed_to(folder, *user)
     if blocked:
-        return "fail", f"QEMU's user (uid {user[0] if user else ''}) cannot pass {blocked}", f"chmod o+x {blocked}"
+        message = f"QEMU's user (uid {user[0] if user else ''}) cannot pass {blocked}"
+        return "fail", message, f"chmod o+x {shlex.quote(blocked)}"
     kind = file_system(folder)
     if kind in _NETWORK_FILE_SYSTEMS:
         message = f"it is on {kind}: an error of the network gives the guest I/O errors"

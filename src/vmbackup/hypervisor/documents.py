@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vmbackup.hypervisor.shown import without
 from vmbackup.hypervisor.xmltree import Element, parse
 
 DOMAIN_XML = "domain.xml"
@@ -40,7 +41,7 @@ def read_documents(domain: Any, domain_folders: str) -> GuestDocuments:
     found = GuestDocuments()
     # As it would start the next time, with its secrets; a transient domain has only its live one.
     flags = _XML_SECURE | (_XML_INACTIVE if domain.isPersistent() else 0)
-    found.files[DOMAIN_XML] = domain.XMLDesc(flags).encode()
+    found.files[DOMAIN_XML] = without(domain.XMLDesc(flags)).encode()
     if domain.isPersistent() and domain.autostart():
         found.files[GUEST_SETTINGS] = json.dumps({"autostart": True}).encode()
     live = parse(domain.XMLDesc(_XML_SECURE))

@@ -4,6 +4,7 @@ Source of the codes and texts: what libvirt 9.0 and 11.3 answered when each was 
 """
 
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from vmbackup.errors import HypervisorError, JobConflictError, NotFoundError, QuiesceError, VmbackupError
 from vmbackup.hypervisor import _libvirt as lv
 
+_AGAIN = "nothing was committed and the earlier restore points are good: run the backup again"
+_REPORT = "tell the makers of vmbackup, with the versions that 'vmbackup doctor' shows"
 _TRY_LATER = "try again when it has ended; 'virsh domjobinfo {domain}' shows it"
 # (code or None, pattern, kind, message, hint). The first that fits is taken. {text} is libvirt's own sentence.
 _RULES: tuple[tuple[int | None, str, type[VmbackupError], str, str], ...] = (
@@ -34,7 +37,7 @@ _RULES: tuple[tuple[int | None, str, type[VmbackupError], str, str], ...] = (
      "with the domain shut off: qemu-img amend -f qcow2 -o compat=1.1 IMAGE"),
     (None, "failed to create image file", HypervisorError,
      "the scratch file could not be made: {text}", "make the scratch folder, mode 0711, on a local file system"),
-    (None, "Failed to bind socket", HypervisorError,
+    (None, "Failed to (?:bind|unlink) socket", HypervisorError,
      "QEMU could not make the NBD socket: {text}",
      "the domain's folder must belong to QEMU's user; AppArmor's messages are in 'dmesg'"),
     (None, "blockdev-add.*Permission denied", HypervisorError,
@@ -43,6 +46,25 @@ _RULES: tuple[tuple[int | None, str, type[VmbackupError], str, str], ...] = (
     (None, "blockdev-add.*No such file", HypervisorError,
      "QEMU does not see its scratch file: {text}",
      "a file system mounted after its start is not seen by a domain: restart {domain}, or use another scratch_dir"),
+    (lv.CHECKPOINT_INCONSISTENT, "", HypervisorError, "a bitmap of {domain} is missing or broken: {text}", _AGAIN),
+    (lv.NO_DOMAIN_CHECKPOINT, "", HypervisorError, "libvirt has lost a checkpoint of {domain}: {text}", _AGAIN),
+    (lv.NO_DOMAIN_BACKUP, "", HypervisorError, "no backup job runs on domain {domain} any more", _AGAIN),
+    (None, "Bitmap already exists|domain moment .* already exists", HypervisorError,
+     "{domain} has a bitmap or checkpoint of that name already: {text}", "'vmbackup purge {domain}' takes ours off"),
+    (None, "not found in backing chain", HypervisorError,
+     "a checkpoint of {domain} has lost its bitmap: {text}", "'vmbackup purge {domain}' takes ours off"),
+    (lv.OPERATION_INVALID, "cannot delete inactive domain with", HypervisorError,
+     "libvirt keeps {domain} while it has checkpoints: {text}", "'vmbackup purge {domain}' takes ours off"),
+    (lv.CONFIG_UNSUPPORTED, "unsupported for storage type|no disk named|has no media|empty or readonly",
+     HypervisorError, "the disks of {domain} are not what they were when the run began: {text}", _AGAIN),
+    (lv.INVALID_ARG, "for backup of .* exists", HypervisorError,
+     "there is a scratch file of that name already: {text}", "delete it: no run uses a name twice"),
+    (lv.INVALID_ARG, "unsupported flags", HypervisorError,
+     "this libvirt does not know what vmbackup asks for: {text}", "'vmbackup doctor' tells whether it is new enough"),
+    (lv.XML_INVALID_SCHEMA, "", HypervisorError, "libvirt refuses what vmbackup asks for: {text}", _REPORT),
+    (None, "already has export named", HypervisorError, "two disks of {domain} have one name: {text}", _REPORT),
+    (None, "path .* is too long", HypervisorError,
+     "the path of QEMU's NBD socket is too long: {text}", "give {domain} a shorter name"),
     (lv.NO_DOMAIN, "", NotFoundError, "there is no domain {domain}", "'virsh list --all' names them"),
     (lv.AGENT_UNSUPPORTED, "", QuiesceError,
      "domain {domain} has no guest agent", "add the channel org.qemu.guest_agent.0 and install qemu-guest-agent"),
@@ -52,7 +74,7 @@ _RULES: tuple[tuple[int | None, str, type[VmbackupError], str, str], ...] = (
     (lv.ACCESS_DENIED, "", HypervisorError, "libvirt refuses access: {text}", "run as root, or join the group libvirt"),
 )  # fmt: skip
 _LOST = (lv.RPC, lv.INVALID_CONN)
-_BROKEN_DISK = re.compile(r"for disk '([^']+)'")
+_BROKEN_DISK = re.compile(r"(?:for|of) disk '([^']+)'")
 _ABSENT_DISK = re.compile(r"not found in backing chain of '([^']+)'")
 
 
@@ -61,7 +83,8 @@ def translate(error: Exception, doing: str, domain: str = "") -> VmbackupError:
     code, text = code_of(error), text_of(error)
     for wanted, pattern, kind, message, hint in _RULES:
         if wanted in (None, code) and re.search(pattern, text):
-            return kind(message.format(domain=domain or "(unknown)", text=text), hint.format(domain=domain or "DOMAIN"))
+            told = message.format(domain=domain or "(unknown)", text=text)
+            return kind(told, hint.format(domain=shlex.quote(domain or "DOMAIN")))
     if code in _LOST:
         return HypervisorError(f"the connection to libvirt broke: {text}", "'systemctl status libvirtd' tells more")
     return HypervisorError(f"libvirt could not {doing}: {text}")
@@ -87,13 +110,14 @@ def text_of(error: Exception) -> str:
     """Libvirt's sentence, without the class of error that it puts in front."""
     get: Any = getattr(error, "get_error_message", None)
     text = (get() if get else None) or str(error)
+    text = " ".join(str(text).split())  # some are several lines
     return re.sub(r"^(internal error|operation failed|Requested operation is not valid|unsupported configuration): ",
-                  "", str(text).strip())  # fmt: skip
+                  "", text)  # fmt: skip
 
 
 def broken_disk(error: Exception) -> str | None:
-    """The target whose bitmap is missing or broken, for error 109; None for other errors."""
-    if code_of(error) != lv.CHECKPOINT_INCONSISTENT:
+    """The target whose bitmap, or its checkpoint, is missing or broken; None for other errors."""
+    if code_of(error) not in (lv.CHECKPOINT_INCONSISTENT, lv.NO_DOMAIN_CHECKPOINT):
         return None
     match = _BROKEN_DISK.search(text_of(error))
     return match[1] if match else None

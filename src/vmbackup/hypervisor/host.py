@@ -12,7 +12,8 @@ from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor.aside import set_aside
 from vmbackup.hypervisor.begin import Beginner, Wanted
 from vmbackup.hypervisor.beginning import Beginning
-from vmbackup.hypervisor.checks import Check, check_domain, check_host
+from vmbackup.hypervisor.check import Check
+from vmbackup.hypervisor.checks import check_domain, check_host
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.define import DefineOptions, Definition, define, plan_definition, start
 from vmbackup.hypervisor.disk_users import DiskUser, disk_users
@@ -29,6 +30,7 @@ from vmbackup.hypervisor.places import DOMAIN_FOLDERS, Places
 from vmbackup.hypervisor.plan import Committed, Plan, Request, make_plan
 from vmbackup.hypervisor.purge import PurgeReport, purge_domain
 from vmbackup.hypervisor.recovery import Leftover, recover_domain, thaw_domain
+from vmbackup.hypervisor.shown import Shown, show
 from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, FreezeOptions
 from vmbackup.hypervisor.together import FREEZE_SECONDS, begin_together
 from vmbackup.hypervisor.wishes import NewDisk
@@ -228,6 +230,13 @@ class Host:
         finally:
             if lock is None:
                 held.release()
+
+    def show(self, domain: DomainInfo, backup: Shown) -> bool:
+        """Lets the domain's XML tell of its newest restore point. False where another job holds the domain.
+
+        Raises HypervisorError.
+        """
+        return self.connection.call("show the backup", lambda raw: show(handle(raw, domain), backup), domain.name)
 
     def disk_users(self, path: Path) -> list[DiskUser]:
         """The guests with that file or device as a disk, running or not. Raises HypervisorError."""

@@ -11,6 +11,7 @@ from vmbackup.hypervisor.domains import handle
 from vmbackup.hypervisor.images import image_chain
 from vmbackup.hypervisor.intents import IntentStore
 from vmbackup.hypervisor.names import PREFIX, CheckpointName
+from vmbackup.hypervisor.shown import hide
 from vmbackup.hypervisor.source import DomainInfo
 
 
@@ -47,6 +48,8 @@ class _Purge:
         names = [str(name) for name in checkpoints.own_checkpoints(self._domain, self._repository_id)]
         removed = [name for name in names if self._remove(name)]
         orphans = [name for name in self._orphans(names) if self._remove(name)]
+        if self._repository_id is None:
+            self._try("what its XML shows of backups", lambda: hide(self._domain))
         return PurgeReport(tuple(removed), tuple(orphans), ended, tuple(self._trouble))
 
     def _end_stale_job(self) -> bool:

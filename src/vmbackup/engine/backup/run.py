@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Self
 
 from vmbackup import __version__
+from vmbackup.engine.backup.shown import show
 from vmbackup.engine.backup.spotcheck import missed_change
 from vmbackup.engine.backup.wholereads import last_whole_read, scheduled
 from vmbackup.engine.care.heal import heal_older
@@ -47,7 +48,8 @@ class BackupOptions:
 
     `full`: read everything, ignore checkpoints; `workers`: None for one a core; `partial_bytes`: stored bytes after
     which a long run keeps a partial; `limit`: how fast disks are read, None for as fast as they are; `reread_every`:
-    each disk is read whole at least that often.
+    each disk is read whole at least that often; `shown_as`: the name of the repository with which the guest's own XML
+    then shows the restore point, None where it is not to.
     """
 
     full: bool = False
@@ -58,6 +60,7 @@ class BackupOptions:
     partial_bytes: int = PARTIAL_BYTES
     limit: Limit | None = None
     reread_every: timedelta | None = None
+    shown_as: str | None = None
 
 
 def backup(
@@ -156,6 +159,7 @@ class GuestBackup:
     def finished(self, point: Point) -> PointSummary:
         """After the commit: heals older points with what was read again, and sums up."""
         run = self._run
+        show(self._host, self._repository, self._domain, point, self._options.shown_as, self._progress)
         if lost := run.lost.damaged if self._distrust else run.reread:
             heal_older(self._repository, run.lineage, lost, self._progress)
         return summary(point, run.parent, written_bytes=run.stored_bytes)
