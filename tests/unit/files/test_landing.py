@@ -44,6 +44,7 @@ def land(output: Path, source: io.BytesIO, name: str = "etc") -> Landed:
     with Landing(output, lambda _: None) as landing:
         landing.refuse_existing(name)
         landing.put_tree(name, source)
+        landing.keep(name)
     return landing.landed
 
 
@@ -149,6 +150,7 @@ def test_a_name_may_be_as_long_as_names_are(tmp_path: Path, name: str) -> None:
     with Landing(tmp_path, lambda _: None) as landing:
         landing.refuse_existing(name)
         landing.put_file(name, io.BytesIO(b"text"), Told(4, 0o644, 0))
+        landing.keep(name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -189,6 +191,7 @@ class Told:
 def test_a_file_of_its_own(tmp_path: Path) -> None:
     with Landing(tmp_path, lambda _: None) as landing:
         landing.put_file("hosts", io.BytesIO(b"text"), Told(4))
+        landing.keep("hosts")
     assert (tmp_path / "hosts").read_bytes() == b"text"
     assert (tmp_path / "hosts").stat().st_mtime == 1_000_000
     assert os.listdir(tmp_path) == ["hosts"]

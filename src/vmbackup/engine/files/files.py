@@ -118,6 +118,7 @@ class GuestFiles:
                 landing.put_tree(wanted.name, data)
             else:
                 landing.put_file(wanted.name, data, wanted.told)
+        landing.keep(wanted.name)
 
     def _wanted(self, path: str) -> _Wanted:
         there = self.tree.enter(path)

@@ -110,24 +110,21 @@ class Landing:
         return self.folder / f"{name if len(os.fsencode(name)) + len(_PARTIAL) <= _MOST_NAME else cut}{_PARTIAL}"
 
     def put_file(self, name: str, source: BinaryIO, told: FileTold) -> None:
-        """A file of its own."""
-        path, partial = self.folder / name, self._partial_of(name)
-        with _told(path):
+        """A file of its own; it has no final name before `keep`."""
+        partial = self._partial_of(name)
+        with _told(self.folder / name):
             descriptor = os.open(partial, _NEW, 0o600)
             self._partial.append(partial)
             with os.fdopen(descriptor, "wb") as file:
                 self._copy(source, file, told.size)
                 _finish(file.fileno(), told.mode, told.mtime)
                 os.fsync(file.fileno())
-            os.link(partial, path)
-            partial.unlink()
-            self._partial.remove(partial)
         self.landed.files += 1
 
     def put_tree(self, name: str, archive: BinaryIO) -> None:
-        """A folder with all that an archive holds."""
-        path, partial = self.folder / name, self._partial_of(name)
-        with _told(path):
+        """A folder with all that an archive holds; it has no final name before `keep`."""
+        partial = self._partial_of(name)
+        with _told(self.folder / name):
             partial.mkdir(mode=0o700)
             self._partial.append(partial)
             descriptor = os.open(partial, _DIRECTORY)
@@ -136,9 +133,18 @@ class Landing:
                 _sync_all(descriptor)
             finally:
                 os.close(descriptor)
-            if os.path.lexists(path):
+
+    def keep(self, name: str) -> None:
+        """Gives what was put its name, once nothing of it is in doubt: who sends it tells of errors at the end."""
+        path, partial = self.folder / name, self._partial_of(name)
+        with _told(path):
+            if not partial.is_dir():
+                os.link(partial, path)
+                partial.unlink()
+            elif os.path.lexists(path):
                 raise there_already(path)
-            partial.rename(path)
+            else:
+                partial.rename(path)
             self._partial.remove(partial)
 
     def _copy(self, source: BinaryIO, to: BinaryIO, size: int) -> None:
