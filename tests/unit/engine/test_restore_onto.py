@@ -252,3 +252,14 @@ def test_a_restore_in_another_namespace(tmp_path: Path, monkeypatch: pytest.Monk
     finally:
         nbd.abandon()
     assert list(tmp_path.glob("vmbackup-restore-*")) == []
+
+
+def test_an_image_that_takes_too_long_to_open(kit: RamKit, options: RestoreOptions, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """That is said; that qemu-nbd is not installed is not."""
+    path = dirty_raw(tmp_path / "image")
+    before = path.read_bytes()
+    monkeypatch.setattr(qemu_nbd, "_START_SECONDS", -1.0)
+    with pytest.raises(TargetError, match=r"qemu-nbd has not opened .*/image within"):
+        onto(kit, path, options)
+    assert path.read_bytes() == before

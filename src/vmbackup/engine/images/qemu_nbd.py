@@ -16,7 +16,7 @@ from vmbackup.hypervisor.qemu_secret import QemuSecret
 from vmbackup.nbd.client import NbdClient
 from vmbackup.nbd.errors import NbdError
 
-_START_SECONDS = 30.0
+_START_SECONDS = 300.0  # the key of a LUKS image takes seconds of CPU time, made on a quicker host many more
 _STOP_SECONDS = 600.0  # it writes what its cache holds
 _TERM_SECONDS = 1.0
 LOCKED = "Is another process using the image"  # what QEMU's programs say
@@ -66,8 +66,13 @@ class QemuNbd:
         """qemu-nbd writes its pid file once it listens."""
         deadline = time.monotonic() + _START_SECONDS
         while not os.path.exists(pid_file):
-            if process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None:
                 raise _not_started(self._path, self.log())
+            if time.monotonic() > deadline:
+                raise TargetError(
+                    f"qemu-nbd has not opened {self._path} within {_START_SECONDS:.0f} s",
+                    "look at the load of this host, and whether its storage answers",
+                )
             time.sleep(0.005)
 
     def log(self) -> str:
