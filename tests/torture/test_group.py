@@ -6,6 +6,7 @@ any one instant the first is at the other's number or one ahead. Points of two m
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import subprocess
 import time
@@ -23,6 +24,7 @@ from tests.real.engine.program import Program
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(3600)]
 ROUNDS = 5
 PATIENCE = 900  # seconds for two of them to boot beside each other on a busy machine
+MOST_SECONDS = 10.0  # frozen, on a machine that is ten times too busy; test_agents.py holds the median on a real one
 PIPE = "vmbackup.test.pipe"
 JOB = """
 [jobs.together]
@@ -78,6 +80,7 @@ def pair(lab: Lab) -> Iterator[tuple[_Piped, _Piped]]:
     finally:
         for guest in guests:
             guest.remove()
+        shutil.rmtree(pipe.parent)
 
 
 def count(guest: Guest) -> int:
@@ -117,11 +120,14 @@ def test_a_counter_never_runs_backwards(pair: tuple[_Piped, _Piped], work_dir: P
         seen.append(ahead)
     assert seen == sorted(set(seen))
     print(f"frozen for {statistics.median(freezes):.3f} s at the median, {max(freezes):.3f} s at most")
-    assert statistics.median(freezes) < 2
-    made = program.json("backup", "--job", "apart", leader.name, follower.name)["points"]
-    ahead, behind = (
-        stored(program, point["id"], work_dir / f"apart-{point['domain']}")
-        for point in sorted(made, key=lambda point: point["domain"] != leader.name)
-    )
+    assert max(freezes) < MOST_SECONDS
+    assert any(_apart(program, pair, work_dir / f"apart{number}") for number in range(ROUNDS))
+
+
+def _apart(program: Program, pair: tuple[_Piped, _Piped], folder: Path) -> bool:
+    """Whether points of two moments are out of step, as they are but for chance."""
+    made = program.json("backup", "--job", "apart", *(guest.name for guest in pair))["points"]
+    ids = {point["domain"]: point["id"] for point in made}
+    ahead, behind = (stored(program, ids[guest.name], folder / guest.name) for guest in pair)
     print(f"apart: leader {ahead}, follower {behind}")
-    assert not 0 <= ahead - behind <= 1
+    return not 0 <= ahead - behind <= 1
