@@ -34,7 +34,8 @@ RATIOS = (
     Ratio("scattered", "virtnbdbackup", 0.5),
     Ratio("scattered", "restic", None),
     Ratio("scattered", "borg", None),
-    Ratio("restore", "virtnbdbackup", 0.6),
+    Ratio("restore", "virtnbdbackup", 0.5),
+    Ratio("restore", "borg", 0.3),
     Ratio("restore", "nbdcopy", 1.3),
     Ratio("restore", "nbdcopy --flush", None),
 )
