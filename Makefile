@@ -18,11 +18,12 @@ PACKAGES += debootstrap e2fsprogs
 # To look into guests' file systems with, and to make some.
 PACKAGES += libguestfs0 libguestfs-xfs xfsprogs ntfs-3g dosfstools mtools lvm2
 # What the commands of docs/first-day.md and docs/disaster-day.md use.
-PACKAGES += curl openssl
+PACKAGES += curl openssl openssh-client
 # To look at the page with: 64 MB to fetch, 225 MB on disk.
 PACKAGES += chromium-headless-shell
 # To check metrics, alert rules and what becomes of them; their services are not wanted.
-QUIET := prometheus prometheus-alertmanager
+# An SSH server to reach a libvirt by, at a port of the tests' own.
+QUIET := prometheus prometheus-alertmanager openssh-server
 PACKAGES += $(QUIET)
 
 INSTALLED = $(shell dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>/dev/null | sed -n 's/^installed //p')
@@ -34,7 +35,7 @@ POLICY := /usr/sbin/policy-rc.d
 WANTS := /etc/systemd/system/multi-user.target.wants
 INSTALL_QUIET = ( test -e $(POLICY) || { trap 'rm -f $(POLICY)' EXIT; \
   printf '\#!/bin/sh\nexit 101\n' >$(POLICY); chmod 755 $(POLICY); }; \
-  $(APT) $(filter $(QUIET),$(MISSING)) && rm -f $(patsubst %,$(WANTS)/%.service,$(filter $(QUIET),$(MISSING))) )
+  $(APT) $(filter $(QUIET),$(MISSING)) && rm -f $(patsubst %,$(WANTS)/%.service,$(patsubst openssh-server,ssh,$(filter $(QUIET),$(MISSING)))) )
 
 .PHONY: setup packages demo check test bench torture trixie rehearse scale fuzz soak unit-test install uninstall clean
 .DELETE_ON_ERROR:

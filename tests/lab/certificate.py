@@ -63,6 +63,6 @@ def _builder(subject: x509.Name, issuer: x509.Name, own: ec.EllipticCurvePrivate
 
 
 def _usage(*, signs: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(digital_signature=True, content_commitment=False, key_encipherment=False,
+    return x509.KeyUsage(digital_signature=True, content_commitment=False, key_encipherment=not signs,
                          data_encipherment=False, key_agreement=False, key_cert_sign=signs, crl_sign=signs,
                          encipher_only=False, decipher_only=False)

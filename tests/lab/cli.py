@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,16 @@ class Cli:
             text = text.replace(f"{folder}/{name}", f"{home}/{name}")
         self.config.write_text(text)
 
-    def run(self, *arguments: str) -> dict[str, Any]:
-        """Runs `vmbackup --json ARGUMENTS` and returns its document. Raises CliError.
+    def command(self, *arguments: str) -> list[str]:
+        """The whole command line of `vmbackup --json ARGUMENTS`."""
+        return [*self._program, "--config", str(self.config), "--json", "--quiet", *arguments]
+
+    def run(self, *arguments: str, ok: Collection[int] = (0,)) -> dict[str, Any]:
+        """Runs `vmbackup --json ARGUMENTS` and returns its document. Raises CliError for an exit code not in `ok`.
 
         An interruption is passed on, and vmbackup waited for: it aborts its job and thaws the guest.
         """
-        command = [*self._program, "--config", str(self.config), "--json", "--quiet", *arguments]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        with subprocess.Popen(self.command(*arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE, text=True) as process:
             try:
                 output, errors = process.communicate()
@@ -71,7 +74,7 @@ class Cli:
             document: dict[str, Any] = json.loads(output)
         except ValueError:
             document = {}
-        if process.returncode:
+        if process.returncode not in ok:
             raise CliError(f"vmbackup {' '.join(arguments)}: {_complaint(document) or errors.strip()} "
                            f"(exit code {process.returncode})")
         return document

@@ -164,11 +164,15 @@ def host_name() -> str:
 def opened_host(config: "Config") -> "Host":
     """The hypervisor, a context manager."""
     from vmbackup.hypervisor import Host
+    from vmbackup.hypervisor.remote import Reach, host_of
 
+    told = config.libvirt
+    host = host_of(told.uri)
     return Host.open(
-        config.libvirt.uri,
-        scratch_dir=str(config.libvirt.scratch_dir),
+        told.uri,
+        scratch_dir=str(told.scratch_dir),
         state_dir=str(config.daemon.state_dir),
+        reach=Reach(host, told.nbd_tls_dir, told.nbd_address, told.nbd_ports) if host else None,
     )
 
 

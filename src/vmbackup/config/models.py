@@ -43,6 +43,13 @@ def _absolute(value: str) -> Path:
     return Path(value)
 
 
+def _ports(value: str) -> tuple[int, int]:
+    first, dash, last = value.partition("-")
+    if not (first.isdecimal() and dash and last.isdecimal() and 1024 <= int(first) <= int(last) < 1 << 16):
+        raise InvalidValue("is no range of ports", 'write the first and the last, from 1024 on: "10810-10899"')
+    return int(first), int(last)
+
+
 def _store_url(value: str) -> str:
     scheme = urlsplit(value).scheme if "://" in value else ""
     if value.startswith("/") or (scheme == "file" and value.startswith("file:///")):
@@ -166,6 +173,9 @@ class Libvirt(_Table):
 
     uri: Annotated[str, Field(min_length=1)] = "qemu:///system"
     scratch_dir: AbsolutePath = Path("/var/lib/libvirt/vmbackup")
+    nbd_tls_dir: AbsolutePath | None = None
+    nbd_address: Annotated[str, Field(min_length=1)] | None = None
+    nbd_ports: Annotated[tuple[int, int], _from_text(_ports, '"10810-10899"')] = (10810, 10899)
     domain_metadata: bool = False
 
 

@@ -20,6 +20,7 @@ from vmbackup.hypervisor.places import Places
 from vmbackup.hypervisor.plan import Committed, Plan, Request, make_plan, require_disks
 from vmbackup.hypervisor.quiesce import Freezer
 from vmbackup.hypervisor.recovery import Leftover
+from vmbackup.hypervisor.remote_scratch import RemoteScratch, remote_budget
 from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, FreezeOptions, QuiescePolicy
 
 
@@ -103,25 +104,40 @@ class Beginner:
         raise JobConflictError(f"{what} runs on domain {info.name}", hint)
 
     def _prepared(self, info: DomainInfo, plan: Plan, lock: DomainLock, recovered: Sequence[Leftover]) -> Beginning:
-        scratch.prepare_folder(self._places.scratch_dir)
+        folder, reach = self._places.scratch_dir, self._places.reach
+        tls = reach.tls() if reach else None
         others = [other for other in self._store.all() if other.session != self._session]
         need = scratch.needed_bytes(disk.info.virtual_size for disk in plan.included)
-        allowance = scratch.budget(self._places.scratch_dir, need, others)
+        if reach:
+            allowance = remote_budget(self._connection, folder, need, others)
+        else:
+            scratch.prepare_folder(folder)
+            allowance = scratch.budget(folder, need, others)
         freezer = Freezer(self._connection, info, self._policy, self._freezing)
-        intent = self._intent(info, plan, need, frozen=freezer.eligible())
+        intent = self._intent(info, plan, need, [other.socket for other in others], frozen=freezer.eligible())
         documents = self._connection.call(
             "read the domain's XML", lambda raw: read_documents(handle(raw, info), self._places.domain_folders)
         )
         self._store.write(intent)
-        watch = scratch.ScratchWatch(self._places.scratch_dir, intent.scratch, allowance)
-        parts = Prepared(info, plan, intent, lock, freezer, documents, recovered, watch, self._readers)
+        watch = (
+            RemoteScratch(self._connection, info, folder, intent.scratch, allowance)
+            if reach
+            else scratch.ScratchWatch(folder, intent.scratch, allowance)
+        )
+        parts = Prepared(info, plan, intent, lock, freezer, documents, recovered, watch, self._readers, reach, tls)
         return Beginning(self._connection, self._store, parts)
 
-    def _intent(self, info: DomainInfo, plan: Plan, need: int, *, frozen: bool) -> Intent:
-        tag = file_tag(self._session)
+    def _socket(self, info: DomainInfo, tag: str, taken: Sequence[str]) -> str:
+        if self._places.reach:
+            return self._places.reach.place(tag, taken)
         socket = os.path.join(domain_folder(self._places, info), socket_name(tag))
         if len(os.fsencode(socket)) > SOCKET_PATH_MAX:
             raise HypervisorError(f"the socket's path is longer than {SOCKET_PATH_MAX} bytes: {socket}")
+        return socket
+
+    def _intent(self, info: DomainInfo, plan: Plan, need: int, taken: Sequence[str], *, frozen: bool) -> Intent:
+        tag = file_tag(self._session)
+        socket = self._socket(info, tag, taken)
         tracked = [disk for disk in plan.included if disk.tracked]
         name = CheckpointName.make(self._request.repository_id, self._session, datetime.now(UTC))
         return Intent(

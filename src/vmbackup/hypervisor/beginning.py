@@ -11,7 +11,7 @@ from vmbackup.hypervisor import checkpoints, cleanup
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.documents import GuestDocuments
 from vmbackup.hypervisor.domains import handle
-from vmbackup.hypervisor.failures import broken_disk, translate
+from vmbackup.hypervisor.failures import broken_disk, port_taken, translate
 from vmbackup.hypervisor.intents import Intent, IntentStore
 from vmbackup.hypervisor.job import JobParts, LiveJob
 from vmbackup.hypervisor.jobxml import JobDisk, backup_xml, checkpoint_xml, scratch_devices
@@ -20,9 +20,14 @@ from vmbackup.hypervisor.plan import Plan, broken_reason
 from vmbackup.hypervisor.quiesce import Freezer
 from vmbackup.hypervisor.readers import Connections, LiveDisk
 from vmbackup.hypervisor.recovery import Leftover
+from vmbackup.hypervisor.remote import Reach, tag_of
 from vmbackup.hypervisor.scratch import ScratchWatch
 from vmbackup.hypervisor.source import Anchor, DomainInfo
 from vmbackup.hypervisor.watch import JobWatch
+from vmbackup.nbd.tls import ClientTls
+
+# Ports of a hypervisor that are tried before a run fails; the guest is frozen meanwhile, and a try takes 50 ms.
+_PORTS_TRIED = 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Prepared:
     recovered: Sequence[Leftover]
     scratch: ScratchWatch
     readers: int
+    reach: Reach | None = None  # of another machine's guest, with
+    tls: ClientTls | None = None
 
 
 class Beginning:
@@ -50,9 +57,12 @@ class Beginning:
         self._connection, self._store, self._parts = connection, store, parts
         self._intent, self._plan, self._freezer = parts.intent, parts.plan, parts.freezer
         self._job: LiveJob | None = None
-        self._connections = Connections(parts.intent.socket, lambda: self._job.prove() if self._job else None)
+        self._connections = self._connect_to(parts.intent.socket)
         self._watch = JobWatch(connection, parts.info, lambda: self._job.give_up() if self._job else None)
         self.time = datetime.now(UTC)
+
+    def _connect_to(self, socket: str) -> Connections:
+        return Connections(socket, lambda: self._job.prove() if self._job else None, self._parts.tls)
 
     @property
     def info(self) -> DomainInfo:
@@ -91,7 +101,7 @@ class Beginning:
     def begin(self, time: datetime) -> None:
         """Fixes the point in time, which is told as `time`."""
         self.time = time
-        self._plan = self._begin(self.info, self._plan, self._intent)
+        self._plan = self._begin(self.info, self._plan)
 
     def go_on(self) -> None:
         """Resumed, thawed, and the hooks after."""
@@ -159,21 +169,31 @@ class Beginning:
         finally:
             self._parts.lock.release()
 
-    def _begin(self, info: DomainInfo, plan: Plan, intent: Intent) -> Plan:
-        """backupBegin; a disk whose bitmap turns out to be broken is read whole, in a second attempt."""
+    def _begin(self, info: DomainInfo, plan: Plan) -> Plan:
+        """backupBegin, again where a port is taken, or a bitmap broken: that disk is then read whole."""
+        tried: list[str] = []
         while True:
-            xml, checkpoint = _job_xml(plan, intent)
+            xml, checkpoint = _job_xml(plan, self._intent)
             raw = self._connection.live()
             try:
                 handle(raw, info).backupBegin(xml, checkpoint, 0)
                 return plan
             except lv.binding().libvirtError as error:
+                if self._parts.reach and port_taken(error) and len(tried) < _PORTS_TRIED:
+                    tried.append(self._intent.socket)
+                    self._take_place(self._parts.reach.place(tag_of(tried[0]), tried))
+                    continue
                 target = broken_disk(error)
                 hit = [d for d in plan.included if d.target == target and d.mode == "incremental"]
                 if not hit:
                     raise translate(error, "begin the backup", info.name) from error
                 reason = broken_reason(plan.parent or "")
                 plan = _reread(plan, hit[0].target, reason)
+
+
+    def _take_place(self, place: str) -> None:
+        self._intent = self._store.update(self._intent, socket=place)
+        self._connections = self._connect_to(place)
 
 
 def _job_xml(plan: Plan, intent: Intent) -> tuple[str, str | None]:

@@ -9,11 +9,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor.disks import disk_paths
 from vmbackup.hypervisor.failures import absent_bitmap_disk, broken_disk, code_of
 from vmbackup.hypervisor.images import ImageInUseError, remove_bitmap
 from vmbackup.hypervisor.names import PREFIX, CheckpointName
+from vmbackup.hypervisor.remote import is_remote
 from vmbackup.hypervisor.xmltree import Element, element, parse, render
 
 _XML_NO_DOMAIN, _XML_SIZE = 2, 4
@@ -151,12 +153,16 @@ def _remove_running(domain: Any, name: str, orphans: Iterable[str]) -> bool:
 
 
 def _remove_stopped(domain: Any, name: str, paths: Mapping[str, str]) -> bool:
+    checkpoint = lookup(domain, name)
+    if is_remote(domain.connect()):
+        if checkpoint is None:
+            return False
+        raise HypervisorError(f"the guest is off, and its images, which hold bitmaps of {name}, are out of reach")
     found = False
     for path in {**paths, **disk_paths(domain)}.values():
         # In use although the domain is off: it has moved to another host. Its bitmaps are that one's now.
         with contextlib.suppress(ImageInUseError):
             found |= remove_bitmap(path, name)
-    checkpoint = lookup(domain, name)
     if checkpoint is not None:
         checkpoint.delete(_METADATA_ONLY)
     return found or checkpoint is not None

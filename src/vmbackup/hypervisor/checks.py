@@ -1,5 +1,6 @@
 """What doctor asks of a host and its domains: each check is one line, with the command that mends it."""
 
+import math
 import os
 import shlex
 import shutil
@@ -21,6 +22,8 @@ from vmbackup.hypervisor.locks import DomainLock
 from vmbackup.hypervisor.names import PREFIX
 from vmbackup.hypervisor.places import Places
 from vmbackup.hypervisor.probe import agent_trouble
+from vmbackup.hypervisor.remote import Reach
+from vmbackup.hypervisor.remote_scratch import free_in_pool
 from vmbackup.hypervisor.source import DomainInfo
 from vmbackup.hypervisor.xmltree import parse
 
@@ -33,10 +36,20 @@ _NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "fu
 
 def check_host(connection: Connection, places: Places) -> list[Check]:
     """The conditions every backup on this host needs."""
-    return [
+    versions = [
         _checked("libvirt", connection.uri, lambda: _libvirt(connection)),
         _checked("qemu", connection.uri, lambda: _qemu(connection)),
         _checked("backup-capability", connection.uri, lambda: _capability(connection)),
+    ]
+    if reach := places.reach:
+        return [
+            *versions,
+            _checked("nbd-tls", reach.host, lambda: _tls(reach)),
+            _checked("scratch-space", places.scratch_dir, lambda: _remote_scratch(connection, places.scratch_dir)),
+            _checked("state-folder", places.state_dir, lambda: _state_folder(places.state_dir)),
+        ]
+    return [
+        *versions,
         _checked("qemu-img", "host", _qemu_img),
         _checked("scratch-folder", places.scratch_dir, lambda: _scratch_folder(connection, places.scratch_dir)),
         _checked("scratch-space", places.scratch_dir, lambda: _scratch_space(places.scratch_dir)),
@@ -59,6 +72,9 @@ def check_domain(connection: Connection, places: Places, store: IntentStore, inf
     half_done = _half_done(places, info)
     if not info.active and half_done:
         return half_done
+    if not info.active and places.reach:
+        message = f"it is {info.state}, and its images on {places.reach.host} are out of reach: backed up when it runs"
+        return [Check("running", info.name, "warn", message, f"virsh start {shlex.quote(info.name)}"), *half_done]
     found = [Check("running", info.name, "ok", f"it is {info.state}"), *half_done]
     try:
         lock = DomainLock(places.state_dir, info.uuid, info.name)
@@ -86,8 +102,8 @@ def _domain(raw: Any, domain: Any, places: Places, info: DomainInfo) -> Iterator
         for disk in read_disks(raw, domain):
             yield _disk(info, disk)
         return
-    folder = _checked("socket-folder", info.name, lambda: ("ok", domain_folder(places, info), ""))
-    yield folder
+    if places.reach is None:
+        yield _checked("socket-folder", info.name, lambda: ("ok", domain_folder(places, info), ""))
     yield _agent(domain, info)
     yield _job(domain, info)
     disks = read_disks(raw, domain)
@@ -229,6 +245,22 @@ def _scratch_space(folder: str) -> _Verdict:
     if free < _LITTLE_SCRATCH:
         return "warn", f"{text}: a run wants a fifth of its disks' sizes, at most 10 GiB", "set [libvirt] scratch_dir"
     return "ok", text, ""
+
+
+def _tls(reach: Reach) -> _Verdict:
+    reach.tls()
+    ports = f"{reach.ports[0]}-{reach.ports[1]}"
+    message = f"certificates are there; QEMU on {reach.host} must have its own (qemu.conf, backup_tls_x509_cert_dir)"
+    return "ok", f"{message}, and its firewall let ports {ports} through", ""
+
+
+def _remote_scratch(connection: Connection, folder: str) -> _Verdict:
+    free = connection.call("ask for the scratch space", lambda raw: free_in_pool(raw, folder))
+    if math.isinf(free):
+        fix = f"on the hypervisor: mkdir -p -m 0711 {folder}; virsh pool-create-as vmbackup dir --target {folder}"
+        return "warn", "no storage pool of libvirt has this folder of the hypervisor: its space cannot be told", fix
+    text = f"{free / (1 << 30):.1f} GiB free on the hypervisor"
+    return ("warn" if free < _LITTLE_SCRATCH else "ok"), text, ""
 
 
 def _socket_folder(folder: str) -> _Verdict:

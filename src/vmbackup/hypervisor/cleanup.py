@@ -13,6 +13,7 @@ from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor.domains import PAUSED_BY_IO_ERROR
 from vmbackup.hypervisor.failures import code_of, text_of
 from vmbackup.hypervisor.jobxml import job_socket
+from vmbackup.hypervisor.remote import is_place
 from vmbackup.nbd import NbdClient, NbdError
 
 # Seconds an aborted job has to end: it took at most 42 ms on an idle machine.
@@ -22,6 +23,8 @@ _POLL = 0.02
 # milliseconds, and a second holds on a busy machine too.
 _QUIET = 1.0
 _BEGINNING = -1
+# Seconds from the job's XML to its exports, with much to spare: a begin takes under 0.1.
+_FAR = 3.0
 
 
 def active_job_socket(domain: Any) -> str | None:
@@ -61,12 +64,16 @@ def wait_for_begin(domain: Any, socket: str, exports: Sequence[str]) -> None:
 
     libvirtd goes on with it, and nothing may be touched meanwhile: its scratch files are needed, and a begin that
     fails beside other calls on the domain crashes libvirtd (before 10.8). It is over when the exports, its last
-    step, can be opened; or it never came, or has failed, when the domain has had no job for _QUIET seconds.
+    step, can be opened; or it never came, or has failed, when the domain has had no job for _QUIET seconds. Exports of
+    another machine are not tried: they have _FAR seconds to come.
     """
     deadline = time.monotonic() + END_TIMEOUT
     quiet_since = time.monotonic()
     while time.monotonic() < deadline:
         if active_job_socket(domain) == socket:
+            if is_place(socket):
+                time.sleep(_FAR)
+                return
             if all(_opens(socket, export) for export in exports):
                 time.sleep(_POLL)  # between the last export and the end of the call
                 return

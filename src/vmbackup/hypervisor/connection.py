@@ -10,6 +10,7 @@ from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor.events import EventHub
 from vmbackup.hypervisor.failures import code_of, text_of, translate, translated
+from vmbackup.hypervisor.remote import host_of
 
 T = TypeVar("T")
 # A dead peer is noticed after 5 s x 3.
@@ -95,6 +96,11 @@ def _unreachable(uri: str, error: Exception) -> HypervisorError:
     if code_of(error) in (lv.AUTH_FAILED, lv.ACCESS_DENIED, 79, 94) or "Permission denied" in text:
         return HypervisorError(
             f"libvirt at {uri} refuses access: {text}", "run as root, or as a member of the group libvirt"
+        )
+    if host := host_of(uri):
+        return HypervisorError(
+            f"libvirt on {host} cannot be reached at {uri}: {text}",
+            f"try it as this user, with no password asked for: virsh -c '{uri}' list",
         )
     return HypervisorError(
         f"libvirt cannot be reached at {uri}: {text}",

@@ -9,6 +9,7 @@ from typing import Any
 from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor.images import ImageInfo, image_chain, image_info
+from vmbackup.hypervisor.remote import is_remote
 from vmbackup.hypervisor.source import DiskInfo
 from vmbackup.hypervisor.xmltree import Element, parse
 
@@ -103,15 +104,15 @@ def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
     driver = _attribute(entry, "driver", "type") or "raw"
     path = _path(raw, entry)
     left_out = _left_out(entry, path)
-    off = not domain.isActive()
-    chain, trouble = ((), None) if left_out else _images(entry, path, driver, off=off)
+    off, far = not domain.isActive(), is_remote(raw)
+    chain, trouble = ((), None) if left_out or far else _images(entry, path, driver, off=off)
     image = chain[0] if chain else None
     size = 0 if left_out else _size_off(image) if off else _virtual_size(domain, target)
     attributes = dict(image.attributes) if image else {}
     if _is_encrypted(entry):
         attributes.setdefault("encryption", "yes")
-    attributes |= _data_file(entry)
-    if driver == "qcow2" and (space := _preallocation(path, size)):
+    attributes |= _data_file(entry, far=far)
+    if driver == "qcow2" and not far and (space := _preallocation(path, size)):
         attributes["preallocation"] = space
     if below := _below(entry, chain):
         attributes[BELOW] = "\n".join(below)
@@ -123,7 +124,7 @@ def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
         serial=(entry.findtext("serial") or "").strip() or None,
         bus=_attribute(entry, "target", "bus"),
         attributes=attributes,
-        inode=_inode(path),
+        inode=None if far else _inode(path),
     )
     untracked, cure = _untracked(info, image)
     if untracked and driver == "raw" and image and raw.getLibVersion() >= LEAST_FOR_RAW:
@@ -135,11 +136,11 @@ def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
     return DomainDisk(info, left_out=left_out, untracked=untracked, cure=cure, note=trouble, bitmaps=bitmaps)
 
 
-def _data_file(entry: Element) -> dict[str, str]:
+def _data_file(entry: Element, *, far: bool) -> dict[str, str]:
     """The raw file or device that holds the data where the image only tracks it, and which file that is."""
     source = entry.find("./source/dataStore/source")
     path = "" if source is None else source.get("file") or source.get("dev") or ""
-    inode = _inode(path) if path else None
+    inode = _inode(path) if path and not far else None
     return {"data_file": path} | ({} if inode is None else {"data_file_inode": str(inode)}) if path else {}
 
 

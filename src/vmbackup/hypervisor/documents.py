@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vmbackup.hypervisor.remote import is_remote
 from vmbackup.hypervisor.shown import without
 from vmbackup.hypervisor.xmltree import Element, parse
 
@@ -44,8 +45,11 @@ def read_documents(domain: Any, domain_folders: str) -> GuestDocuments:
     found.files[DOMAIN_XML] = without(domain.XMLDesc(flags)).encode()
     if domain.isPersistent() and domain.autostart():
         found.files[GUEST_SETTINGS] = json.dumps({"autostart": True}).encode()
-    live = parse(domain.XMLDesc(_XML_SECURE))
+    live, far = parse(domain.XMLDesc(_XML_SECURE)), is_remote(domain.connect())
     for name, path, loss in [*_variables(live), *_tpm_states(live, tpm_root(domain_folders))]:
+        if far:
+            found.notes.append(f"{path} is the hypervisor's and not read from here: a restored guest starts {loss}")
+            continue
         try:
             found.files[name] = _read(path)
         except (OSError, ValueError) as error:

@@ -123,6 +123,11 @@ def broken_disk(error: Exception) -> str | None:
     return match[1] if match else None
 
 
+def port_taken(error: Exception) -> bool:
+    """Whether QEMU's NBD server found its port in use."""
+    return "Address already in use" in text_of(error)
+
+
 def absent_bitmap_disk(error: Exception) -> str | None:
     """The target on which a delete found no bitmap; None for other errors."""
     match = _ABSENT_DISK.search(text_of(error))

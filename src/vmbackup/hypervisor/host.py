@@ -26,10 +26,11 @@ from vmbackup.hypervisor.names import CheckpointName, session_tag
 from vmbackup.hypervisor.off_begin import OffBeginner
 from vmbackup.hypervisor.off_beginning import OffBeginning
 from vmbackup.hypervisor.off_job import OffJob
-from vmbackup.hypervisor.places import DOMAIN_FOLDERS, Places
+from vmbackup.hypervisor.places import Places, domain_folders_of
 from vmbackup.hypervisor.plan import Committed, Plan, Request, make_plan
 from vmbackup.hypervisor.purge import PurgeReport, purge_domain
 from vmbackup.hypervisor.recovery import Leftover, recover_domain, thaw_domain
+from vmbackup.hypervisor.remote import Reach, host_of, require_here
 from vmbackup.hypervisor.shown import Shown, show
 from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, FreezeOptions
 from vmbackup.hypervisor.together import FREEZE_SECONDS, begin_together
@@ -46,15 +47,33 @@ class Host:
 
     @classmethod
     def open(
-        cls, uri: str, *, scratch_dir: str, state_dir: str, domain_folders: str = DOMAIN_FOLDERS, keep: int = 1
+        cls,
+        uri: str,
+        *,
+        scratch_dir: str,
+        state_dir: str,
+        domain_folders: str = "",
+        keep: int = 1,
+        reach: Reach | None = None,
     ) -> Self:
         """Connects. `keep` is how many of our checkpoints stay on a domain after a commit, the new one included.
+
+        `domain_folders`: where libvirt has those of its domains, if not where the URI says. `reach` is how another
+        machine's disks are read; without it none of them is.
 
         Raises HypervisorError with one sentence and a hint where there is no libvirt, or no access to it.
         """
         if keep < 1:
             raise ValueError("at least the newest checkpoint must be kept")
-        places = Places(os.path.abspath(scratch_dir), os.path.abspath(state_dir), domain_folders, keep)
+        if host := host_of(uri):
+            reach = reach or Reach(host, None)
+        places = Places(
+            os.path.abspath(scratch_dir),
+            os.path.abspath(state_dir),
+            domain_folders or domain_folders_of(uri),
+            keep,
+            reach if host else None,
+        )
         return cls(Connection(uri), places)
 
     def close(self) -> None:
@@ -142,6 +161,7 @@ class Host:
         try:
             info, request, recovered = self._ready(domain, wanted)
             if not info.active:
+                self.require_here(f"backing up {info.name}, which is {info.state},", "start it")
                 return self._off(request, wanted).begin(info, lock, recovered)
             return self._on(request, wanted).begin(info, lock, recovered)
         except BaseException:
@@ -240,6 +260,8 @@ class Host:
 
     def disk_users(self, path: Path) -> list[DiskUser]:
         """The guests with that file or device as a disk, running or not. Raises HypervisorError."""
+        if self.places.reach:  # its paths are another machine's
+            return []
         return disk_users(self.connection, path)
 
     def plan_definition(
@@ -249,6 +271,7 @@ class Host:
 
         Raises HypervisorError (name or UUID taken, something lacking), TargetError, UsageError, NotFoundError.
         """
+        self.require_here("defining a restored guest", "restore it without --define")
         return plan_definition(self.connection, self.places.domain_folders, documents, disks, options)
 
     def define(self, definition: Definition) -> None:
@@ -265,6 +288,10 @@ class Host:
         for domain in domains:
             found += check_domain(self.connection, self.places, self._store, domain)
         return found
+
+    def require_here(self, doing: str, instead: str) -> None:
+        """Raises HypervisorError where the host is another machine: for what needs its files."""
+        require_here(self.places.reach, doing, instead)
 
     @contextmanager
     def _dead_on(self, domain: DomainInfo | Intent) -> Iterator[str]:

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vmbackup.hypervisor.names import PREFIX
+from vmbackup.hypervisor.remote import address_of, is_place, place_of
 from vmbackup.hypervisor.source import Mode
-from vmbackup.hypervisor.xmltree import element, parse, render
+from vmbackup.hypervisor.xmltree import Element, element, parse, render
 
 # The name the bitmap has in the export, the same for every disk: qemu:dirty-bitmap:vmbackup.
 EXPORT_BITMAP = "vmbackup"
@@ -17,6 +19,13 @@ class JobDisk:
     target: str
     mode: Mode
     scratch: str
+
+
+def _server(socket: str) -> Element:
+    if not is_place(socket):
+        return element("server", {"transport": "unix", "socket": socket})
+    address = address_of(socket)
+    return element("server", {"transport": "tcp", "tls": "yes", "name": address.host, "port": str(address.port)})
 
 
 def backup_xml(socket: str, disks: Sequence[JobDisk], left_out: Sequence[str], parent: str | None) -> str:
@@ -38,8 +47,8 @@ def backup_xml(socket: str, disks: Sequence[JobDisk], left_out: Sequence[str], p
             )
         )  # fmt: skip
     entries += [element("disk", {"name": target, "backup": "no"}) for target in left_out]
-    server = element("server", {"transport": "unix", "socket": socket})
-    return render(element("domainbackup", {"mode": "pull"}, None, server, element("disks", None, None, *entries)))
+    disks_element = element("disks", None, None, *entries)
+    return render(element("domainbackup", {"mode": "pull"}, None, _server(socket), disks_element))
 
 
 def checkpoint_xml(name: str, tracked: Sequence[str], others: Sequence[str]) -> str:
@@ -52,9 +61,20 @@ def checkpoint_xml(name: str, tracked: Sequence[str], others: Sequence[str]) -> 
 
 
 def job_socket(xml: str) -> str:
-    """The socket of a running job, as backupGetXMLDesc tells; "" for a job of another kind."""
-    server = parse(xml).find("server")
-    return server.get("socket", "") if server is not None else ""
+    """The socket of a running job, as backupGetXMLDesc tells; "" for a job of another kind.
+
+    For one that listens on the network the name of its server (remote.py): the scratch files tell whose it is.
+    """
+    root = parse(xml)
+    server = root.find("server")
+    if server is None:
+        return ""
+    scratch = root.find("./disks/disk/scratch")
+    if server.get("transport") != "tcp" or scratch is None:
+        return server.get("socket", "")
+    file = scratch.get("file", "").rpartition("/")[2]
+    tag = file.removeprefix(PREFIX).partition(".")[0] if file.startswith(PREFIX) else ""
+    return place_of(server.get("name", ""), int(server.get("port", "0")), tag) if tag else ""
 
 
 def scratch_devices(xml: str) -> Mapping[str, str]:

@@ -30,7 +30,7 @@ from vmbackup.hypervisor.source import Anchor, Consistency, DomainInfo, QuiesceP
 
 _REDEFINE = 1
 # virDomainShutoffReason -> how the guest went off.
-_SHUT_DOWN = 1
+_SHUT_DOWN, _MIGRATED = 1, 4
 _ENDED = {2: "destroyed", 3: "crashed", 4: "migrated away", 5: "saved with its memory", 6: "not started", 7: "reverted"}
 
 
@@ -52,6 +52,7 @@ class OffBeginner:
 
     def begin(self, info: DomainInfo, lock: DomainLock, recovered: Sequence[Leftover]) -> OffJob:
         """The job; it takes over the lock. Raises HypervisorError and its kinds, with nothing left behind."""
+        self._call("look at the domain", info, _require_ours)
         consistency, note = self._call("look at the domain", info, _consistency)
         if self._policy == "required" and consistency == "crash":
             raise QuiesceError(f"domain {info.name}: {note}", "start it, or use --quiesce auto")
@@ -149,6 +150,15 @@ class OffBeginner:
             self._store.remove(intent.session)
         except VmbackupError:
             return
+
+
+def _require_ours(domain: Any) -> None:
+    """Raises HypervisorError for a guest that has moved: its images are at work on another host."""
+    if int(domain.state()[1]) == _MIGRATED:
+        raise HypervisorError(
+            f"domain {domain.name()} was migrated away: its images are another host's now",
+            f"it is backed up where it runs; 'virsh undefine {domain.name()} --checkpoints-metadata' forgets it here",
+        )
 
 
 def _consistency(domain: Any) -> tuple[Consistency, str]:

@@ -1,8 +1,20 @@
 """Where a run puts things on this host."""
 
+import os
 from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from vmbackup.hypervisor.remote import Reach
 
 DOMAIN_FOLDERS = "/var/lib/libvirt/qemu"
+
+
+def domain_folders_of(uri: str) -> str:
+    """Where a libvirt keeps the folders of its running domains: the system's, or a user's own."""
+    if not urlsplit(uri).path.startswith("/session"):
+        return DOMAIN_FOLDERS
+    config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return os.path.join(config, "libvirt/qemu/lib")
 
 
 @dataclass(frozen=True)
@@ -13,3 +25,4 @@ class Places:
     state_dir: str
     domain_folders: str = DOMAIN_FOLDERS
     keep: int = 1
+    reach: Reach | None = None  # of another machine's guests; None: this one's

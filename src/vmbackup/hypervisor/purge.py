@@ -11,6 +11,7 @@ from vmbackup.hypervisor.domains import handle
 from vmbackup.hypervisor.images import image_chain
 from vmbackup.hypervisor.intents import IntentStore
 from vmbackup.hypervisor.names import PREFIX, CheckpointName
+from vmbackup.hypervisor.remote import is_remote
 from vmbackup.hypervisor.shown import hide
 from vmbackup.hypervisor.source import DomainInfo
 
@@ -62,7 +63,7 @@ class _Purge:
     def _orphans(self, known: list[str]) -> list[str]:
         """Bitmaps of ours in the images that have no metadata. A running QEMU does not show those born in it."""
         found: set[str] = set()
-        for path in disk_paths(self._domain).values():
+        for path in () if is_remote(self._domain.connect()) else disk_paths(self._domain).values():
             try:
                 found |= {name for image in image_chain(path) for name in image.bitmaps}
             except VmbackupError as error:

@@ -6,8 +6,11 @@ from contextlib import contextmanager
 
 from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor.jobxml import EXPORT_BITMAP
+from vmbackup.hypervisor.remote import address_of, is_place
 from vmbackup.hypervisor.source import DiskInfo, Mode
 from vmbackup.nbd import Extent, NbdClient, NbdError, RequestFailed, extents
+from vmbackup.nbd.channel import Address
+from vmbackup.nbd.tls import ClientTls
 
 # What to do after a run that was lost.
 AGAIN = "nothing was committed and the earlier restore points are good: run the backup again"
@@ -19,14 +22,20 @@ _MOST_IDLE = 64
 
 
 class Connections:
-    """The open connections to a job's socket. `explain` says what an NBD failure was caused by, if it is known.
+    """The open connections to a job's socket, or its server on the network (with `tls`).
+
+    `explain` says what an NBD failure was caused by, if it is known.
 
     They are kept for the next user, and made before the first one needs them as far as that is known: in the moment
     of a handshake nobody should end the job (docs/adr/0005-seal.md).
     """
 
-    def __init__(self, socket: str, explain: Callable[[], None]) -> None:
-        self._socket, self._explain = socket, explain
+    def __init__(self, socket: str, explain: Callable[[], None], tls: ClientTls | None = None) -> None:
+        self._address: Address = socket
+        if is_place(socket):
+            address = address_of(socket)
+            self._address = address.host, address.port
+        self._explain, self._tls = explain, tls
         self._guard = threading.Lock()
         self._handshake = threading.Lock()  # held by who opens a connection: one at a time
         self._open: set[NbdClient] = set()
@@ -43,7 +52,7 @@ class Connections:
         with self.failures(), self._handshake:
             if self._closed:
                 raise HypervisorError(f"the backup job is over: disk {export} cannot be read any more")
-            client = NbdClient.connect(self._socket, export, contexts=contexts, at_once=True)
+            client = NbdClient.connect(self._address, export, contexts=contexts, at_once=True, tls=self._tls)
             with self._guard:
                 self._open.add(client)
             return client

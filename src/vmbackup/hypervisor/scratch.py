@@ -4,6 +4,7 @@ QEMU copies each block into scratch before the guest overwrites it for the first
 the guest, so a run ends itself before that.
 """
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 
@@ -84,7 +85,13 @@ class ScratchWatch:
 
     def used(self) -> int:
         """Bytes on disk now."""
-        return used_bytes(self._paths)
+        return self._used(self._paths)
+
+    def _used(self, paths: Sequence[str]) -> int:
+        return used_bytes(paths)
+
+    def _free(self) -> float:
+        return free_bytes(self._folder)
 
     def first_threshold(self) -> int:
         """Bytes of one scratch file at which to be called first: one file alone may take them all."""
@@ -93,18 +100,19 @@ class ScratchWatch:
     def next_threshold_of(self, path: str) -> int:
         """Where to be called again for a file: half way to the end, shared by all files."""
         left = max(0, self._most - self.used())
-        return used_bytes((path,)) + max(1 << 20, left // (2 * max(1, len(self._paths))))
+        return self._used((path,)) + max(1 << 20, left // (2 * max(1, len(self._paths))))
 
     def look(self) -> None:
         """Raises ScratchFullError where the run must end now."""
-        if self.used() > self._most or free_bytes(self._folder) < self._floor:
+        if self.used() > self._most or self._free() < self._floor:
             raise self.error()
 
     def error(self) -> ScratchFullError:
         """The error of a run that ends because of its scratch space."""
+        free = self._free()
+        told = "" if math.isinf(free) else f", {self._folder} has {_mib(int(free))} free"
         return ScratchFullError(
-            f"scratch space ran short: the guest overwrote {_mib(self.used())} during the run,"
-            f" {self._folder} has {_mib(free_bytes(self._folder))} free",
+            f"scratch space ran short: the guest overwrote {_mib(self.used())} during the run{told}",
             "make room there, or back up when the guest writes less; the guest runs on",
         )
 

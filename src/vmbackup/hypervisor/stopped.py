@@ -67,6 +67,7 @@ class StoppedGuest:
 @contextmanager
 def stopped_guest(host: Host, domain: DomainInfo) -> Iterator[StoppedGuest]:
     """Holds a guest that is off. Raises HypervisorError where it is not, or has saved memory; JobConflictError."""
+    host.require_here("restoring in place", "restore to a folder with --output")
     lock = host.reserve(domain)
     try:
         info, disks = host.connection.call("look at the domain", lambda raw: _look(raw, domain), domain.name)

@@ -43,6 +43,7 @@ def enable(
     `compare`: reads all of the disk both ways before the guest gets it. Raises NotFoundError (no such disk),
     HypervisorError (the guest runs, libvirt is too old, the disk does not fit), JobConflictError.
     """
+    host.require_here("tracking changes of a raw disk", "leave it as it is (it is read whole)")
     with host.reserve(domain):
         connection = host.connection
         _require_version(connection.call("ask for the version", lambda raw: raw.getLibVersion()))
@@ -69,6 +70,7 @@ def enable(
 
 def disable(host: Host, domain: DomainInfo, target: str, *, compare: bool = False) -> Tracking:
     """Takes the tracking qcow2 away from before a raw disk, whose data is not written. Raises as `enable`."""
+    host.require_here("ending the tracking of a raw disk", "leave it as it is")
     with host.reserve(domain):
         connection = host.connection
         disk = connection.call("look at the domain", partial(_look, info=domain, target=target), domain.name)

@@ -68,6 +68,8 @@ HOOKS = "[jobs.a]\ndomains = ['x']\n[jobs.a.hooks]\ntimeout = '5s'"
     [
         ("[host]\ncache_dir = 'cache'", 2, 'cache_dir = "cache" is not an absolute path'),
         ("[host]\ncache_dir = 3", 2, "cache_dir = 3 must be a text in quotes"),
+        ("[libvirt]\nnbd_ports = '10810'", 2, 'nbd_ports = "10810" is no range of ports'),
+        ("[libvirt]\nnbd_ports = '20-10'", 2, 'nbd_ports = "20-10" is no range of ports'),
         ("[daemon]\nlisten = '9847'", 2, 'listen = "9847" is not HOST:PORT'),
         ("[daemon]\nlisten = 'localhost:99999'", 2, 'listen = "localhost:99999" is not HOST:PORT'),
         ("[daemon]\nmax_parallel_domains = 0", 2, "max_parallel_domains = 0 must be 1 or more"),

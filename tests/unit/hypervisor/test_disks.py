@@ -44,6 +44,9 @@ class Connection:
     def getLibVersion(self) -> int:  # noqa: N802
         return self._number
 
+    def getURI(self) -> str:  # noqa: N802 (libvirt's)
+        return "qemu:///system"
+
     def __getattr__(self, name: str) -> Any:
         return lambda *_: "/pool/volume" if name == "path" else self
 

@@ -22,6 +22,12 @@ class Domain:
     def autostart(self) -> int:
         return int(self._autostart)
 
+    def connect(self) -> Domain:
+        return self
+
+    def getURI(self) -> str:  # noqa: N802
+        return "qemu:///system"
+
     def isPersistent(self) -> int:  # noqa: N802 (libvirt's)
         return 1
 

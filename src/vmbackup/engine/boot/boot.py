@@ -74,6 +74,7 @@ class Boots:
 
         Raises DamageError, AccessError, TargetError, UsageError, HypervisorError.
         """
+        self.host.require_here("booting a restore point", "restore it")
         started = time.monotonic()
         with self.store.at_work(options.name):
             self.check_free(options.name)

@@ -91,6 +91,7 @@ def drill(
     Raises DrillFailedError with what was seen. Where there was no drill nothing is recorded: AccessError,
     JobConflictError (another one of that guest), TargetError (no space for one), StoreError.
     """
+    host.require_here("a drill", "let drills be made on a hypervisor")
     repository.check_may_read()
     for guest, what in left_over(host):
         progress.note(f"{guest}: {what}")
