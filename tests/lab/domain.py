@@ -85,9 +85,9 @@ class Workhorse:
         self.domain.destroy()
 
     def kill(self) -> None:
-        """kill -9 of QEMU: the bitmaps are lost. Returns when libvirt knows."""
+        """kill -9 of QEMU: the bitmaps are lost. Returns when libvirt knows, or has forgotten a transient domain."""
         os.kill(self.pid, signal.SIGKILL)
-        self._wait(lambda: not self.running, "libvirt to see QEMU's death")
+        self._wait(lambda: self.uuid not in self._running_uuids(), "libvirt to see QEMU's death")
 
     def remove(self) -> None:
         """Ends and undefines it with its checkpoints, and deletes its files; may be called again."""
@@ -124,6 +124,10 @@ class Workhorse:
     def pid(self) -> int:
         """QEMU's process id."""
         return int((self._run_folder / f"qemu/{self.name}.pid").read_text())
+
+    def _running_uuids(self) -> list[str]:
+        active = 1   # VIR_CONNECT_LIST_DOMAINS_ACTIVE
+        return [domain.UUIDString() for domain in self._connection.listAllDomains(active)]
 
     # Disks
 
