@@ -45,13 +45,18 @@ class Cli:
         self.folder = folder
         self.config = folder / "config.toml"
         self.repository = (home or folder) / "repository"
-        self._program = [*before, str(Path(sys.executable).with_name("vmbackup"))]
+        self._program = [*before, *self.program()]
         if home is None:
             (folder / "secrets").mkdir(mode=0o700)
         text = CONFIG.format(folder=folder).replace("qemu:///system", uri)
         for name in ("repository", "secrets") if home else ():
             text = text.replace(f"{folder}/{name}", f"{home}/{name}")
         self.config.write_text(text)
+
+    @staticmethod
+    def program() -> list[str]:
+        """The command itself."""
+        return [str(Path(sys.executable).with_name("vmbackup"))]
 
     def command(self, *arguments: str) -> list[str]:
         """The whole command line of `vmbackup --json ARGUMENTS`."""

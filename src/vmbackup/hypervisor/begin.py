@@ -16,7 +16,7 @@ from vmbackup.hypervisor.intents import Intent, IntentStore
 from vmbackup.hypervisor.job import LiveJob
 from vmbackup.hypervisor.locks import DomainLock
 from vmbackup.hypervisor.names import SOCKET_PATH_MAX, CheckpointName, file_tag, scratch_name, socket_name
-from vmbackup.hypervisor.places import Places
+from vmbackup.hypervisor.places import Places, is_session
 from vmbackup.hypervisor.plan import Committed, Plan, Request, make_plan, require_disks
 from vmbackup.hypervisor.quiesce import Freezer
 from vmbackup.hypervisor.recovery import Leftover
@@ -130,10 +130,17 @@ class Beginner:
     def _socket(self, info: DomainInfo, tag: str, taken: Sequence[str]) -> str:
         if self._places.reach:
             return self._places.reach.place(tag, taken)
-        socket = os.path.join(domain_folder(self._places, info), socket_name(tag))
-        if len(os.fsencode(socket)) > SOCKET_PATH_MAX:
-            raise HypervisorError(f"the socket's path is longer than {SOCKET_PATH_MAX} bytes: {socket}")
-        return socket
+        folders = [domain_folder(self._places, info)]
+        if is_session(self._connection.uri):  # QEMU is the user's own, and may bind where he may; a home can be deep
+            folders.append(self._places.scratch_dir)
+        sockets = [os.path.join(folder, socket_name(tag)) for folder in folders]
+        short = [socket for socket in sockets if len(os.fsencode(socket)) <= SOCKET_PATH_MAX]
+        if not short:
+            raise HypervisorError(
+                f"the socket's path is longer than {SOCKET_PATH_MAX} bytes: {sockets[-1]}",
+                "in a user's own libvirt [libvirt] scratch_dir may be a shorter path",
+            )
+        return short[0]
 
     def _intent(self, info: DomainInfo, plan: Plan, need: int, taken: Sequence[str], *, frozen: bool) -> Intent:
         tag = file_tag(self._session)

@@ -161,7 +161,6 @@ class Host:
         try:
             info, request, recovered = self._ready(domain, wanted)
             if not info.active:
-                self.require_here(f"backing up {info.name}, which is {info.state},", "start it")
                 return self._off(request, wanted).begin(info, lock, recovered)
             return self._on(request, wanted).begin(info, lock, recovered)
         except BaseException:
@@ -204,6 +203,8 @@ class Host:
         )
         recovered = self._recover_locked(domain.uuid, committed or _only(parent, repository_id))
         info = self.connection.call("look at the domain", lambda raw: describe(handle(raw, domain)), domain.name)
+        if not info.active:
+            self.require_here(f"backing up {info.name}, which is {info.state},", "start it")
         return info, request, recovered
 
     def _on(self, request: Request, wanted: Wanted) -> Beginner:

@@ -9,9 +9,14 @@ from vmbackup.hypervisor.remote import Reach
 DOMAIN_FOLDERS = "/var/lib/libvirt/qemu"
 
 
+def is_session(uri: str) -> bool:
+    """Whether it is a user's own libvirt."""
+    return urlsplit(uri).path.startswith("/session")
+
+
 def domain_folders_of(uri: str) -> str:
     """Where a libvirt keeps the folders of its running domains: the system's, or a user's own."""
-    if not urlsplit(uri).path.startswith("/session"):
+    if not is_session(uri):
         return DOMAIN_FOLDERS
     config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return os.path.join(config, "libvirt/qemu/lib")

@@ -47,9 +47,6 @@ class Connection:
     def getURI(self) -> str:  # noqa: N802 (libvirt's)
         return "qemu:///system"
 
-    def getLibVersion(self) -> int:  # noqa: N802
-        return 9_000_000
-
     def __getattr__(self, name: str) -> Any:
         return lambda *_: "/pool/volume" if name == "path" else self
 
