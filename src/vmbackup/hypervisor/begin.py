@@ -138,7 +138,7 @@ class Beginner:
         if not short:
             raise HypervisorError(
                 f"the socket's path is longer than {SOCKET_PATH_MAX} bytes: {sockets[-1]}",
-                "in a user's own libvirt [libvirt] scratch_dir may be a shorter path",
+                "set [libvirt] scratch_dir to a shorter path" if len(folders) > 1 else "",
             )
         return short[0]
 

@@ -19,6 +19,8 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 PAUSED_BY_IO_ERROR = (3, 5)  # VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_IOERROR
 PAUSED_BY_USER = (3, 1)  # VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_USER
 RUNNING = 1
+# VIR_DOMAIN_SHUTOFF, VIR_DOMAIN_SHUTOFF_MIGRATED: off here, and at work on another host.
+MIGRATED_AWAY = "migrated away"
 
 
 class DomainNotFound(NotFoundError):
@@ -33,7 +35,8 @@ class DomainNotFound(NotFoundError):
 def describe(domain: Any) -> DomainInfo:
     """A virDomain's facts."""
     number = domain.ID()
-    state = _STATES.get(domain.state()[0], "unknown")
+    told = domain.state()
+    state = MIGRATED_AWAY if list(told[:2]) == [5, 4] else _STATES.get(told[0], "unknown")
     return DomainInfo(
         name=domain.name(),
         uuid=domain.UUIDString(),

@@ -17,7 +17,7 @@ from vmbackup.hypervisor.checks import check_domain, check_host
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.define import DefineOptions, Definition, define, plan_definition, start
 from vmbackup.hypervisor.disk_users import DiskUser, disk_users
-from vmbackup.hypervisor.domains import describe, find_domain, handle, list_domains
+from vmbackup.hypervisor.domains import MIGRATED_AWAY, describe, find_domain, handle, list_domains
 from vmbackup.hypervisor.half_done import HalfDoneStore
 from vmbackup.hypervisor.intents import Intent, IntentStore
 from vmbackup.hypervisor.job import LiveJob
@@ -98,9 +98,9 @@ class Host:
         return list_domains(self.connection)
 
     def own_domains(self) -> list[DomainInfo]:
-        """Those that jobs back up: all but the ones that hang on a repository (aside.py)."""
+        """Those that jobs back up: not those that hang on a repository (aside.py), or run on another host now."""
         aside = set_aside(self.places.state_dir)
-        return [domain for domain in self.domains() if domain.uuid not in aside]
+        return [each for each in self.domains() if each.uuid not in aside and each.state != MIGRATED_AWAY]
 
     def domain(self, name_or_uuid: str) -> DomainInfo:
         """One domain. Raises DomainNotFound, whose hint names near ones."""

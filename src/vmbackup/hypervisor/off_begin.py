@@ -15,7 +15,7 @@ from vmbackup.hypervisor import checkpoints, cleanup, scratch
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.disks import read_disks
 from vmbackup.hypervisor.documents import read_documents
-from vmbackup.hypervisor.domains import handle
+from vmbackup.hypervisor.domains import MIGRATED_AWAY, handle
 from vmbackup.hypervisor.intents import Intent, IntentStore
 from vmbackup.hypervisor.locks import DomainLock
 from vmbackup.hypervisor.names import SOCKET_PATH_MAX, CheckpointName, file_tag, socket_name
@@ -30,7 +30,7 @@ from vmbackup.hypervisor.source import Anchor, Consistency, DomainInfo, QuiesceP
 
 _REDEFINE = 1
 # virDomainShutoffReason -> how the guest went off.
-_SHUT_DOWN, _MIGRATED = 1, 4
+_SHUT_DOWN = 1
 _ENDED = {2: "destroyed", 3: "crashed", 4: "migrated away", 5: "saved with its memory", 6: "not started", 7: "reverted"}
 
 
@@ -52,7 +52,7 @@ class OffBeginner:
 
     def begin(self, info: DomainInfo, lock: DomainLock, recovered: Sequence[Leftover]) -> OffJob:
         """The job; it takes over the lock. Raises HypervisorError and its kinds, with nothing left behind."""
-        self._call("look at the domain", info, _require_ours)
+        _require_ours(info)
         consistency, note = self._call("look at the domain", info, _consistency)
         if self._policy == "required" and consistency == "crash":
             raise QuiesceError(f"domain {info.name}: {note}", "start it, or use --quiesce auto")
@@ -152,12 +152,12 @@ class OffBeginner:
             return
 
 
-def _require_ours(domain: Any) -> None:
+def _require_ours(info: DomainInfo) -> None:
     """Raises HypervisorError for a guest that has moved: its images are at work on another host."""
-    if int(domain.state()[1]) == _MIGRATED:
+    if info.state == MIGRATED_AWAY:
         raise HypervisorError(
-            f"domain {domain.name()} was migrated away: its images are another host's now",
-            f"it is backed up where it runs; 'virsh undefine {domain.name()} --checkpoints-metadata' forgets it here",
+            f"domain {info.name} was migrated away: its images are another host's now",
+            f"it is backed up where it runs; 'virsh undefine {info.name} --checkpoints-metadata' forgets it here",
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from tests.lab.cli import Cli
+from tests.lab.cli import Cli, CliError
 from tests.lab.disk import Disk, MiB
 from tests.lab.domain import RUN_FOLDER, Workhorse
 from tests.lab.second import SecondLibvirt
@@ -136,6 +136,19 @@ def test_a_migration_during_a_backup_is_refused(pair: Pair, host: Host) -> None:
     shadow.run()
     assert shadow.modes["vda"] == "incremental"
     shadow.compare(pair.folder)
+
+
+@pytest.mark.torture
+def test_the_host_that_it_has_left_refuses(pair: Pair, host: Host) -> None:
+    """A guest that is off there has moved, as libvirt knows: its images are at work elsewhere."""
+    pair.backup(pair.here)
+    pair.go(undefine=False)
+    with pytest.raises(CliError, match="was migrated away: its images are another host's now"):
+        pair.here.run("backup", pair.horse.name)
+    assert host.domain(pair.horse.name).state == "migrated away"
+    assert pair.horse.name not in [domain.name for domain in host.own_domains()]
+    assert pair.backup(pair.there)["vda"][0] == "incremental"
+    pair.come_back()
 
 
 @pytest.mark.parametrize("undefine", [pytest.param(True, marks=pytest.mark.torture), False])
