@@ -1,5 +1,7 @@
 """A running backup job of a live domain: read, watched, sealed, ended."""
 
+import contextlib
+import shlex
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,7 @@ from typing import Any, Self
 from vmbackup.errors import HypervisorError, NotFoundError, PointInTimeLostError, VmbackupError
 from vmbackup.hypervisor import checkpoints, cleanup
 from vmbackup.hypervisor.connection import Connection
-from vmbackup.hypervisor.domains import handle
+from vmbackup.hypervisor.domains import PAUSED_BY_ITSELF, handle
 from vmbackup.hypervisor.failures import translated
 from vmbackup.hypervisor.intents import Intent, IntentStore
 from vmbackup.hypervisor.locks import DomainLock
@@ -85,6 +87,7 @@ class LiveJob:
         self._connections.close()
         time.sleep(_DISCONNECT_WAIT)
         self._end()
+        self._tell_of_a_crash()
         self._sealed = True
         self.seal_seconds = time.monotonic() - started
 
@@ -118,6 +121,20 @@ class LiveJob:
                 f"the point in time of {self.domain.name} cannot be proved: {trouble}",
                 AGAIN,
             )
+
+    def _tell_of_a_crash(self) -> None:
+        """While a backup runs libvirt cannot do as on_crash says, and leaves the guest as QEMU stopped it (9.0)."""
+
+        def stopped(raw: Any) -> bool:
+            return tuple(handle(raw, self.domain).state()) == PAUSED_BY_ITSELF
+
+        with contextlib.suppress(VmbackupError):
+            if self._intent.was_running and self._connection.call("look at the guest", stopped, self.domain.name):
+                name = shlex.quote(self.domain.name)
+                self.notes.append(
+                    "QEMU stopped the guest during the run, as when its system crashes, and libvirt leaves it paused:"
+                    f" 'virsh reset {name} && virsh resume {name}' restarts it"
+                )
 
     def give_up(self) -> None:
         """Ends the job from the watch's thread, before a full scratch stops the guest, or to let it go on."""

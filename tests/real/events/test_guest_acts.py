@@ -1,9 +1,11 @@
-"""What a guest does by itself while it is backed up: it powers off, or restarts."""
+"""What a guest does by itself while it is backed up: it powers off, restarts, crashes."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +38,10 @@ class Machine(Workhorse):
     def boot(self) -> None:
         """Returns when it listens."""
         self.domain.create()
+        self.listen()
+
+    def listen(self) -> None:
+        """Connects to its port, and returns when it answers."""
         deadline = time.monotonic() + READY
         self.hang_up()
         self._port = socket.socket(socket.AF_UNIX)
@@ -98,6 +104,26 @@ def test_a_guest_that_powers_off(guest: Machine, host: Host) -> None:
     guest.boot()
     shadow.run()
     assert shadow.modes == {"vda": "incremental"}
+
+
+@pytest.mark.torture
+def test_a_guest_that_crashes(guest: Machine, host: Host) -> None:
+    """The run makes its point, after libvirt has waited 30 s for the job; the guest stays paused, and that is told."""
+    shadow = Shadow(host, guest)
+    shadow.run()
+    assert shadow.notes == []
+    with shadow.begin() as running:
+        guest.tell("c")
+        wait(lambda: guest.monitor({"execute": "query-status"})["status"] == "guest-panicked")
+        images = shadow.read(running)
+        running.seal()
+        shadow.commit(running, images)
+    (note,) = shadow.notes
+    (command,) = re.findall("'([^']+)'", note)
+    subprocess.run(["sh", "-ec", command], check=True, capture_output=True)
+    guest.listen()
+    shadow.run()
+    assert (shadow.modes, shadow.notes) == ({"vda": "incremental"}, [])
 
 
 def test_a_guest_that_restarts(guest: Machine, host: Host) -> None:
