@@ -75,8 +75,8 @@ def unzstd(frame, most):
 
 
 def recovery_bytes(text):
-    """5. The 32 bytes of a recovery key, None if it is none."""
-    letters = text.strip().replace("-", "").upper()
+    """5. The 32 bytes of a recovery key, None if it is none. The file that `init` makes has lines of comment."""
+    letters = re.sub(r"(?m)^#.*$|[-\s]", "", text).upper()
     raw = base64.b32decode(letters) if re.fullmatch("[A-Z2-7]{56}", letters) else b""
     return raw[:32] if raw and h(raw[:32])[:3] == raw[32:] else None
 
