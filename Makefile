@@ -89,7 +89,7 @@ torture: setup
 
 # What depends on libvirt and QEMU, on Debian 13's in a folder (400 MB, made once), and between both.
 trixie: setup
-	VMBACKUP_LAB_LIBVIRT=trixie $(BIN)/python -m pytest -m versions
+	VMBACKUP_LAB_LIBVIRT=trixie $(BIN)/python -m pytest -m 'versions and not torture'
 	$(BIN)/python -m pytest -m 'versions and torture' --timeout 0
 
 # The pages of the first day and of disaster day, each command of them, with a real guest; virt-install is for these alone.
