@@ -49,7 +49,7 @@ def bitmap_inconsistent(scene: Scene) -> None:
     path = scene.horse.path("vda")
     with scene.off():
         socket = scene.horse.folder / "tool.sock"
-        command = [machine.program("qemu-nbd"), "-f", "qcow2", "-k", str(socket), str(path)]
+        command = [machine.program("qemu-nbd"), "-t", "-f", "qcow2", "-k", str(socket), str(path)]
         with subprocess.Popen(command) as tool:
             scene.wait(socket.exists, "qemu-nbd")
             url = f"nbd+unix:///?socket={socket}"
