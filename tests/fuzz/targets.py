@@ -25,7 +25,7 @@ from tests.unit.engine.damaged import Specimen, contents, specimen
 from vmbackup.cli.points import document, points_table, summaries
 from vmbackup.engine.chain import anchor_of, earlier_disks
 from vmbackup.errors import DamageError, VmbackupError
-from vmbackup.hypervisor import checkpoints
+from vmbackup.hypervisor.tidy import checkpoints
 from vmbackup.repository import condemned, damage, drills, frames, hooks, index, keys, moves, nodes, packs, points
 from vmbackup.repository import tombstones as tombs
 from vmbackup.repository.catalog import Catalog

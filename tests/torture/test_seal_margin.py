@@ -17,8 +17,8 @@ from tests.lab.disk import Disk, MiB
 from tests.lab.session import Lab
 from tests.real.engine.kit import Kit
 from vmbackup.errors import PointInTimeLostError
-from vmbackup.hypervisor import job as jobs
-from vmbackup.hypervisor.job import LiveJob
+from vmbackup.hypervisor.live import job as jobs
+from vmbackup.hypervisor.live.job import LiveJob
 from vmbackup.nbd import NbdClient, NbdError
 
 pytestmark = pytest.mark.torture

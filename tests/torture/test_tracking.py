@@ -17,7 +17,8 @@ from tests.lab.session import Lab
 from tests.real.engine.kit import Kit
 from vmbackup.engine.restore.in_place import InPlaceOptions, restore_in_place
 from vmbackup.errors import HypervisorError
-from vmbackup.hypervisor import Host, tracking
+from vmbackup.hypervisor import Host
+from vmbackup.hypervisor.tracking import disk as tracking
 from vmbackup.progress import Silent
 
 pytestmark = [pytest.mark.torture, pytest.mark.versions]

@@ -164,7 +164,7 @@ def host_name() -> str:
 def opened_host(config: "Config") -> "Host":
     """The hypervisor, a context manager."""
     from vmbackup.hypervisor import Host
-    from vmbackup.hypervisor.remote import Reach, host_of
+    from vmbackup.hypervisor.remote.remote import Reach, host_of
 
     told = config.libvirt
     host = host_of(told.uri)

@@ -165,7 +165,7 @@ def _keep(state: State, name: str) -> int:
     from vmbackup.cli import access
     from vmbackup.engine.boot.keeper import Keeper
     from vmbackup.engine.boot.records import BootStore
-    from vmbackup.hypervisor.booted import BootedDomain
+    from vmbackup.hypervisor.started.booted import BootedDomain
 
     config = access.load_config(state)
     store = BootStore(config.daemon.state_dir)

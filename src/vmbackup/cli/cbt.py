@@ -8,7 +8,7 @@ import click
 from vmbackup.cli.options import Command, Group, State
 
 if TYPE_CHECKING:
-    from vmbackup.hypervisor.tracking import Tracking
+    from vmbackup.hypervisor.tracking.disk import Tracking
 
 _compare = click.option("--compare", is_flag=True, help="Read the whole disk both ways first: it takes its time.")
 
@@ -36,7 +36,7 @@ def command() -> None:
 def enable(state: State, domain: str, disk: str, metadata: Path | None, *, compare: bool) -> int:
     """Track the changes of DISK (as vda) of DOMAIN, which must be off. The next backup reads it whole once more."""
     from vmbackup.cli import access
-    from vmbackup.hypervisor import tracking
+    from vmbackup.hypervisor.tracking import disk as tracking
 
     config = access.load_config(state)
     with access.opened_host(config) as host:
@@ -52,7 +52,7 @@ def enable(state: State, domain: str, disk: str, metadata: Path | None, *, compa
 def disable(state: State, domain: str, disk: str, *, compare: bool) -> int:
     """Give DISK of DOMAIN, which must be off, its raw data back without the tracking file; that is deleted."""
     from vmbackup.cli import access
-    from vmbackup.hypervisor import tracking
+    from vmbackup.hypervisor.tracking import disk as tracking
 
     config = access.load_config(state)
     with access.opened_host(config) as host:

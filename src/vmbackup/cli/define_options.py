@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vmbackup.engine.restore.flat import RestoreOptions
     from vmbackup.engine.restore.image_places import ImagePlace
     from vmbackup.hypervisor import Host
-    from vmbackup.hypervisor.define import Definition
+    from vmbackup.hypervisor.define.define import Definition
     from vmbackup.repository.points import Point
     from vmbackup.repository.repository import Repository
 
@@ -114,8 +114,8 @@ class DefineRequest:
         self, host: "Host", documents: Mapping[str, bytes], images: Mapping[str, "ImagePlace"]
     ) -> "Definition":
         """The guest as it will be; `images`, by target, need not be there yet. Raises VmbackupError."""
-        from vmbackup.hypervisor.define import DefineOptions
-        from vmbackup.hypervisor.wishes import NewDisk
+        from vmbackup.hypervisor.define.define import DefineOptions
+        from vmbackup.hypervisor.rebuild.wishes import NewDisk
 
         disks = {
             target: NewDisk(image.path, image.format, block=image.device, encrypted=image.encrypted)

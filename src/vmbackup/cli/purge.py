@@ -8,7 +8,7 @@ import click
 from vmbackup.cli.options import Command, State
 
 if TYPE_CHECKING:
-    from vmbackup.hypervisor.purge import PurgeReport
+    from vmbackup.hypervisor.tidy.purge import PurgeReport
 
 
 @click.command("purge", cls=Command, short_help="Take checkpoints and leftovers off domains.")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vmbackup.config.models import Config
     from vmbackup.engine.backup.recover import Candidate, Recovery
     from vmbackup.hypervisor import Host
-    from vmbackup.hypervisor.intents import Intent
+    from vmbackup.hypervisor.tidy.intents import Intent
 
 
 @click.command("recover", cls=Command, short_help="Put right what killed backups left on domains.")

@@ -5,7 +5,7 @@ it (PR_SET_PDEATHSIG) of the death of the thread that started it, not of the pro
 
 The process leads a session and a process group of its own, so that a terminal's Ctrl-C does not reach it. What it
 leaves behind in its group when it ends is killed. The watchdogs that thaw guests are not: they lead a session of their
-own again (hypervisor/quiesce.py), and outlive their run as they must.
+own again (hypervisor/live/quiesce.py), and outlive their run as they must.
 """
 
 import contextlib

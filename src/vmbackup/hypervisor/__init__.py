@@ -1,11 +1,9 @@
 """All that knows libvirt and QEMU: `Host` is the front door; libvirt itself is imported when it opens."""
 
-from vmbackup.hypervisor.check import Check
+from vmbackup.hypervisor.checks.check import Check
 from vmbackup.hypervisor.host import Host
 from vmbackup.hypervisor.names import CheckpointName
 from vmbackup.hypervisor.plan import Committed, DiskPlan, Plan
-from vmbackup.hypervisor.purge import PurgeReport
-from vmbackup.hypervisor.recovery import Leftover
 from vmbackup.hypervisor.source import (
     Anchor,
     DiskInfo,
@@ -14,6 +12,8 @@ from vmbackup.hypervisor.source import (
     DomainInfo,
     GuestJob,
 )
+from vmbackup.hypervisor.tidy.purge import PurgeReport
+from vmbackup.hypervisor.tidy.recovery import Leftover
 
 __all__ = [
     "Anchor",

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor import _libvirt as lv
-from vmbackup.hypervisor.events import EventHub
 from vmbackup.hypervisor.failures import code_of, text_of, translate, translated
-from vmbackup.hypervisor.remote import host_of
+from vmbackup.hypervisor.live.events import EventHub
+from vmbackup.hypervisor.remote.remote import host_of
 
 T = TypeVar("T")
 # A dead peer is noticed after 5 s x 3.

@@ -9,7 +9,7 @@ from typing import Any
 from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor.images import ImageInfo, image_chain, image_info
-from vmbackup.hypervisor.remote import is_remote
+from vmbackup.hypervisor.remote.remote import is_remote
 from vmbackup.hypervisor.source import DiskInfo
 from vmbackup.hypervisor.xmltree import Element, parse
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vmbackup.hypervisor.remote import is_remote
+from vmbackup.hypervisor.remote.remote import is_remote
 from vmbackup.hypervisor.shown import without
 from vmbackup.hypervisor.xmltree import Element, parse
 

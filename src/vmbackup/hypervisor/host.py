@@ -9,32 +9,32 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from vmbackup.errors import HypervisorError
-from vmbackup.hypervisor.aside import set_aside
-from vmbackup.hypervisor.begin import Beginner, Wanted
-from vmbackup.hypervisor.beginning import Beginning
-from vmbackup.hypervisor.check import Check
-from vmbackup.hypervisor.checks import check_domain, check_host
+from vmbackup.hypervisor.checks.check import Check
+from vmbackup.hypervisor.checks.host import check_domain, check_host
 from vmbackup.hypervisor.connection import Connection
-from vmbackup.hypervisor.define import DefineOptions, Definition, define, plan_definition, start
+from vmbackup.hypervisor.define.define import DefineOptions, Definition, define, plan_definition, start
 from vmbackup.hypervisor.disk_users import DiskUser, disk_users
 from vmbackup.hypervisor.domains import MIGRATED_AWAY, describe, find_domain, handle, list_domains
-from vmbackup.hypervisor.half_done import HalfDoneStore
-from vmbackup.hypervisor.intents import Intent, IntentStore
-from vmbackup.hypervisor.job import LiveJob
-from vmbackup.hypervisor.locks import DomainLock
+from vmbackup.hypervisor.live.begin import Beginner, Wanted
+from vmbackup.hypervisor.live.beginning import Beginning
+from vmbackup.hypervisor.live.job import LiveJob
+from vmbackup.hypervisor.live.together import FREEZE_SECONDS, begin_together
 from vmbackup.hypervisor.names import CheckpointName, session_tag
-from vmbackup.hypervisor.off_begin import OffBeginner
-from vmbackup.hypervisor.off_beginning import OffBeginning
-from vmbackup.hypervisor.off_job import OffJob
+from vmbackup.hypervisor.off.begin import OffBeginner
+from vmbackup.hypervisor.off.beginning import OffBeginning
+from vmbackup.hypervisor.off.job import OffJob
 from vmbackup.hypervisor.places import Places, domain_folders_of
 from vmbackup.hypervisor.plan import Committed, Plan, Request, make_plan
-from vmbackup.hypervisor.purge import PurgeReport, purge_domain
-from vmbackup.hypervisor.recovery import Leftover, recover_domain, thaw_domain
-from vmbackup.hypervisor.remote import Reach, host_of, require_here
+from vmbackup.hypervisor.rebuild.wishes import NewDisk
+from vmbackup.hypervisor.remote.remote import Reach, host_of, require_here
 from vmbackup.hypervisor.shown import Shown, show
 from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, FreezeOptions
-from vmbackup.hypervisor.together import FREEZE_SECONDS, begin_together
-from vmbackup.hypervisor.wishes import NewDisk
+from vmbackup.hypervisor.started.aside import set_aside
+from vmbackup.hypervisor.tidy.half_done import HalfDoneStore
+from vmbackup.hypervisor.tidy.intents import Intent, IntentStore
+from vmbackup.hypervisor.tidy.locks import DomainLock
+from vmbackup.hypervisor.tidy.purge import PurgeReport, purge_domain
+from vmbackup.hypervisor.tidy.recovery import Leftover, recover_domain, thaw_domain
 
 
 class Host:

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from vmbackup.hypervisor.remote import Reach
+from vmbackup.hypervisor.remote.remote import Reach
 
 DOMAIN_FOLDERS = "/var/lib/libvirt/qemu"
 

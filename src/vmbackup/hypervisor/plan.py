@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vmbackup.errors import HypervisorError
-from vmbackup.hypervisor import checkpoints
 from vmbackup.hypervisor.disks import BELOW, DomainDisk, read_disks
-from vmbackup.hypervisor.half_done import HalfDone
 from vmbackup.hypervisor.names import CheckpointName
 from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, Mode
+from vmbackup.hypervisor.tidy import checkpoints
+from vmbackup.hypervisor.tidy.half_done import HalfDone
 
 # Does the repository hold (or has it held and forgotten) a restore point for this checkpoint? None: cannot tell,
 # because it is another repository's.

@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any
 
 from vmbackup.hypervisor import _libvirt as lv
-from vmbackup.hypervisor import cleanup
 from vmbackup.hypervisor.failures import code_of
+from vmbackup.hypervisor.tidy import cleanup
 from vmbackup.hypervisor.xmltree import Element, element, parse, render
 
 NAMESPACE = "urn:vmbackup:domain:1"

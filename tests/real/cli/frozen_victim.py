@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from vmbackup.cli import main
-from vmbackup.hypervisor.beginning import Beginning
+from vmbackup.hypervisor.live.beginning import Beginning
 
 
 def stay(*_: Any) -> Any:

@@ -18,8 +18,8 @@ from tests.lab.session import Lab
 from tests.real.cli.test_commands import Program
 from vmbackup.errors import VmbackupError
 from vmbackup.hypervisor import Host
-from vmbackup.hypervisor.define import DefineOptions
-from vmbackup.hypervisor.wishes import NewDisk
+from vmbackup.hypervisor.define.define import DefineOptions
+from vmbackup.hypervisor.rebuild.wishes import NewDisk
 
 pytestmark = pytest.mark.real
 MakeDomain = Callable[..., Workhorse]

@@ -15,8 +15,8 @@ from tests.lab.domain import remove_domain
 from tests.lab.session import Lab
 from tests.real.define.conftest import SWTPM
 from vmbackup.hypervisor import Host
-from vmbackup.hypervisor.define import DefineOptions
-from vmbackup.hypervisor.wishes import Kind, NewDisk
+from vmbackup.hypervisor.define.define import DefineOptions
+from vmbackup.hypervisor.rebuild.wishes import Kind, NewDisk
 
 pytestmark = pytest.mark.real
 GUESTS = Path(__file__).parents[2] / "unit" / "hypervisor" / "guests"

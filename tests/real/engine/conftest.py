@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.real.engine.kit import Kit, kits
-from vmbackup.hypervisor import job
+from vmbackup.hypervisor.live import job
 
 
 @pytest.fixture(autouse=True)

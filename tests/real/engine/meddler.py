@@ -18,8 +18,8 @@ from tests.lab.session import Lab
 from tests.real.engine.kit import Kit
 from tests.real.hypervisor.bootsector import SIZE, BootSectorGuest
 from vmbackup.engine.backup.run import BackupOptions, backup
-from vmbackup.hypervisor.job import LiveJob
-from vmbackup.hypervisor.readers import LiveReader
+from vmbackup.hypervisor.live.job import LiveJob
+from vmbackup.hypervisor.live.readers import LiveReader
 from vmbackup.progress import Silent
 from vmbackup.repository import PointSummary
 

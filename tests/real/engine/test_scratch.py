@@ -14,7 +14,7 @@ from tests.real.engine.meddler import BusyGuest
 from tests.real.engine.program import Program
 from tests.real.hypervisor.bootsector import tiny_file_system
 from vmbackup.cli.app import run
-from vmbackup.hypervisor.job import LiveJob
+from vmbackup.hypervisor.live.job import LiveJob
 
 pytestmark = pytest.mark.real
 _RUNNING = 1

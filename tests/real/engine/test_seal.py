@@ -14,7 +14,7 @@ from tests.real.engine.evolution import SEED_VARIABLE, seed_of
 from tests.real.engine.kit import Kit
 from tests.real.engine.meddler import FIRST, LAST, BusyGuest, Meddler, Moment
 from vmbackup.errors import HypervisorError, JobConflictError
-from vmbackup.hypervisor.job import LiveJob
+from vmbackup.hypervisor.live.job import LiveJob
 
 pytestmark = pytest.mark.real
 SEED = 4711

@@ -25,7 +25,7 @@ from tests.real.events.during import DURING, PLACES, Moment, Place, one_sentence
 from tests.real.events.scene import SIZE, Scene
 from vmbackup.engine.backup.run import backup
 from vmbackup.errors import VmbackupError
-from vmbackup.hypervisor import job
+from vmbackup.hypervisor.live import job
 from vmbackup.progress import Silent
 
 SCRATCH_SIZE = "16m"

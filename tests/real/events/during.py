@@ -15,8 +15,8 @@ from tests.lab.disk import MiB
 from tests.real.events.scene import BLOCK, EXTRA, SIZE, Scene
 from vmbackup.errors import VmbackupError
 from vmbackup.hypervisor import Host
-from vmbackup.hypervisor.job import LiveJob
-from vmbackup.hypervisor.readers import LiveReader
+from vmbackup.hypervisor.live.job import LiveJob
+from vmbackup.hypervisor.live.readers import LiveReader
 
 Place = Literal["begun", "read", "seal"]
 PLACES: tuple[Place, ...] = ("begun", "read", "seal")

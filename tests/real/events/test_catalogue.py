@@ -20,8 +20,9 @@ from tests.lab.domain import Workhorse
 from tests.lab.session import Lab
 from tests.real.hypervisor.conftest import Shadow
 from vmbackup.errors import HypervisorError, JobConflictError, NotFoundError, QuiesceError, VmbackupError
-from vmbackup.hypervisor import Host, cleanup
+from vmbackup.hypervisor import Host
 from vmbackup.hypervisor.failures import absent_bitmap_disk, broken_disk, code_of, text_of, translate
+from vmbackup.hypervisor.tidy import cleanup
 
 pytestmark = pytest.mark.real
 _METADATA_ONLY, _REDEFINE, _VALIDATE = 2, 1, 4
@@ -312,7 +313,7 @@ def test_a_checkpoint_that_goes_between_plan_and_begin(
     make_domain: Callable[..., Workhorse], host: Host, short_seal: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Deleted by somebody in that moment: libvirt refuses (103), and the disk is read whole in a second attempt."""
-    from vmbackup.hypervisor.beginning import Beginning
+    from vmbackup.hypervisor.live.beginning import Beginning
 
     horse = make_domain(Disk(size=MiB))
     shadow = Shadow(host, horse)
@@ -328,7 +329,7 @@ def test_a_checkpoint_that_goes_between_plan_and_begin(
     shadow.run()
     assert shadow.modes == {"vda": "reread"}
     monkeypatch.undo()
-    monkeypatch.setattr("vmbackup.hypervisor.job.PROOF_WAIT", 0.05)
+    monkeypatch.setattr("vmbackup.hypervisor.live.job.PROOF_WAIT", 0.05)
     shadow.run()
     assert shadow.modes == {"vda": "incremental"}
 

@@ -15,7 +15,7 @@ from tests.lab.domain import Workhorse
 from tests.real.hypervisor.bootsector import tiny_file_system
 from tests.real.hypervisor.conftest import Shadow
 from vmbackup.hypervisor import Check, DomainInfo, Host
-from vmbackup.hypervisor.guest_checks import guest_checks
+from vmbackup.hypervisor.checks.guest import guest_checks
 
 pytestmark = pytest.mark.real
 MakeDomain = Callable[..., Workhorse]

@@ -11,8 +11,9 @@ import pytest
 
 from tests.lab.domain import Workhorse
 from tests.lab.session import Lab
-from vmbackup.hypervisor import Anchor, Host, job
-from vmbackup.hypervisor.job import LiveJob
+from vmbackup.hypervisor import Anchor, Host
+from vmbackup.hypervisor.live import job
+from vmbackup.hypervisor.live.job import LiveJob
 from vmbackup.hypervisor.source import DiskInfo, DiskSource
 from vmbackup.nbd import Extent, Kind
 

@@ -21,8 +21,9 @@ from tests.lab.fake_agent import AgentHorse, FakeAgent, agent_horse
 from tests.lab.session import Lab
 from tests.real.hypervisor.conftest import REPOSITORY, new_session
 from vmbackup.errors import QuiesceError
-from vmbackup.hypervisor import Host, probe
-from vmbackup.hypervisor.job import LiveJob
+from vmbackup.hypervisor import Host
+from vmbackup.hypervisor.live import probe
+from vmbackup.hypervisor.live.job import LiveJob
 from vmbackup.hypervisor.source import FreezeOptions, Hooks
 
 pytestmark = pytest.mark.real
@@ -173,7 +174,7 @@ def test_hooks(host: Host, guest: AgentHorse, agent: FakeAgent, tmp_path: Path) 
 _VICTIM = """
 import sys, time
 from vmbackup.hypervisor import Host
-from vmbackup.hypervisor.beginning import Beginning
+from vmbackup.hypervisor.live.beginning import Beginning
 from vmbackup.hypervisor.source import FreezeOptions, Hooks
 name, scratch, state, session, told = sys.argv[1:]
 def stay(*_):

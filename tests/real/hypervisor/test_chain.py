@@ -214,7 +214,7 @@ def test_a_bitmap_that_goes_between_plan_and_begin(
     remove_bitmap(horse, "vdb", shadow.anchor.checkpoint)
     horse.start()
     believed = {"vda": 0, "vdb": 0}
-    monkeypatch.setattr("vmbackup.hypervisor.checkpoints.dirty_bytes", lambda _checkpoint: believed)
+    monkeypatch.setattr("vmbackup.hypervisor.tidy.checkpoints.dirty_bytes", lambda _checkpoint: believed)
     with shadow.begin() as running:
         assert {disk.info.target: disk.mode for disk in running.disks} == {"vda": "incremental", "vdb": "reread"}
 

@@ -20,9 +20,10 @@ from tests.lab.domain import Workhorse
 from tests.real.engine.kit import Kit, kits
 from tests.real.hypervisor.conftest import Shadow
 from vmbackup.errors import HypervisorError
-from vmbackup.hypervisor import cleanup, readers
-from vmbackup.hypervisor.begin import Beginner
-from vmbackup.hypervisor.job import LiveJob
+from vmbackup.hypervisor.live import readers
+from vmbackup.hypervisor.live.begin import Beginner
+from vmbackup.hypervisor.live.job import LiveJob
+from vmbackup.hypervisor.tidy import cleanup
 from vmbackup.nbd import NbdClient, client
 
 pytestmark = pytest.mark.real

@@ -17,7 +17,7 @@ from tests.lab.second import SecondLibvirt
 from tests.lab.session import Lab
 from tests.real.hypervisor.conftest import Shadow
 from vmbackup.hypervisor import Host
-from vmbackup.hypervisor.job import LiveJob
+from vmbackup.hypervisor.live.job import LiveJob
 
 pytestmark = pytest.mark.real
 MakeDomain = Callable[..., Workhorse]

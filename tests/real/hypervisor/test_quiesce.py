@@ -15,8 +15,9 @@ from tests.lab.domain import Workhorse
 from tests.lab.guest import Guest
 from tests.real.hypervisor.conftest import REPOSITORY, URI, Shadow, new_session
 from vmbackup.errors import QuiesceError
-from vmbackup.hypervisor import Host, probe
-from vmbackup.hypervisor.intents import Intent, IntentStore
+from vmbackup.hypervisor import Host
+from vmbackup.hypervisor.live import probe
+from vmbackup.hypervisor.tidy.intents import Intent, IntentStore
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]  # the guest's image may have to be made first
 MakeDomain = Callable[..., Workhorse]
@@ -88,7 +89,7 @@ def _is_thawed_when_the_begin_fails(guest: Guest, host: Host, monkeypatch: pytes
         raise RuntimeError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vmbackup.hypervisor.beginning.Beginning._begin", fail)
+        patch.setattr("vmbackup.hypervisor.live.beginning.Beginning._begin", fail)
         with pytest.raises(RuntimeError, match="no"):
             begin(host, guest, "auto")
     assert seen == [True]
@@ -154,7 +155,7 @@ def _is_thawed_by_recovery(guest: Guest, host: Host) -> None:
 
 def _thaws_early(guest: Guest, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody else thaws while we begin: the point is crash-consistent, and says so."""
-    from vmbackup.hypervisor.beginning import Beginning
+    from vmbackup.hypervisor.live.beginning import Beginning
 
     real = Beginning._begin
 

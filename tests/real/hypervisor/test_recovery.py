@@ -18,8 +18,9 @@ from tests.lab.domain import Workhorse
 from tests.real.hypervisor.conftest import OTHER_REPOSITORY, REPOSITORY, Shadow, new_session
 from tests.real.hypervisor.victim import read_point
 from vmbackup.errors import HypervisorError, JobConflictError
-from vmbackup.hypervisor import Anchor, CheckpointName, Host, cleanup
+from vmbackup.hypervisor import Anchor, CheckpointName, Host
 from vmbackup.hypervisor.source import DiskInfo
+from vmbackup.hypervisor.tidy import cleanup
 
 pytestmark = pytest.mark.real
 MakeDomain = Callable[..., Workhorse]

@@ -14,8 +14,9 @@ from tests.lab.session import Lab
 from tests.real.hypervisor.bootsector import BootSectorGuest, tiny_file_system
 from tests.real.hypervisor.conftest import Shadow, new_session, open_host
 from vmbackup.errors import HypervisorError, ScratchFullError
-from vmbackup.hypervisor import Host, scratch
-from vmbackup.hypervisor.job import LiveJob
+from vmbackup.hypervisor import Host
+from vmbackup.hypervisor.live import scratch
+from vmbackup.hypervisor.live.job import LiveJob
 
 pytestmark = pytest.mark.real
 MakeDomain = Callable[..., Workhorse]

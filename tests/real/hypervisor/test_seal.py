@@ -69,7 +69,7 @@ def test_a_job_that_was_told_to_end_is_noticed(shadow: Shadow, monkeypatch: pyte
     """libvirt's count lacks a disk: no proof, whatever else it answers."""
     with shadow.begin() as running:
         shadow.read(running)
-        monkeypatch.setattr("vmbackup.hypervisor.cleanup.running_bytes", lambda _domain: 8 * MiB - 1)
+        monkeypatch.setattr("vmbackup.hypervisor.tidy.cleanup.running_bytes", lambda _domain: 8 * MiB - 1)
         with pytest.raises(PointInTimeLostError, match="told to end"):
             running.seal()
 

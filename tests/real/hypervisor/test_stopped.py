@@ -96,7 +96,7 @@ def test_started_before_the_seal_and_at_the_begin(make_domain: MakeDomain, make_
     assert horse.checkpoints() == []
     horse.stop()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vmbackup.hypervisor.off_begin._anchor", lambda *_: horse.start())
+        patch.setattr("vmbackup.hypervisor.off.begin._anchor", lambda *_: horse.start())
         with pytest.raises(PointInTimeLostError, match="was started"):
             shadow.begin()
     assert horse.running

@@ -24,8 +24,8 @@ from tests.real.engine.program import Program
 from tests.real.hypervisor.conftest import REPOSITORY, new_session
 from vmbackup.errors import QuiesceError
 from vmbackup.hypervisor import Host
-from vmbackup.hypervisor.beginning import Beginning
-from vmbackup.hypervisor.job import LiveJob
+from vmbackup.hypervisor.live.beginning import Beginning
+from vmbackup.hypervisor.live.job import LiveJob
 from vmbackup.hypervisor.source import FreezeOptions
 
 pytestmark = pytest.mark.real
@@ -202,7 +202,7 @@ def test_one_that_is_off(host: Host, stage: Stage, make_domain: Callable[..., Wo
 _VICTIM = """
 import os, secrets, sys, time
 from vmbackup.hypervisor import Host
-from vmbackup.hypervisor.beginning import Beginning
+from vmbackup.hypervisor.live.beginning import Beginning
 scratch, state, *names = sys.argv[1:]
 def stay(*_):
     os.write(1, b"begins\\n")  # whole, whoever else writes

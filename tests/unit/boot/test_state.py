@@ -11,7 +11,7 @@ import pytest
 
 from vmbackup.engine.boot.records import Booted, BootedDisk, BootStore, check_name, check_socket, held, holder
 from vmbackup.errors import JobConflictError, NotFoundError, TargetError, UsageError
-from vmbackup.hypervisor.aside import set_aside
+from vmbackup.hypervisor.started.aside import set_aside
 
 BOOTED = Booted(
     name="web-rescue",

@@ -9,8 +9,8 @@ import pytest
 from vmbackup.cli import define_options
 from vmbackup.cli.define_options import DefinedGuest, DefineRequest, PlannedGuest
 from vmbackup.errors import HypervisorError, UsageError
-from vmbackup.hypervisor.define import Definition
-from vmbackup.hypervisor.wishes import OPTIONAL, Rebuilt
+from vmbackup.hypervisor.define.define import Definition
+from vmbackup.hypervisor.rebuild.wishes import OPTIONAL, Rebuilt
 
 NONE: dict[str, Any] = {
     "define": False, "name": None, "keep_mac": False, "keep_uuid": False, "networks": (), "without": (), "start": False,

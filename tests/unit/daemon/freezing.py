@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 
-from vmbackup.hypervisor.guard import Watchdog
+from vmbackup.hypervisor.live.guard import Watchdog
 
 TEST_DOMAIN = "6695eb01-f6a4-8304-79aa-97f2502e193f"  # of test:///default
 

@@ -16,9 +16,9 @@ from vmbackup.engine.drill import drill as module
 from vmbackup.engine.drill.drill import Clocks, DrillFailedError, DrillOptions, DrillReport, drill
 from vmbackup.engine.drill.guest import DrillGuest
 from vmbackup.errors import AccessError, DamageError, HypervisorError, TargetError
-from vmbackup.hypervisor.agent import AgentSilentError
-from vmbackup.hypervisor.console import Console
-from vmbackup.hypervisor.isolate import Isolated
+from vmbackup.hypervisor.live.agent import AgentSilentError
+from vmbackup.hypervisor.rebuild.isolate import Isolated
+from vmbackup.hypervisor.started.console import Console
 from vmbackup.progress import SILENT
 from vmbackup.repository import drills
 

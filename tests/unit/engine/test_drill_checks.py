@@ -10,7 +10,7 @@ import pytest
 
 from vmbackup.engine.drill.checks import Check, Checked, Checker
 from vmbackup.errors import HypervisorError
-from vmbackup.hypervisor.agent import AgentRefusedError, AgentSilentError
+from vmbackup.hypervisor.live.agent import AgentRefusedError, AgentSilentError
 
 SSH, HOSTNAME, READY = (
     Check("service", ("ssh",)),

@@ -12,9 +12,9 @@ import pytest
 from tests.unit.engine.kit import RamKit
 from vmbackup.engine.backup.recover import Candidate, Recovery, recover
 from vmbackup.errors import JobConflictError, NotFoundError
-from vmbackup.hypervisor.intents import Intent
 from vmbackup.hypervisor.names import CheckpointName
-from vmbackup.hypervisor.recovery import Leftover
+from vmbackup.hypervisor.tidy.intents import Intent
+from vmbackup.hypervisor.tidy.recovery import Leftover
 from vmbackup.repository import Repository
 
 OTHER = "0123abcd"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vmbackup.hypervisor.check import Check
-from vmbackup.hypervisor.confinement import apparmor_rule, confinement_checks
+from vmbackup.hypervisor.checks.check import Check
+from vmbackup.hypervisor.checks.confinement import apparmor_rule, confinement_checks
 
 SCRATCH = "/srv/scratch of mine"
 ROOT = Path(__file__).parents[3]

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from vmbackup.hypervisor.console import Console, clean
+from vmbackup.hypervisor.started.console import Console, clean
 
 BOOT = "SeaBIOS\r\n\x1b[2J\x1b[01;31mLoading…\x1b[0m\r\n[ OK ] Started ssh\nweb01 login: "
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from vmbackup.errors import HypervisorError, UsageError
-from vmbackup.hypervisor import define
-from vmbackup.hypervisor.define import DefineOptions
-from vmbackup.hypervisor.domains_here import Other, refuse_taken, shared_macs
-from vmbackup.hypervisor.guest_state import GuestState
-from vmbackup.hypervisor.wishes import Lack, NbdSource, NewDisk, Rebuilt
+from vmbackup.hypervisor.define import define
+from vmbackup.hypervisor.define.define import DefineOptions
+from vmbackup.hypervisor.define.domains_here import Other, refuse_taken, shared_macs
+from vmbackup.hypervisor.define.guest_state import GuestState
+from vmbackup.hypervisor.rebuild.wishes import Lack, NbdSource, NewDisk, Rebuilt
 
 UUID, ANOTHER = "0a6dd5b1-33b7-4a0e-9d1b-2f6a9d0b7c11", "7f1f3a1e-6a52-44c6-9a55-0d4ab1dd0f02"
 MAC = "52:54:00:6b:3c:58"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vmbackup.hypervisor.firmware import installed_firmware
+from vmbackup.hypervisor.define.firmware_files import installed_firmware
 
 SECURE = ("secure-boot", "enrolled-keys")
 

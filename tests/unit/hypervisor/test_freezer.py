@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from vmbackup.errors import HypervisorError, NotFoundError, QuiesceError
-from vmbackup.hypervisor import probe, quiesce
-from vmbackup.hypervisor.quiesce import Freezer
+from vmbackup.hypervisor.live import probe, quiesce
+from vmbackup.hypervisor.live.quiesce import Freezer
 from vmbackup.hypervisor.source import DomainInfo, FreezeOptions, Hooks
 
 INFO = DomainInfo("web1", "u", 1, "running")
@@ -299,8 +299,8 @@ def test_hooks_around_the_freeze(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before it on the host and then inside, after it the other way round; with them the point is the application's."""
     guest = Guest()
     told: list[str] = []
-    monkeypatch.setattr("vmbackup.hypervisor.hooks.run_on_host", lambda c, e, _s: told.append(f"{c} {e}"))
-    monkeypatch.setattr("vmbackup.hypervisor.hooks.run_in_guest", lambda _a, c, _s: guest.calls.append(c[0]))
+    monkeypatch.setattr("vmbackup.hypervisor.live.hooks.run_on_host", lambda c, e, _s: told.append(f"{c} {e}"))
+    monkeypatch.setattr("vmbackup.hypervisor.live.hooks.run_in_guest", lambda _a, c, _s: guest.calls.append(c[0]))
     hooks = Hooks(("/h1",), ("/h2",), ("/g1",), ("/g2",), environment={"VMBACKUP_JOB": "crm"})
     freezer = run(guest, options=FreezeOptions(hooks=hooks))
     assert guest.calls[2:] == ["/g1", "timeout 10", "freeze", "thaw", "timeout -2", "/g2"]
@@ -321,7 +321,7 @@ def test_a_hook_that_fails(policy: str, monkeypatch: pytest.MonkeyPatch) -> None
         ran.append(command[0])
         return "exit code 3: no" if command[0] == "/h1" else None
 
-    monkeypatch.setattr("vmbackup.hypervisor.hooks.run_on_host", run_on_host)
+    monkeypatch.setattr("vmbackup.hypervisor.live.hooks.run_on_host", run_on_host)
     options = FreezeOptions(hooks=Hooks(before=("/h1",), after=("/h2",)))
     if policy == "required":
         with pytest.raises(QuiesceError, match="hook /h1 before the begin failed: exit code 3: no"):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vmbackup.errors import TargetError
-from vmbackup.hypervisor.guest_state import GuestState
-from vmbackup.hypervisor.wishes import Rebuilt
+from vmbackup.hypervisor.define.guest_state import GuestState
+from vmbackup.hypervisor.rebuild.wishes import Rebuilt
 
 UUID = "5a6d1c1e-0c4f-4b6e-8d2e-0d6c1f4f7a01"
 DOCUMENTS = {"nvram.fd": b"variables", "tpm2-00.permall": b"keys", "tpm-00.permall": b"older keys"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmbackup.errors import HypervisorError
-from vmbackup.hypervisor.half_done import HalfDoneStore
+from vmbackup.hypervisor.tidy.half_done import HalfDoneStore
 
 UUID = "6b5c2f0e-0000-4000-8000-000000000001"
 

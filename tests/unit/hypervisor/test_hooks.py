@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from vmbackup.hypervisor.agent import AgentSilentError
-from vmbackup.hypervisor.hooks import run_in_guest, run_on_host
+from vmbackup.hypervisor.live.agent import AgentSilentError
+from vmbackup.hypervisor.live.hooks import run_in_guest, run_on_host
 
 
 @pytest.mark.parametrize(

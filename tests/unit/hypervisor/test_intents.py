@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from vmbackup.errors import HypervisorError, JobConflictError
-from vmbackup.hypervisor.intents import Intent, IntentStore
-from vmbackup.hypervisor.locks import DomainLock
+from vmbackup.hypervisor.tidy.intents import Intent, IntentStore
+from vmbackup.hypervisor.tidy.locks import DomainLock
 
 INTENT = Intent(
     session="0" * 32, repository_id="0123abcd", uri="qemu:///system", domain_uuid="u", domain_name="web1",
@@ -85,7 +85,7 @@ def test_a_lock_is_held_once_and_names_its_holder(tmp_path: Path) -> None:
 def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:
     """kill -9 frees it, and a child of the holder does not keep it."""
     code = (
-        "import sys, os, subprocess, time; from vmbackup.hypervisor.locks import DomainLock;"
+        "import sys, os, subprocess, time; from vmbackup.hypervisor.tidy.locks import DomainLock;"
         f"l = DomainLock({str(tmp_path)!r}, 'u', 'web1'); c = subprocess.Popen(['sleep', '30']);"
         "print(c.pid, flush=True); time.sleep(30)"
     )

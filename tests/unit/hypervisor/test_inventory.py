@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vmbackup.errors import HypervisorError
-from vmbackup.hypervisor import inventory
+from vmbackup.hypervisor.define import inventory
 
 CAPABILITIES = """<capabilities><host><cpu><arch>x86_64</arch></cpu>
 <topology><cells num='2'>

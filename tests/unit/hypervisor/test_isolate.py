@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from vmbackup.hypervisor.isolate import isolate
+from vmbackup.hypervisor.rebuild.isolate import isolate
 
 MIB = 1 << 20
 HOSTILE = """

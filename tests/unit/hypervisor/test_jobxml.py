@@ -1,7 +1,7 @@
 """The XML of a job."""
 
-from vmbackup.hypervisor.checkpoints import redefine_xml
-from vmbackup.hypervisor.jobxml import JobDisk, backup_xml, checkpoint_xml, job_socket, scratch_devices
+from vmbackup.hypervisor.live.jobxml import JobDisk, backup_xml, checkpoint_xml, job_socket, scratch_devices
+from vmbackup.hypervisor.tidy.checkpoints import redefine_xml
 from vmbackup.hypervisor.xmltree import parse
 
 

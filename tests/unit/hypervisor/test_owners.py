@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vmbackup.hypervisor import owners
+from vmbackup.hypervisor.tidy import owners
 
 QEMU, OTHER = 64055, 64056
 TRY = """

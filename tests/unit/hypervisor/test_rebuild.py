@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from vmbackup.errors import UsageError
-from vmbackup.hypervisor.capabilities import Capabilities, Firmware
-from vmbackup.hypervisor.rebuild import NbdSource, NewDisk, Rebuilt, Wishes, rebuild
-from vmbackup.hypervisor.rebuild_machine import nearest
+from vmbackup.hypervisor.define.capabilities import Capabilities, Firmware
+from vmbackup.hypervisor.rebuild.guest import NbdSource, NewDisk, Rebuilt, Wishes, rebuild
+from vmbackup.hypervisor.rebuild.machine import nearest
 
 GUESTS = Path(__file__).parent / "guests"
 QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"

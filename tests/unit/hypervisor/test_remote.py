@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from vmbackup.errors import HypervisorError
-from vmbackup.hypervisor.jobxml import JobDisk, backup_xml, job_socket
+from vmbackup.hypervisor.live.jobxml import JobDisk, backup_xml, job_socket
 from vmbackup.hypervisor.places import domain_folders_of
-from vmbackup.hypervisor.remote import Reach, address_of, host_of, is_place, place_of, require_here, tag_of
+from vmbackup.hypervisor.remote.remote import Reach, address_of, host_of, is_place, place_of, require_here, tag_of
 
 
 @pytest.mark.parametrize(

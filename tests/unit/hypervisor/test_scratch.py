@@ -8,7 +8,8 @@ import pytest
 
 from tests.unit.hypervisor.test_intents import INTENT
 from vmbackup.errors import ScratchFullError
-from vmbackup.hypervisor import checks, scratch
+from vmbackup.hypervisor.checks import host as checks
+from vmbackup.hypervisor.live import scratch
 
 MiB, GiB = 1 << 20, 1 << 30
 

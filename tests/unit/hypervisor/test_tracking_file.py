@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from vmbackup.errors import HypervisorError
-from vmbackup.hypervisor import tracking_file
-from vmbackup.hypervisor.tracking_file import DataFile
+from vmbackup.hypervisor.tracking import file as tracking_file
+from vmbackup.hypervisor.tracking.file import DataFile
 
 pytestmark = pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img is not installed")
 KiB, MiB = 1 << 10, 1 << 20

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vmbackup.hypervisor.tracking import with_tracking, without_tracking
+from vmbackup.hypervisor.tracking.disk import with_tracking, without_tracking
 from vmbackup.hypervisor.xmltree import parse
 
 DISK = """<disk type='{kind}' device='disk'>

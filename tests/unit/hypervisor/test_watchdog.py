@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vmbackup.hypervisor import watchdog
+from vmbackup.hypervisor.live import watchdog
 
 UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f"  # of the domain "test" of test:///default
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from vmbackup.engine.backup.run import BackupOptions, GuestBackup, Membership
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.hypervisor import Host
-from vmbackup.hypervisor.beginning import Beginning
-from vmbackup.hypervisor.off_beginning import OffBeginning
+from vmbackup.hypervisor.live.beginning import Beginning
+from vmbackup.hypervisor.off.beginning import OffBeginning
 from vmbackup.hypervisor.source import DomainInfo, GuestJob
 from vmbackup.progress import Progress
 from vmbackup.repository.points import Point

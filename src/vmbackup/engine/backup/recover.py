@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from vmbackup.engine.chain import SOURCE, committed_in
 from vmbackup.errors import JobConflictError, VmbackupError
 from vmbackup.hypervisor import Host
-from vmbackup.hypervisor.intents import Intent
-from vmbackup.hypervisor.recovery import Leftover
+from vmbackup.hypervisor.tidy.intents import Intent
+from vmbackup.hypervisor.tidy.recovery import Leftover
 from vmbackup.repository.repository import Repository
 from vmbackup.storage_backends import StoreError
 

@@ -23,9 +23,9 @@ from vmbackup.engine.pipeline.pipeline import DiskResult, Pipeline, default_work
 from vmbackup.engine.pipeline.worker import Worker
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.hypervisor import Host
-from vmbackup.hypervisor.begin import Wanted
-from vmbackup.hypervisor.locks import DomainLock
+from vmbackup.hypervisor.live.begin import Wanted
 from vmbackup.hypervisor.source import DiskSource, DomainInfo, FreezeOptions, GuestJob, QuiescePolicy
+from vmbackup.hypervisor.tidy.locks import DomainLock
 from vmbackup.progress import Progress
 from vmbackup.repository.nodes import Ref
 from vmbackup.repository.points import DiskRecord, Point

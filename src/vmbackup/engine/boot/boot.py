@@ -16,11 +16,11 @@ from vmbackup.engine.boot.server import read_state
 from vmbackup.engine.care.verify import verify
 from vmbackup.errors import DamageError, HypervisorError, UsageError
 from vmbackup.hypervisor import Host
-from vmbackup.hypervisor.boot_xml import POLICIES, RECONNECT_SECONDS, policies
-from vmbackup.hypervisor.booted import BootedDomain, State
-from vmbackup.hypervisor.define import DefineOptions, Definition, define, plan_definition
+from vmbackup.hypervisor.define.define import DefineOptions, Definition, define, plan_definition
 from vmbackup.hypervisor.documents import DOMAIN_XML
-from vmbackup.hypervisor.wishes import EVERY_NETWORK, NO_NETWORK, OPTIONAL, NbdSource, NewDisk
+from vmbackup.hypervisor.rebuild.wishes import EVERY_NETWORK, NO_NETWORK, OPTIONAL, NbdSource, NewDisk
+from vmbackup.hypervisor.started.boot_xml import POLICIES, RECONNECT_SECONDS, policies
+from vmbackup.hypervisor.started.booted import BootedDomain, State
 from vmbackup.hypervisor.xmltree import parse
 from vmbackup.progress import Progress
 from vmbackup.repository.points import Point

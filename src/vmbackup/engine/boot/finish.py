@@ -18,8 +18,8 @@ from vmbackup.engine.boot.proof import hang_again, is_torn
 from vmbackup.engine.boot.records import Booted, BootedDisk
 from vmbackup.engine.boot.space import check_space, is_full
 from vmbackup.errors import HypervisorError, TargetError, UsageError
-from vmbackup.hypervisor.booted import BootedDomain
-from vmbackup.hypervisor.checks import closed_to
+from vmbackup.hypervisor.checks.host import closed_to
+from vmbackup.hypervisor.started.booted import BootedDomain
 from vmbackup.progress import Progress, told
 
 IMAGES = Path("/var/lib/libvirt/images")  # where libvirt's own pool of images lies

@@ -15,7 +15,7 @@ from vmbackup.engine.boot.records import Booted, BootedDisk
 from vmbackup.engine.boot.space import data_runs
 from vmbackup.engine.images.qemu_img import run_tool
 from vmbackup.errors import TargetError
-from vmbackup.hypervisor.booted import BootedDomain
+from vmbackup.hypervisor.started.booted import BootedDomain
 
 Run = tuple[int, int]  # where it begins, where it ends
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 from vmbackup.durable import replace_file, sync_folder
 from vmbackup.errors import JobConflictError, NotFoundError, TargetError, UsageError
-from vmbackup.hypervisor.aside import FOLDER
+from vmbackup.hypervisor.started.aside import FOLDER
 
 _VERSION = 1
 # It is the name of files, of a unit of systemd, and a part of a socket's path, which has 107 bytes.

@@ -14,7 +14,7 @@ from vmbackup.engine.images.target_errors import told
 from vmbackup.errors import JobConflictError, TargetError
 from vmbackup.hypervisor import Host
 from vmbackup.hypervisor.names import throwaway_name
-from vmbackup.hypervisor.throwaway import end, remove_state
+from vmbackup.hypervisor.started.throwaway import end, remove_state
 
 FOLDER = "drills"  # of the state folder: a file a drill, locked while it goes on
 _SCRATCH = "drill"  # of the scratch folder: overlays and the socket

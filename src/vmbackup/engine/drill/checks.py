@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from vmbackup.hypervisor.agent import AgentRefusedError, AgentSilentError
-from vmbackup.hypervisor.console import clean
+from vmbackup.hypervisor.live.agent import AgentRefusedError, AgentSilentError
+from vmbackup.hypervisor.started.console import clean
 
 ANSWER_SECONDS = 10  # for one answer of the agent; a guest that has just booted is slow
 _PAUSE = 1.0  # seconds between two looks
@@ -17,7 +17,7 @@ _WINDOWS = "mswindows"
 
 
 class Agent(Protocol):
-    """A guest's agent (hypervisor/agent.py)."""
+    """A guest's agent (hypervisor/live/agent.py)."""
 
     def call(self, command: str, seconds: int, **arguments: Any) -> Any:
         """What it returns. Raises AgentSilentError, AgentRefusedError."""

@@ -1,7 +1,7 @@
 """A drill: a restore point is booted in a throw-away guest without a network, looked at, and thrown away.
 
 Neither the original guest nor anything of its own is touched: the drill's guest has another name and UUID, disks that
-lie above what is served, and reaches nothing (hypervisor/isolate.py).
+lie above what is served, and reaches nothing (hypervisor/rebuild/isolate.py).
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from vmbackup.engine.drill.guest import DrillGuest, running
 from vmbackup.engine.drill.picture import to_png
 from vmbackup.errors import DamageError, HypervisorError, VmbackupError
 from vmbackup.hypervisor import Host
-from vmbackup.hypervisor.agent import AgentRefusedError, AgentSilentError
-from vmbackup.hypervisor.owners import image_owner
+from vmbackup.hypervisor.live.agent import AgentRefusedError, AgentSilentError
+from vmbackup.hypervisor.tidy.owners import image_owner
 from vmbackup.progress import Progress
 from vmbackup.repository import drills
 from vmbackup.repository.drills import Seen

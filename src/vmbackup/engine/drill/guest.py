@@ -11,14 +11,14 @@ from vmbackup.engine.images.target_errors import told
 from vmbackup.engine.serve.served import ServedPoint
 from vmbackup.errors import DamageError, HypervisorError, TargetError
 from vmbackup.hypervisor import Host
+from vmbackup.hypervisor.define.guest_state import GuestState
+from vmbackup.hypervisor.define.inventory import read_capabilities
 from vmbackup.hypervisor.documents import DOMAIN_XML, TPM_STATES, UEFI_VARIABLES
-from vmbackup.hypervisor.guest_state import GuestState
-from vmbackup.hypervisor.inventory import read_capabilities
-from vmbackup.hypervisor.isolate import Isolated, isolate
-from vmbackup.hypervisor.owners import let_in
-from vmbackup.hypervisor.rebuild import rebuild
-from vmbackup.hypervisor.throwaway import Throwaway
-from vmbackup.hypervisor.wishes import NbdSource, NewDisk, Rebuilt, Wishes
+from vmbackup.hypervisor.rebuild.guest import rebuild
+from vmbackup.hypervisor.rebuild.isolate import Isolated, isolate
+from vmbackup.hypervisor.rebuild.wishes import NbdSource, NewDisk, Rebuilt, Wishes
+from vmbackup.hypervisor.started.throwaway import Throwaway
+from vmbackup.hypervisor.tidy.owners import let_in
 from vmbackup.nbd.address import UnixAddress
 from vmbackup.nbd.channel import Buffer
 from vmbackup.nbd.errors import CannotListen, NbdError

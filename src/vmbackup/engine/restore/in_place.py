@@ -17,9 +17,9 @@ from vmbackup.engine.restore.in_place_disk import InPlaceDisk
 from vmbackup.errors import HypervisorError, NotFoundError, TargetError
 from vmbackup.hypervisor import Host
 from vmbackup.hypervisor.domains import DomainNotFound
-from vmbackup.hypervisor.half_done import HalfDone
+from vmbackup.hypervisor.off.stopped import StoppedGuest, started_paused, stopped_guest
 from vmbackup.hypervisor.source import DomainInfo
-from vmbackup.hypervisor.stopped import StoppedGuest, started_paused, stopped_guest
+from vmbackup.hypervisor.tidy.half_done import HalfDone
 from vmbackup.progress import Progress
 from vmbackup.repository.points import DiskRecord, Point
 from vmbackup.repository.repository import Repository

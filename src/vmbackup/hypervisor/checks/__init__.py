@@ -1,0 +1,1 @@
+"""What doctor asks of a host and of a guest."""

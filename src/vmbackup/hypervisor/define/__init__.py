@@ -1,0 +1,1 @@
+"""A restored guest defined on this host, and what the host has for it."""

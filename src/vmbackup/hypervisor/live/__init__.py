@@ -1,0 +1,1 @@
+"""The backup job of a guest that runs: begun, watched, read, ended."""

@@ -1,0 +1,84 @@
+"""What can be known of a guest's agent before anything is asked of it that would hold the guest up."""
+
+import contextlib
+from typing import Any
+
+from vmbackup.errors import VmbackupError
+from vmbackup.hypervisor import _libvirt as lv
+from vmbackup.hypervisor.connection import Connection
+from vmbackup.hypervisor.domains import RUNNING, handle
+from vmbackup.hypervisor.failures import code_of
+from vmbackup.hypervisor.live.agent import AgentRefusedError, GuestAgent
+from vmbackup.hypervisor.source import DomainInfo
+from vmbackup.hypervisor.xmltree import parse
+
+# Seconds for an answer that costs the agent nothing.
+_PROBE_SECONDS = 5
+NO_LIMIT = -2  # VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, libvirt's own setting
+_AGENT_CHANNEL = "org.qemu.guest_agent.0"
+
+
+def agent_trouble(domain: Any) -> str | None:
+    """Why the guest agent cannot freeze this domain now; None where it is connected."""
+    state = domain.state()[0]
+    if state != RUNNING:
+        return "the guest is paused, so its agent cannot answer" if state == 3 else "the guest is not running"
+    for channel in parse(domain.XMLDesc(0)).findall("./devices/channel/target"):
+        if channel.get("name") == _AGENT_CHANNEL:
+            return None if channel.get("state") == "connected" else "the guest agent is not connected"
+    return "the domain has no guest agent channel"
+
+
+class Probe:
+    """The agent of one guest, asked once. `trouble`: why it cannot freeze, None where it can. `windows`: what it runs.
+
+    Raises HypervisorError where libvirt cannot be asked.
+    """
+
+    def __init__(self, connection: Connection, info: DomainInfo, agent: GuestAgent) -> None:
+        self._connection, self._info, self._agent = connection, info, agent
+        self.windows = False
+        self.trouble = self._call("look for the guest agent", agent_trouble) or self._silent_or_frozen()
+
+    def _silent_or_frozen(self) -> str | None:
+        """Why an agent that is connected cannot freeze all the same."""
+        self._call("set the agent's time limit", lambda d: d.agentSetResponseTimeout(_PROBE_SECONDS, 0))
+        try:
+            answered = self._call("ask for the guest's system", _system)
+        finally:
+            with contextlib.suppress(VmbackupError):
+                self._call("reset the agent's time limit", lambda d: d.agentSetResponseTimeout(NO_LIMIT, 0))
+        if answered is None:
+            return "the guest agent does not answer"
+        self.windows = answered == "mswindows"
+        return None if answered else self._frozen_already()
+
+    def _frozen_already(self) -> str | None:
+        """Whether someone else has frozen it: a freeze that is not ours is not ours to thaw."""
+        try:
+            frozen = self._agent.call("guest-fsfreeze-status", _PROBE_SECONDS) == "frozen"
+        except AgentRefusedError:
+            return None
+        except VmbackupError as error:
+            return str(error)
+        if not frozen:
+            return None
+        return (
+            "the guest is frozen already, by someone else, and was left so"
+            f" ('virsh domfsthaw {self._info.name}' thaws it if nobody needs that)"
+        )
+
+    def _call(self, doing: str, function: Any) -> Any:
+        return self._connection.call(doing, lambda raw: function(handle(raw, self._info)), self._info.name, again=False)
+
+
+def _system(domain: Any) -> str | None:
+    """The guest's kind of system: Windows freezes through VSS, whose writers bring databases to rest.
+
+    "" where its agent does not tell, as one does that is frozen; None where it does not answer at all.
+    """
+    kind = lv.constant("VIR_DOMAIN_GUEST_INFO_OS")
+    try:
+        return str(domain.guestInfo(kind, 0).get("os.id", "")) if kind is not None else ""
+    except lv.binding().libvirtError as error:
+        return None if code_of(error) in (lv.AGENT_UNRESPONSIVE, lv.OPERATION_TIMEOUT) else ""

@@ -1,0 +1,1 @@
+"""The backup job of a guest that is off, in nobody's way."""

@@ -1,0 +1,1 @@
+"""A guest's definition put right for another host: XML in, XML out."""

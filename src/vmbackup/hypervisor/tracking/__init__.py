@@ -1,0 +1,1 @@
+"""Changed-block tracking for raw disks."""
