@@ -173,7 +173,7 @@ class Lines:
     def close(self) -> None:
         """Stop the pace."""
         self._closed.set()
-        if self._thread is not None:
+        if self._thread is not None and self._thread.is_alive():  # an interrupt may come before its start
             self._thread.join()
 
     def _run(self) -> None:

@@ -75,7 +75,7 @@ class Wire:
     def close(self) -> None:
         """Stop the pace. The descriptor stays open: it is not ours."""
         self._closed.set()
-        if self._thread is not None:
+        if self._thread is not None and self._thread.is_alive():  # an interrupt may come before its start
             self._thread.join()
             self.tell()
 

@@ -110,11 +110,12 @@ def rolled_back(scene: Scene) -> None:
     """An older copy of the image with its older bitmaps is put back over it (`cp`)."""
     path = scene.horse.path("vda")
     with scene.off():
-        old = path.read_bytes()
+        old, bitmaps = path.read_bytes(), {name for name in scene.horse.checkpoints() if name.startswith("vmbackup-")}
     point = scene.kit.backup(scene.horse)
     scene.succeed(point, scene.contents())
     with scene.off():
         path.write_bytes(old)
+    scene.orphans |= bitmaps
     scene.expected = "bitmap_broken"
 
 

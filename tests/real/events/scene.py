@@ -34,7 +34,8 @@ class Scene:
     """A paused guest with a disk `vda`, a repository, and a libvirt that nobody else uses.
 
     `expected` is why the next backup reads `vda` whole, as the metric's label; None: it is incremental.
-    `kept`: point -> target -> SHA-256 of what the disk was.
+    `kept`: point -> target -> SHA-256 of what the disk was. `orphans`: our bitmaps of an older copy of the image, which
+    go with the next restore point.
     """
 
     lab: Lab
@@ -45,6 +46,7 @@ class Scene:
     kept: dict[str, dict[str, str]] = field(default_factory=dict)
     foreign: list[str] = field(default_factory=list)
     older: Path | None = None
+    orphans: set[str] = field(default_factory=set)
 
     @property
     def domain(self) -> Any:
@@ -146,6 +148,7 @@ class Scene:
         assert point.parent == newest, f"{point.id} builds on {point.parent}, not on {newest}"
         self.kept[point.id] = contents
         self.expected = None
+        self.orphans.clear()
         self.check(point.id)
         self.clean()
         return label
@@ -167,7 +170,7 @@ class Scene:
         if self.horse.running:
             for target in self.horse.disks:
                 found = {name for name in self.horse.bitmaps(target) if name.startswith("vmbackup-")}
-                assert found <= set(ours), f"bitmaps left on {target}: {found}"
+                assert found <= {*ours, *self.orphans}, f"bitmaps left on {target}: {found}"
 
     def no_job(self) -> None:
         """No job, socket, scratch file, intent, session or server of an image is left."""

@@ -149,9 +149,9 @@ def points_before_the_pin(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(run_module, "gather", lambda *_: None)
     opened = Run.open.__func__  # type: ignore[attr-defined]
 
-    def early(cls: type[Run], repository: Any, lineage: Lineage, host: str) -> Run:
+    def early(cls: type[Run], repository: Any, lineage: Lineage, host: str, **options: Any) -> Run:
         found = repository.read_points(group=lineage.group)
-        run: Run = opened(cls, repository, lineage, host)
+        run: Run = opened(cls, repository, lineage, host, **options)
 
         def stale(self: Others, history: bytes) -> History | None:
             point = newest([point for point in found.points if point.lineage.id == history])

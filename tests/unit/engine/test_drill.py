@@ -88,7 +88,9 @@ def guest(monkeypatch: pytest.MonkeyPatch) -> Boots:
 
 
 def drilled(kit: Kit, guest: Boots, **options: Any) -> DrillReport:
-    host: Any = SimpleNamespace(connection=None, places=SimpleNamespace(scratch_dir="/scratch"))
+    host: Any = SimpleNamespace(
+        connection=None, places=SimpleNamespace(scratch_dir="/scratch"), require_here=lambda *_: None
+    )
 
     def sleep(seconds: float) -> None:
         guest.now += seconds

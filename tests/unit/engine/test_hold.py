@@ -116,7 +116,7 @@ def test_it_is_renewed(kit: RamKit) -> None:
         deadline = time.monotonic() + SECONDS
         while len(seen) < 3:
             assert time.monotonic() < deadline
-            now = pins(kit)
+            now = pins(kit) or pins(kit)  # a listing is no instant: it may miss the new one, and the old one goes
             assert now
             seen.update(now)
     assert pins(kit) == []

@@ -31,7 +31,7 @@ def make_kit(tmp_path: Path) -> Callable[..., RamKit]:
 @pytest.fixture
 def killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs after a failure does not run, as after kill -9."""
-    monkeypatch.setattr(backup_module, "_abandon", lambda *_: None)
+    monkeypatch.setattr(backup_module.GuestBackup, "abandon", lambda *_: None)
     monkeypatch.setattr("tests.ram.RamJob.__exit__", lambda *_: None)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -241,17 +242,19 @@ def test_one_that_may_not_be_written(tmp_path: Path) -> None:
 def test_a_restore_in_another_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It sees no process of this one, and leaves its socket alone; what a killed one left it takes away."""
     path = dirty_raw(tmp_path / "image", MIB)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(os, "getpid", lambda: 1 << 23)
-    (tmp_path / f"vmbackup-restore-{1 << 23}-dead").mkdir()
-    nbd = qemu_nbd.QemuNbd(path, served_image(path, "raw"), 1)
-    try:
-        qemu_nbd._sweep()
-        nbd.connect().close()
-        assert not (tmp_path / f"vmbackup-restore-{1 << 23}-dead").exists()
-    finally:
-        nbd.abandon()
-    assert list(tmp_path.glob("vmbackup-restore-*")) == []
+    with tempfile.TemporaryDirectory(prefix="v-") as short:  # a socket's path has 107 bytes
+        monkeypatch.setattr("tempfile.tempdir", short)
+        monkeypatch.setattr(os, "getpid", lambda: 1 << 23)
+        dead = Path(short, f"vmbackup-restore-{1 << 23}-dead")
+        dead.mkdir()
+        nbd = qemu_nbd.QemuNbd(path, served_image(path, "raw"), 1)
+        try:
+            qemu_nbd._sweep()
+            nbd.connect().close()
+            assert not dead.exists()
+        finally:
+            nbd.abandon()
+        assert list(Path(short).glob("vmbackup-restore-*")) == []
 
 
 def test_an_image_that_takes_too_long_to_open(kit: RamKit, options: RestoreOptions, tmp_path: Path,

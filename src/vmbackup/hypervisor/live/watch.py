@@ -55,7 +55,8 @@ class JobWatch:
         """No more events; returns when its thread is done."""
         self._connection.events.unsubscribe(self._info.uuid, self._queue)
         self._queue.put(None)
-        if self._thread and self._thread is not threading.current_thread():
+        # Not alive where an interrupt came before its start: then it finds the end in its queue at once.
+        if self._thread and self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
 
     def raise_if_lost(self) -> None:

@@ -48,7 +48,7 @@ class OffHold:
     def end(self) -> None:
         """Lets the images go. Never raises; may be called twice."""
         self._over.set()
-        if self._thread.ident is not None:
+        if self._thread.is_alive():
             self._thread.join()
 
     def lost(self) -> str | None:
