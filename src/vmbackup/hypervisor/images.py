@@ -40,12 +40,12 @@ def image_chain(path: str, driver: str | None = None) -> list[ImageInfo]:
     """
     told = ["-f", driver] if driver else []
     command = ["qemu-img", "info", "-U", "--output=json", "--backing-chain", *told, "--", path]
-    return [_parse(entry) for entry in json.loads(_run(command))]
+    return [_parse(entry) for entry in json.loads(run_tool(command))]
 
 
 def image_info(path: str) -> ImageInfo:
     """The image alone; also while QEMU has it open. Raises HypervisorError."""
-    return _parse(json.loads(_run(["qemu-img", "info", "-U", "--output=json", "--", path])))
+    return _parse(json.loads(run_tool(["qemu-img", "info", "-U", "--output=json", "--", path])))
 
 
 def remove_bitmap(path: str, name: str) -> bool:
@@ -56,7 +56,7 @@ def remove_bitmap(path: str, name: str) -> bool:
     found = False
     for image in image_chain(path):
         if name in image.bitmaps:
-            _run(["qemu-img", "bitmap", "-f", image.format, "--remove", "--", image.path, name])
+            run_tool(["qemu-img", "bitmap", "-f", image.format, "--remove", "--", image.path, name])
             found = True
     return found
 
@@ -87,9 +87,10 @@ def _plain(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _run(command: list[str]) -> str:
+def run_tool(command: list[str], timeout: float | None = _TIMEOUT) -> str:
+    """What it prints; `timeout` in seconds. Raises HypervisorError."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except FileNotFoundError as error:
         raise HypervisorError("the program qemu-img is missing", "install it: apt install qemu-utils") from error
     except subprocess.TimeoutExpired as error:
@@ -97,6 +98,8 @@ def _run(command: list[str]) -> str:
     if done.returncode:
         if "Is another process using the image" in done.stderr:
             raise ImageInUseError(f"another process has {command[-1]} open")
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        # What `compare` finds stands on its standard output.
+        said = done.stderr.strip() or done.stdout.strip()
+        lines = said.splitlines() or [f"exit code {done.returncode}"]
         raise HypervisorError(lines[-1].removeprefix("qemu-img: "))
     return done.stdout

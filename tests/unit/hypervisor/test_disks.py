@@ -193,7 +193,7 @@ def test_what_qemu_img_says(monkeypatch: pytest.MonkeyPatch) -> None:
             "encrypt": {"format": "luks"}, "bitmaps": [{"name": "x", "flags": ["auto", "in-use"]}],
         }},
     }  # fmt: skip
-    monkeypatch.setattr(images, "_run", lambda _command: json.dumps(answer))
+    monkeypatch.setattr(images, "run_tool", lambda _command: json.dumps(answer))
     found = images.image_info("/a")
     assert found.attributes == {
         "compat": "1.1", "compression_type": "zstd", "lazy_refcounts": "true", "refcount_bits": "16",

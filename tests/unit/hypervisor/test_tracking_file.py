@@ -122,6 +122,15 @@ def test_data_that_changes_meanwhile_is_told(raw: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a,b.raw"]
 
 
+def test_a_comparison_tells_where_they_differ(raw: Path, tmp_path: Path) -> None:
+    place = tmp_path / "tracking.qcow2"
+    tracking_file.make(place, DataFile.look(raw))
+    other = tmp_path / "other.raw"
+    other.write_bytes(b"x" + raw.read_bytes()[1:])
+    with pytest.raises(HypervisorError, match="mismatch at offset 0"):
+        tracking_file.compare(place, other)
+
+
 @pytest.mark.parametrize("size", [0, 511, 513])
 def test_what_is_no_number_of_sectors_is_refused(tmp_path: Path, size: int) -> None:
     (tmp_path / "odd").write_bytes(bytes(size))

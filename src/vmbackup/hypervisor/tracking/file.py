@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 import stat
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vmbackup.durable import sync_folder
 from vmbackup.errors import HypervisorError
+from vmbackup.hypervisor.images import run_tool
 
 SECTOR = 512
 _LOOKS, _LOOK_BYTES = 256, 64 << 10  # what is read of the data before and after: 16 MiB at most
@@ -145,7 +145,7 @@ def _next_data(handle: int, start: int, end: int) -> int:
 
 def compare(place: Path, data: Path) -> None:
     """Reads both, whole. Raises HypervisorError at the first byte that differs."""
-    _qemu_img("compare", "-q", "-f", "qcow2", "-F", "raw", "--", str(place), str(data))
+    _qemu_img("compare", "-f", "qcow2", "-F", "raw", "--", str(place), str(data))
 
 
 def _digest(handle: int, size: int) -> bytes:
@@ -177,11 +177,5 @@ def _escaped(path: Path) -> str:
 
 
 def _qemu_img(*arguments: str) -> str:
-    try:
-        done = subprocess.run(["qemu-img", *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise HypervisorError("the program qemu-img is missing", "install it: apt install qemu-utils") from error
-    if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
-        raise HypervisorError(f"qemu-img {arguments[0]}: {lines[-1].removeprefix('qemu-img: ')}")
-    return done.stdout
+    """For as long as it takes: a map or a comparison is as long as the disk."""
+    return run_tool(["qemu-img", *arguments], timeout=None)
