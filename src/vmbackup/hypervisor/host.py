@@ -22,6 +22,7 @@ from vmbackup.hypervisor.live.together import FREEZE_SECONDS, begin_together
 from vmbackup.hypervisor.names import CheckpointName, session_tag
 from vmbackup.hypervisor.off.begin import OffBeginner
 from vmbackup.hypervisor.off.beginning import OffBeginning
+from vmbackup.hypervisor.off.hooks import OffHooks
 from vmbackup.hypervisor.off.job import OffJob
 from vmbackup.hypervisor.places import Places, domain_folders_of
 from vmbackup.hypervisor.plan import Committed, Plan, Request, make_plan
@@ -161,7 +162,7 @@ class Host:
         try:
             info, request, recovered = self._ready(domain, wanted)
             if not info.active:
-                return self._off(request, wanted).begin(info, lock, recovered)
+                return self._off(info, request, wanted, lock, recovered).run()
             return self._on(request, wanted).begin(info, lock, recovered)
         except BaseException:
             lock.release()
@@ -177,8 +178,7 @@ class Host:
         try:
             info, request, recovered = self._ready(domain, wanted)
             if not info.active:
-                beginner = self._off(request, wanted)
-                return OffBeginning(lambda: beginner.begin(info, lock, recovered), lock)
+                return self._off(info, request, wanted, lock, recovered)
             return self._on(request, wanted).prepare(info, lock, recovered)
         except BaseException:
             lock.release()
@@ -211,9 +211,14 @@ class Host:
         common = self.connection, self._store, self.places, request, wanted["session"], wanted.get("quiesce", "auto")
         return Beginner(*common, wanted.get("freezing") or FreezeOptions(), wanted.get("readers", 1))
 
-    def _off(self, request: Request, wanted: Wanted) -> OffBeginner:
-        common = self.connection, self._store, self.places, request, wanted["session"], wanted.get("quiesce", "auto")
-        return OffBeginner(*common, wanted.get("readers", 1))
+    def _off(
+        self, info: DomainInfo, request: Request, wanted: Wanted, lock: DomainLock, recovered: Sequence[Leftover]
+    ) -> OffBeginning:
+        policy, freezing = wanted.get("quiesce", "auto"), wanted.get("freezing") or FreezeOptions()
+        hooks = OffHooks(self.connection, info, policy, freezing.hooks)
+        common = self.connection, self._store, self.places, request, wanted["session"], policy
+        beginner = OffBeginner(*common, hooks, wanted.get("readers", 1))
+        return OffBeginning(lambda: beginner.begin(info, lock, recovered), hooks, lock)
 
     def recover(self, domain: DomainInfo | Intent, committed: Committed) -> list[Leftover]:
         """Puts right what dead runs left on a domain (also one that is off or gone: pass an intent of `stale`).

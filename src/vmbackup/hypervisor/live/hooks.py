@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vmbackup.errors import VmbackupError
+from vmbackup.errors import QuiesceError, VmbackupError
 from vmbackup.hypervisor.live.agent import GuestAgent
 from vmbackup.hypervisor.source import DomainInfo, Hooks
 from vmbackup.hypervisor.started.console import clean
@@ -40,13 +40,18 @@ class GuestHooks:
         environment = self._environment("after")
         return {"guest": hooks.guest_after, "host": hooks.after, "environment": environment, "seconds": hooks.seconds}
 
-    def before(self) -> str | None:
-        """Runs those before, the host's first. What went wrong, None where nothing did."""
+    def before(self, *, required: bool) -> list[str]:
+        """Runs those before, the host's first. What went wrong; where all is `required` that raises QuiesceError."""
         self.owes = True
         hooks = self._hooks
         trouble = self._on_host(hooks.before, "before") or self._inside(hooks.guest_before, "before")
         self.held = bool(hooks.before or hooks.guest_before) and trouble is None
-        return trouble
+        if trouble and required:
+            raise QuiesceError(
+                f"domain {self._info.name} could not be brought to rest: {trouble}",
+                "put the hook right, or use --quiesce auto",
+            )
+        return [trouble] if trouble else []
 
     def after(self) -> list[str]:
         """Runs those after, where they are due, each whatever becomes of the other. What went wrong."""

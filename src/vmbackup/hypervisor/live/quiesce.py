@@ -82,15 +82,7 @@ class Freezer:
             return
         if owed := self._hooks.owed():
             self._guarded().hooks(owed)
-        trouble = self._hooks.before()
-        if trouble is None:
-            return
-        if self._policy == "required":
-            raise QuiesceError(
-                f"domain {self._info.name} could not be brought to rest: {trouble}",
-                "put the hook right, or use --quiesce auto",
-            )
-        self.warnings.append(trouble)
+        self.warnings += self._hooks.before(required=self._policy == "required")
 
     # Standing still.
 

@@ -19,6 +19,7 @@ from vmbackup.hypervisor.live import scratch
 from vmbackup.hypervisor.live.readers import Connections, LiveDisk
 from vmbackup.hypervisor.names import SOCKET_PATH_MAX, CheckpointName, file_tag, socket_name
 from vmbackup.hypervisor.off.hold import OffHold
+from vmbackup.hypervisor.off.hooks import OffHooks
 from vmbackup.hypervisor.off.image import OffImage, off_images
 from vmbackup.hypervisor.off.job import OffJob, OffParts, lost, prove
 from vmbackup.hypervisor.places import Places
@@ -46,13 +47,18 @@ class OffBeginner:
         request: Request,
         session: str,
         policy: QuiescePolicy,
+        hooks: OffHooks,
         readers: int,
     ) -> None:
         self._connection, self._store, self._places = connection, store, places
         self._request, self._session, self._policy, self._readers = request, session, policy, readers
+        self._hooks = hooks
 
     def begin(self, info: DomainInfo, lock: DomainLock, recovered: Sequence[Leftover]) -> OffJob:
-        """The job; it takes over the lock. Raises HypervisorError and its kinds, with nothing left behind."""
+        """The job; it takes over the lock. Runs the hooks before, of which those after are the caller's to run.
+
+        Raises HypervisorError and its kinds, with nothing left behind.
+        """
         _require_ours(info)
         consistency, note = self._call("look at the domain", info, _consistency)
         if self._policy == "required" and consistency == "crash":
@@ -74,6 +80,7 @@ class OffBeginner:
         incremental = [disk.target for disk in plan.included if disk.mode == "incremental"]
         hold = OffHold(list(images.values()), sockets, dict.fromkeys(incremental, plan.parent or ""))
         connections: list[Connections] = []
+        trouble = self._hooks.before()
         self._store.write(intent)
         try:
             anchor = self._call("make a checkpoint", info, lambda domain: _anchor(domain, intent, plan, images))
@@ -95,9 +102,9 @@ class OffBeginner:
         return OffJob(
             OffParts(
                 connection=self._connection, store=self._store, lock=lock, intent=intent, domain=info,
-                time=datetime.now(UTC), consistency=consistency, quiesce_note=note, hold=hold, connections=connections,
-                disks=disks, anchor=anchor, documents=documents.files, notes=[*plan.notes, *documents.notes],
-                recovered=recovered,
+                time=datetime.now(UTC), consistency=consistency, quiesce_note=note + self._hooks.note, hold=hold,
+                connections=connections, disks=disks, anchor=anchor, documents=documents.files,
+                notes=[*plan.notes, *documents.notes, *trouble], recovered=recovered,
             )
         )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime
 
+from vmbackup.hypervisor.off.hooks import OffHooks
 from vmbackup.hypervisor.off.job import OffJob
 from vmbackup.hypervisor.tidy.locks import DomainLock
 
@@ -13,12 +14,24 @@ class OffBeginning:
     It holds from then on: a guest that is started loses its job.
     """
 
-    def __init__(self, begin: Callable[[], OffJob], lock: DomainLock) -> None:
-        self._begin, self._lock = begin, lock
+    def __init__(self, begin: Callable[[], OffJob], hooks: OffHooks, lock: DomainLock) -> None:
+        self._begin, self._hooks, self._lock = begin, hooks, lock
         self._job: OffJob | None = None
 
+    def run(self) -> OffJob:
+        """All of it, for one guest alone."""
+        try:
+            try:
+                self.prepare()
+            finally:
+                self.go_on()
+            return self.job()
+        except BaseException:
+            self.give_up()
+            raise
+
     def prepare(self) -> None:
-        """The job."""
+        """The operator's hooks before, and the job."""
         self._job = self._begin()
 
     def stand_still(self) -> None:
@@ -35,7 +48,10 @@ class OffBeginning:
         """It was not held."""
 
     def go_on(self) -> None:
-        """It does not."""
+        """Only the hooks after."""
+        trouble = self._hooks.after()
+        if self._job:
+            self._job.notes += trouble
 
     def job(self) -> OffJob:
         """The job, which has taken over the lock."""
