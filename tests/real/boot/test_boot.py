@@ -27,6 +27,7 @@ def horse(make_domain: Callable[..., Workhorse], rig: Rig) -> Workhorse:
     horse = make_domain(Disk("vda", size=256 * MiB), Disk("vdb", size=32 * MiB, cluster_size=2 * MiB))
     horse.write_data("vda", MiB, os.urandom(DATA))
     horse.write("vdb", 0, 3 * MiB, 0x22)
+    horse.domain.setAutostart(1)  # which no booted guest takes over
     rig.program.json("backup", horse.name)
     horse.copies = {target: horse.copy(target) for target in ("vda", "vdb")}
     horse.write("vda", 2 * MiB, MiB, 0x99)
@@ -93,6 +94,7 @@ def test_a_guest_runs_from_the_repository_and_is_moved_while_it_runs(
     guest = boot(f"{horse.name}@latest")
     assert guest.told["uuid"] == guest.domain.UUIDString() != horse.uuid
     assert guest.domain.isActive()
+    assert not guest.domain.autostart()
     assert "<interface" not in guest.domain.XMLDesc(0)
     assert (guest.listed["state"], guest.listed["served"], guest.listed["phase"]) == ("running", True, "booted")
     for target, copy in horse.copies.items():
@@ -112,6 +114,7 @@ def test_a_guest_runs_from_the_repository_and_is_moved_while_it_runs(
     assert done["running"]
     assert [file["path"] for file in done["files"]] == [str(output / f"{t}.qcow2") for t in ("vda", "vdb")]
     check_finished(guest, horse, output)
+    assert (guest.domain.autostart(), horse.domain.autostart()) == (0, 1)
     planned = rig.program.json("backup", "--job", "all", "--dry-run")["plans"]
     assert guest.name in [plan["domain"] for plan in planned]
     (point,) = rig.program.json("backup", guest.name)["points"]

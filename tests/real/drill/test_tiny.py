@@ -83,6 +83,7 @@ def made(lab: Lab) -> Iterator[World]:
         config.write(DRILL)
     program.json("init")
     horse.write_data("vda", 0, boot_sector("the tiny system is up"))
+    horse.domain.setAutostart(1)  # which no drill takes over
     yield World(lab, program, horse, program.json("backup", horse.name)["points"][0]["id"])
     horse.remove()
     shutil.rmtree(folder)
@@ -160,7 +161,7 @@ def test_while_one_goes_on(world: World, running: subprocess.Popen[bytes]) -> No
     assert world.program.json("backup", name, code=5)["error"]["kind"] == "not_found"
     assert name not in world.program.run("backup", "--all", "--dry-run").stdout  # of whatever other tests run just now
     domain = world.lab.connection.lookupByName(name)
-    assert not domain.isPersistent()
+    assert (domain.isPersistent(), domain.autostart(), world.horse.domain.autostart()) == (0, 0, 1)
     xml = domain.XMLDesc(0)
     for nothing in ("<interface", "<hostdev", "<graphics", world.horse.uuid, str(world.horse.folder)):
         assert nothing not in xml
