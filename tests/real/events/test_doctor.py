@@ -82,6 +82,24 @@ def test_a_domain_without_disks(make_domain: MakeDomain, host: Host) -> None:
     assert found == {"disks": "fail"}
 
 
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_kernel_of_the_host(make_domain: MakeDomain, host: Host, runs: bool) -> None:
+    """No restore point holds it: it is named, running or off, with the command that keeps it."""
+    horse = make_domain(Disk(size=MiB))
+    kernel = horse.folder / "vmlinuz"
+    kernel.write_bytes(b"kernel")
+    xml = horse.domain.XMLDesc(2).replace("</os>", f"<kernel>{kernel}</kernel></os>")
+    horse.domain = horse.domain.connect().defineXML(xml)
+    if not runs:
+        horse.stop()
+    found = check(host, horse, "boot-files")
+    assert found.status == "warn"
+    subprocess.run(shlex.split(found.fix), check=True, capture_output=True, cwd=horse.folder)
+    assert (horse.folder / f"{horse.name}-boot-files.tar.gz").stat().st_size
+    kernel.unlink()
+    assert check(host, horse, "boot-files").status == "fail"
+
+
 class Stopped:
     """A domain that a failing write has stopped, or whose system has crashed."""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from vmbackup.errors import JobConflictError, VmbackupError
+from vmbackup.hypervisor.checks.boot_files import boot_file_checks
 from vmbackup.hypervisor.checks.check import Check
 from vmbackup.hypervisor.checks.confinement import confinement_checks
 from vmbackup.hypervisor.checks.guest import guest_checks
@@ -99,6 +100,7 @@ def check_domain(connection: Connection, places: Places, store: IntentStore, inf
 
 
 def _domain(raw: Any, domain: Any, places: Places, info: DomainInfo) -> Iterator[Check]:
+    yield from boot_file_checks(domain, info.name, far=places.reach is not None)
     if not info.active:
         for disk in read_disks(raw, domain):
             yield _disk(info, disk)
