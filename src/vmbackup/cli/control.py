@@ -74,9 +74,9 @@ class Control:
         ids: list[str] = self._ask("POST", "/run", {"job": job, "domains": domains, "full": full})["requests"]
         return ids
 
-    def cancel(self, run: str) -> dict[str, Any]:
-        """End the run whose id begins so: what it was."""
-        ended: dict[str, Any] = self._ask("POST", "/cancel", {"run": run})["run"]
+    def cancel(self, run: str) -> list[dict[str, Any]]:
+        """End the run whose id begins so, with all of its group, or all runs of the job: what they were."""
+        ended: list[dict[str, Any]] = self._ask("POST", "/cancel", {"run": run})["runs"]
         return ended
 
     def _ask(self, method: str, target: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any, Protocol
 
 from vmbackup.daemon.control_http import BadRequest, HttpAnswer, HttpRequest, failure, failure_document
+from vmbackup.daemon.group import whole
 from vmbackup.daemon.snapshot import RunState, Snapshot
 from vmbackup.errors import NotFoundError, UsageError, VmbackupError
 
@@ -105,11 +106,22 @@ class Api:
     def _cancel(self, request: HttpRequest) -> bytes:
         asked = _body(request, {"run": str})
         if not asked.get("run"):
-            raise UsageError('"run" is missing', "name a run, or the beginning of its id")
-        run = find_run(self._service.snapshot().runs, asked["run"])
-        self._service.cancel(run.id)
-        ended = {"id": run.id, "kind": run.kind, "domain": run.domain, "repository": run.repository}
-        return _done({"run": ended})
+            raise UsageError('"run" is missing', "name a run, the beginning of its id, or a job")
+        runs = find_runs(self._service.snapshot().runs, asked["run"])
+        self._cancel_each(list(dict.fromkeys(whole(run.id) for run in runs)))
+        told = [{"id": r.id, "kind": r.kind, "domain": r.domain, "repository": r.repository} for r in runs]
+        return _done({"run": told[0], "runs": told})
+
+    def _cancel_each(self, ids: Sequence[str]) -> None:
+        """One that has just ended keeps no other alive. NotFoundError where all have."""
+        gone: list[NotFoundError] = []
+        for id_ in ids:
+            try:
+                self._service.cancel(id_)
+            except NotFoundError as error:
+                gone.append(error)
+        if len(gone) == len(ids):
+            raise gone[0]
 
     def _reload(self, _request: HttpRequest) -> bytes:
         self._service.reload()
@@ -120,15 +132,20 @@ def _done(document: Mapping[str, Any]) -> bytes:
     return HttpAnswer(HTTPStatus.OK, document).encode()
 
 
-def find_run(runs: Sequence[RunState], name: str) -> RunState:
-    """The run whose id is `name`, or the only one whose id begins so. NotFoundError, UsageError."""
-    found = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
+def find_runs(runs: Sequence[RunState], name: str) -> list[RunState]:
+    """The run whose id is `name`, all of the job of that name, or the only run whose id begins so.
+
+    All the parts of a group, the one that was named first. NotFoundError, UsageError.
+    """
+    named = [run for run in runs if run.id == name] or [run for run in runs if run.job == name]
+    found = named or [run for run in runs if run.id.startswith(name)]
+    if not found:
+        hint = f"there is {_listed(runs)}" if runs else "nothing runs, and nothing waits"
+        raise NotFoundError(f'there is no run "{name}", and none of a job of that name', hint)
+    ids = {whole(run.id) for run in found}
+    if not named and len(ids) > 1:
         raise UsageError(f'"{name}" is the beginning of several runs', f"it may be {_listed(found)}")
-    hint = f"there is {_listed(runs)}" if runs else "nothing runs, and nothing waits"
-    raise NotFoundError(f'there is no run "{name}"', hint)
+    return [*found, *(run for run in runs if whole(run.id) in ids and run not in found)]
 
 
 def _listed(runs: Sequence[RunState]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,27 @@ def group_of(service: Service, run: dict[str, Any]) -> dict[str, Any]:
     assert run["points"], run
     found: dict[str, Any] = run["points"][0]
     return found
+
+
+def test_a_group_is_cancelled_by_its_own_id(make_domain: Callable[..., Workhorse], work_dir: Path) -> None:
+    """While its guests are read: nothing is left of either, and nothing is tried again."""
+    one, other = (make_domain(Disk(size=16 * MiB)) for _ in range(2))
+    for horse in (one, other):
+        for block in range(16):
+            horse.write_data("vda", block * MiB, os.urandom(MiB))
+    text = JOB.format(one=one.name, other=other.name) + 'bandwidth_limit = "1MiB/s"\n'
+    with make_service(work_dir, text) as service:
+        ids = service.ask("POST", "/run", {"job": "crm", "domains": [], "full": False})["requests"]
+        service.wait_for(lambda: [r for r in service.status()["runs"] if r["progress"]["done_bytes"]], 60)
+        told = service.ask("POST", "/cancel", {"run": ids[0].partition("-")[0]})
+        assert [run["id"] for run in told["runs"]] == ids
+        service.wait_for(lambda: len(ended(service)) == 2, 60)
+        assert {(run["id"], run["status"]) for run in ended(service)} == {(id_, "cancelled") for id_ in ids}
+        assert service.status()["runs"] == []
+        for horse in (one, other):
+            assert horse.checkpoints() == []
+            assert horse.domain.jobInfo()[0] == 0
+    assert list((work_dir / "scratch").iterdir()) == []
 
 
 def test_a_group(make_domain: Callable[..., Workhorse], work_dir: Path) -> None:

@@ -229,6 +229,9 @@ def test_cancel(cli: Cli, serve: Callable[[Any], None]) -> None:
     assert cli("cancel", "1a").stdout == "backup of app01 (1a2b3c4d) is being cancelled\n"
     assert json.loads(cli("--json", "cancel", "77a").stdout)["cancelled"]["id"] == "77aa88bb"
     assert service.asked == [("cancel", "1a2b3c4d"), ("cancel", "77aa88bb")]
+    both = cli("cancel", "nightly").stdout.splitlines()
+    assert both[:1] == ["backup of app01 (1a2b3c4d) is being cancelled"]
+    assert len(both) == 3
     none = cli("cancel", "ff")
     assert none.returncode == 5
     assert "1a2b3c4d (backup of app01)" in none.stderr

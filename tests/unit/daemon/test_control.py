@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from tests.unit.daemon.states import FakeService, many
+from tests.unit.daemon.states import FakeService, guest, many, queued, running, snapshot
 from vmbackup.daemon.control import Bounds, ControlServer
 from vmbackup.daemon.snapshot import Snapshot
-from vmbackup.errors import ConfigError, TargetError, VmbackupError
+from vmbackup.errors import ConfigError, NotFoundError, TargetError, VmbackupError
 
 QUICK = Bounds(read=0.5, call=1.0, write=1.0, close=0.5, readers=32)
 Serve = Callable[..., Path]
@@ -132,6 +132,37 @@ def test_errors_are_documents_with_fitting_codes(serve: Serve) -> None:
     status, document = post(path, "/cancel", {"run": "ffff"})
     assert (status, document["error"]["kind"]) == (404, "not_found")
     assert document["error"]["hint"] == "there is 1a2b3c4d (backup of app01), 77aa88bb (backup of db01)"
+
+
+@pytest.mark.parametrize("name", ["5e6f7081", "5e6f7081-2", "5e6f", "crm"])
+def test_a_group_is_cancelled_as_a_whole(serve: Serve, name: str) -> None:
+    """By the run's own id, by a part's, by the beginning of either, by its job; nothing else ends."""
+    parts = [running(f"crm{n}", id=f"5e6f7081-{n}", job="crm") for n in (1, 2)]
+    service = FakeService(snapshot(guest(), runs=(running(), *parts)))
+    path = serve(service)
+    status, document = post(path, "/cancel", {"run": name})
+    assert status == 200
+    assert sorted(run["domain"] for run in document["runs"]) == ["crm1", "crm2"]
+    assert document["run"] == document["runs"][0]
+    assert document["run"]["id"] == (name if "-" in name else "5e6f7081-1")
+    assert service.asked == [("cancel", "5e6f7081")]
+
+
+def test_all_of_a_job_are_cancelled(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has just ended keeps no other alive; a job's name is no beginning of an id."""
+    service = FakeService(snapshot(guest(), runs=(running(), queued(), running("other", id="nightly1", job="other"))))
+    path, ended = serve(service), {"1a2b3c4d"}
+
+    def cancel(run_id: str) -> None:
+        service.asked.append(("cancel", run_id))
+        if run_id in ended:
+            raise NotFoundError("it has ended")
+
+    monkeypatch.setattr(service, "cancel", cancel)
+    assert post(path, "/cancel", {"run": "nightly"})[0] == 200
+    assert service.asked == [("cancel", "1a2b3c4d"), ("cancel", "77aa88bb")]
+    ended.add("77aa88bb")
+    assert post(path, "/cancel", {"run": "nightly"})[0] == 404
 
 
 NONSENSE = [
