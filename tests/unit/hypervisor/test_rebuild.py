@@ -620,6 +620,28 @@ def test_direct_kernel_boot() -> None:
     assert root.findtext("./os/cmdline") == "root=/dev/vda console=ttyS0"
 
 
+def test_a_shim_goes_with_its_kernel() -> None:
+    """libvirt takes no shim without one."""
+    xml = (GUESTS / "hardware.xml").read_text().replace("<cmdline>", "<shim>/srv/shim.efi</shim><cmdline>")
+    made, root = rebuilt(xml, networks=None)
+    assert root.find("./os/shim") is None
+    (lack,) = [each for each in made.lacking if each.kind == "kernel"]
+    assert "initrd-hpc, /srv/shim.efi of its host" in lack.message
+
+
+def test_acpi_tables_of_the_host() -> None:
+    """Refused before a byte is restored, not by QEMU at the guest's start."""
+    tables = "<acpi><table type='slic'>/srv/slic</table></acpi></os>"
+    xml = (GUESTS / "virt-install.xml").read_text().replace("</os>", tables)
+    made, root = rebuilt(xml)
+    assert root.find("./os/acpi") is None
+    assert [(lack.kind, lack.grave) for lack in made.lacking] == [("kernel", True)]
+    assert "/srv/slic of its host" in made.lacking[0].message
+    made, root = rebuilt(xml, replace(DEBIAN, present=lambda _path: True))
+    assert root.findtext("./os/acpi/table") == "/srv/slic"
+    assert made.lacking == ()
+
+
 # The host's hardware
 
 

@@ -8,6 +8,7 @@ from vmbackup.hypervisor.xmltree import Element, element
 
 _INSTALL = "install this host's UEFI firmware (package ovmf, edk2-ovmf or qemu-efi-aarch64) and do it again"
 _TPM_INSTALL = "install swtpm and swtpm-tools and do it again, or let the guest do without: --without tpm"
+_KERNEL_FILES = ("kernel", "initrd", "dtb", "shim")
 
 
 def fit(draft: Draft) -> None:
@@ -29,15 +30,26 @@ def uses_uefi(os: Element) -> bool:
 
 def _kernel(draft: Draft, os: Element) -> None:
     """Files of the host that the guest is started from are in no restore point."""
-    missing = [path for tag in ("kernel", "initrd", "dtb") if (path := (os.findtext(tag) or "").strip())]
-    missing = [path for path in missing if not draft.host.present(path)]
-    if missing:
-        drop(os, "kernel", "initrd", "dtb", "cmdline")
+    if missing := _missing(draft, os, *_KERNEL_FILES):
+        drop(os, *_KERNEL_FILES, "cmdline")
         draft.lack(
             "kernel",
             f"the guest is started from {', '.join(missing)} of its host, which is not here",
             "bring it here, or start the guest from its own boot loader: --without kernel",
         )
+    if missing := _missing(draft, os, "acpi/table"):
+        drop(os, "acpi")
+        draft.lack(
+            "kernel",
+            f"the guest has ACPI tables out of {', '.join(missing)} of its host, which is not here",
+            "bring it here, or let the guest do without: --without kernel",
+        )
+
+
+def _missing(draft: Draft, os: Element, *tags: str) -> list[str]:
+    """The paths in these elements that this host has not."""
+    paths = [(each.text or "").strip() for tag in tags for each in os.findall(tag)]
+    return [path for path in paths if path and not draft.host.present(path)]
 
 
 def _loader(draft: Draft, os: Element) -> None:
