@@ -11,6 +11,7 @@ from typing import Any
 
 from vmbackup.errors import HypervisorError, JobConflictError
 from vmbackup.hypervisor import _libvirt as lv
+from vmbackup.hypervisor.disk_element import target_of
 from vmbackup.hypervisor.disks import DomainDisk
 from vmbackup.hypervisor.qemu_secret import KEY_ID, QemuSecret
 from vmbackup.hypervisor.xmltree import Element, parse
@@ -88,7 +89,7 @@ def refused(path: str, said: str) -> HypervisorError:
 
 def off_images(raw: Any, domain: Any, disks: Sequence[DomainDisk]) -> dict[str, OffImage]:
     """How to open these disks of a guest that is off, by target. Raises HypervisorError where one cannot be."""
-    entries = {_target(entry): entry for entry in parse(domain.XMLDesc(0)).findall("./devices/disk")}
+    entries = {target_of(entry): entry for entry in parse(domain.XMLDesc(0)).findall("./devices/disk")}
     return {disk.target: _image(raw, domain.name(), entries[disk.target], disk) for disk in disks}
 
 
@@ -132,8 +133,3 @@ def _cannot(name: str, target: str, why: str) -> HypervisorError:
 
 def _protocol(path: str) -> str:
     return "host_device" if stat.S_ISBLK(os.stat(path).st_mode) else "file"
-
-
-def _target(entry: Element) -> str:
-    found = entry.find("target")
-    return found.get("dev", "") if found is not None else ""

@@ -1,5 +1,6 @@
 """The guest's disks where they lie now; other drives as far as their media are here."""
 
+from vmbackup.hypervisor.disk_element import driver_of, target_of
 from vmbackup.hypervisor.rebuild.draft import Draft, add, drop
 from vmbackup.hypervisor.rebuild.wishes import NbdSource, NewDisk
 from vmbackup.hypervisor.xmltree import Element, element
@@ -14,7 +15,7 @@ _QCOW2_ONLY = ("discard_no_unref",)
 def fit(draft: Draft) -> None:
     """Every <disk>."""
     for disk in draft.devices.findall("disk"):
-        target = _target(disk)
+        target = target_of(disk)
         new = draft.wishes.disks.get(target)
         if new is not None:
             place(draft, disk, new)
@@ -22,11 +23,6 @@ def fit(draft: Draft) -> None:
             _medium(draft, disk, target)
         else:
             _not_restored(draft, disk, target)
-
-
-def _target(disk: Element) -> str:
-    found = disk.find("target")
-    return found.get("dev", "") if found is not None else ""
 
 
 def place(draft: Draft, disk: Element, new: NewDisk) -> None:
@@ -46,11 +42,11 @@ def place(draft: Draft, disk: Element, new: NewDisk) -> None:
     elif new.encrypted:
         draft.lack(
             "secrets",
-            f"the image of disk {_target(disk)} is encrypted, and the guest's definition names no secret for it",
+            f"the image of disk {target_of(disk)} is encrypted, and the guest's definition names no secret for it",
             "restore it with --plain, or define the guest by hand",
         )
     elif encryption is not None:
-        draft.warn(f"disk {_target(disk)} was encrypted on its host, and is not any more")
+        draft.warn(f"disk {target_of(disk)} was encrypted on its host, and is not any more")
     _driver(disk, new)
 
 
@@ -97,10 +93,7 @@ def _backing(draft: Draft, nbd: NbdSource) -> Element:
 
 
 def _driver(disk: Element, new: NewDisk) -> None:
-    driver = disk.find("driver")
-    if driver is None:
-        driver = element("driver", {"name": "qemu"})
-        disk.insert(0, driver)
+    driver = driver_of(disk)
     driver.set("type", new.format)
     for name, value in new.driver.items():
         if value is None:

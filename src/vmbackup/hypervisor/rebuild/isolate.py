@@ -6,6 +6,7 @@ What may stay is listed; all else goes, also what a newer libvirt has that nobod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from vmbackup.hypervisor.disk_element import target_of
 from vmbackup.hypervisor.rebuild.placement import size_of
 from vmbackup.hypervisor.xmltree import Element, element, parse, render
 
@@ -61,7 +62,7 @@ def isolate(xml: str, targets: Collection[str], memory: int | None = None, title
 
 def _left_out(root: Element, devices: Element, targets: Collection[str]) -> tuple[str, ...]:
     found = [words for tag, words in _MISSED.items() if devices.find(tag) is not None]
-    if others := [name for disk in devices.findall("disk") if (name := _target(disk)) not in targets]:
+    if others := [name for disk in devices.findall("disk") if (name := target_of(disk)) not in targets]:
         found.append(f"the drives {', '.join(others)}")
     if devices.find("tpm") is not None and not any(map(_is_emulated, devices.findall("tpm"))):
         found.append("the host's TPM")
@@ -113,12 +114,7 @@ def _disk(disk: Element, targets: Collection[str]) -> bool:
     _drop(disk, lambda child: child.tag in ("shareable", "transient", "iotune", "mirror"))
     for name in ("rawio", "sgio"):
         disk.attrib.pop(name, None)
-    return _target(disk) in targets
-
-
-def _target(disk: Element) -> str:
-    found = disk.find("target")
-    return found.get("dev", "") if found is not None else ""
+    return target_of(disk) in targets
 
 
 def _controller(device: Element, _targets: Collection[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
+from vmbackup.hypervisor.disk_element import driver_of
 from vmbackup.hypervisor.xmltree import Element, element, parse, render
 
 # Seconds that a read waits in QEMU for a server that is gone, where libvirt can ask for it; then the guest is paused.
@@ -23,7 +24,7 @@ def stand_alone(xml: str, given: Mapping[str, Mapping[str, str]]) -> str:
     for target, disk in _disks(root):
         if target in given:
             _drop(disk, "backingStore")
-            driver = _driver(disk)
+            driver = driver_of(disk)
             for name in POLICIES:
                 driver.attrib.pop(name, None)
             driver.attrib.update(given[target])
@@ -72,14 +73,6 @@ def _disks(root: Element) -> list[tuple[str, Element]]:
         if target is not None:
             found.append((target.get("dev", ""), disk))
     return found
-
-
-def _driver(disk: Element) -> Element:
-    driver = disk.find("driver")
-    if driver is None:
-        driver = element("driver", {"name": "qemu"})
-        disk.insert(0, driver)
-    return driver
 
 
 def _given(disk: Element) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vmbackup.errors import HypervisorError, NotFoundError
 from vmbackup.hypervisor import _libvirt as lv
+from vmbackup.hypervisor.disk_element import disk_of, driver_of
 from vmbackup.hypervisor.disk_users import disk_users
 from vmbackup.hypervisor.disks import LEAST_FOR_RAW, volume_path
 from vmbackup.hypervisor.domains import describe, handle
@@ -119,7 +120,7 @@ def _look(raw: Any, info: DomainInfo, target: str) -> _Disk:
             f"delete them first: virsh snapshot-list {name}",
         )
     xml = domain.XMLDesc(_INACTIVE | _SECURE)
-    entry = _entry(parse(xml), target)
+    entry = disk_of(parse(xml), target)
     if entry is None:
         known = ", ".join(_targets(xml))
         raise NotFoundError(f"domain {name} has no disk {target}", f"it has {known}" if known else "")
@@ -191,7 +192,7 @@ def _usual_place(domain: DomainInfo, disk: _Disk) -> Path:
 def with_tracking(xml: str, target: str, data: Path, place: Path) -> str:
     """The definition with the qcow2 at `place` before a raw disk."""
     root = parse(xml)
-    disk = _entry(root, target)
+    disk = disk_of(root, target)
     if disk is None:
         raise ValueError(target)
     device = data.is_block_device()
@@ -202,20 +203,20 @@ def with_tracking(xml: str, target: str, data: Path, place: Path) -> str:
             element("format", {"type": "raw"}), element("source", {"dev" if device else "file": str(data)}),
         ),
     ))  # fmt: skip
-    _driver(disk).set("type", "qcow2")
+    driver_of(disk).set("type", "qcow2")
     return render(root)
 
 
 def without_tracking(xml: str, target: str) -> str:
     """The definition with the disk's raw data alone."""
     root = parse(xml)
-    disk = _entry(root, target)
+    disk = disk_of(root, target)
     store = disk.find("./source/dataStore") if disk is not None else None
     source = store.find("source") if store is not None else None
     if disk is None or store is None or source is None:
         raise ValueError(target)
     _replace(disk, store.get("type", "file"), element("source", dict(source.attrib), None, *source.findall("seclabel")))
-    driver = _driver(disk)
+    driver = driver_of(disk)
     driver.set("type", "raw")
     for child in driver.findall("metadata_cache"):
         driver.remove(child)
@@ -233,14 +234,6 @@ def _replace(disk: Element, kind: str, source: Element) -> None:
     disk.insert(min(position, len(disk)), source)
 
 
-def _driver(disk: Element) -> Element:
-    driver = disk.find("driver")
-    if driver is None:
-        driver = element("driver", {"name": "qemu"})
-        disk.insert(0, driver)
-    return driver
-
-
 def _define(raw: Any, xml: str, old: str, target: str) -> None:
     """A libvirt that does not know <dataStore> would drop it silently: then the old definition comes back."""
     libvirt = lv.binding()
@@ -248,18 +241,10 @@ def _define(raw: Any, xml: str, old: str, target: str) -> None:
         domain = raw.defineXML(xml)
     except libvirt.libvirtError as error:
         raise HypervisorError(f"libvirt does not take the definition: {error}") from error
-    entry = _entry(parse(domain.XMLDesc(_INACTIVE)), target)
+    entry = disk_of(parse(domain.XMLDesc(_INACTIVE)), target)
     if entry is None or entry.find("./source/dataStore/source") is None:
         raw.defineXML(old)
         raise HypervisorError("libvirt dropped the disk's raw data from the definition", "the old definition is back")
-
-
-def _entry(root: Element, target: str) -> Element | None:
-    for disk in root.findall("./devices/disk"):
-        found = disk.find("target")
-        if found is not None and found.get("dev") == target:
-            return disk
-    return None
 
 
 def _targets(xml: str) -> list[str]:
