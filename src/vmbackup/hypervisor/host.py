@@ -10,7 +10,7 @@ from typing import Self, Unpack
 
 from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor.checks.check import Check
-from vmbackup.hypervisor.checks.host import check_domain, check_host
+from vmbackup.hypervisor.checks.host import check_domain, check_host, version_text
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.define.define import DefineOptions, Definition, define, plan_definition, start
 from vmbackup.hypervisor.disk_users import DiskUser, disk_users
@@ -92,7 +92,7 @@ class Host:
     def versions(self) -> dict[str, str]:
         """Versions of libvirt's daemon and of QEMU: {"libvirt": "9.0.0", "qemu": "7.2.22"}."""
         numbers = self.connection.call("ask for versions", lambda raw: (raw.getLibVersion(), raw.getVersion()))
-        return dict(zip(("libvirt", "qemu"), map(_dotted, numbers), strict=True))
+        return dict(zip(("libvirt", "qemu"), map(version_text, numbers), strict=True))
 
     def domains(self) -> list[DomainInfo]:
         """All domains, by name."""
@@ -322,11 +322,6 @@ def _hurried(freezing: FreezeOptions | None) -> FreezeOptions:
     """As told, but with less patience where nothing is told of that: others stand still meanwhile."""
     freezing = freezing or FreezeOptions()
     return freezing if freezing.seconds else replace(freezing, seconds=FREEZE_SECONDS)
-
-
-def _dotted(number: int) -> str:
-    """A version of libvirt's counting: 1,000,000 * major + 1,000 * minor + release."""
-    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
 
 def _only(parent: Anchor | None, repository_id: str) -> Committed:

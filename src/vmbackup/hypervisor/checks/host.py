@@ -193,7 +193,7 @@ def _checked(name: str, subject: str, verdict: Callable[[], _Verdict]) -> Check:
 
 
 def version_text(number: int) -> str:
-    """Libvirt's number of a version as people write it."""
+    """A version of libvirt's counting (1,000,000 * major + 1,000 * minor + release) as people write it."""
     return f"{number // 1_000_000}.{number // 1_000 % 1_000}.{number % 1_000}"
 
 
