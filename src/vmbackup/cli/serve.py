@@ -56,7 +56,6 @@ def command(
     """
     from vmbackup.cli import access
     from vmbackup.engine.backup.saved_point import open_point
-    from vmbackup.engine.pipeline.pipeline import default_workers
     from vmbackup.engine.serve.served import ServedPoint
     from vmbackup.nbd.server import NbdServer
 
@@ -73,8 +72,7 @@ def command(
         stack.enter_context(_stops_held_back())  # before the first thread: they inherit it
         if hold:
             found = _held(state, repository, found, saved, stack)
-        made = ServedPoint(repository, found, cache_bytes=cache_bytes, decoders=default_workers())
-        served = stack.enter_context(contextlib.closing(made))
+        served = stack.enter_context(contextlib.closing(ServedPoint(repository, found, cache_bytes=cache_bytes)))
         exports = dict(served.exports)
         if len(exports) == 1:  # for a client that names none
             exports[""] = next(iter(exports.values()))

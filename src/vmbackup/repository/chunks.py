@@ -4,7 +4,6 @@ import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -127,7 +126,7 @@ class SlotReader(ABC, Generic[T]):
         header = self._catalog.header(place.ref, DATA, place.pack)
         for group in spans(header, wanted):
             start, end = group[0][1].offset, max(slot.offset + slot.stored for _, slot in group)
-            view = self._fetch(header.name, start, end - start)
+            view = self._fetch(header, start, end - start)
             last: tuple[Slot, T] | None = None
             for number, slot in group:
                 if last is None or last[0] != slot:  # a chunk that a disk has often is decoded once
@@ -135,37 +134,19 @@ class SlotReader(ABC, Generic[T]):
                     last = slot, self.open(header, slot, view[at : at + slot.stored])
                 yield number, last[1]
 
-    def _fetch(self, name: str, offset: int, length: int) -> memoryview:
+    def _fetch(self, header: Header, offset: int, length: int) -> memoryview:
         if length > packs.PACK_BYTES:
-            raise DamageError(f"{name} is malformed", object_key=name)
+            raise DamageError(f"{header.name} is malformed", object_key=header.name)
         if length > len(self._buffer):
             self._buffer = bytearray(length)
         view = memoryview(self._buffer)[:length]
         try:
-            self._catalog.store.read_into(name, offset, view)
+            self._catalog.store.read_into(header.name, offset, view)
         except ObjectMissing as error:
-            raise DamageError(f"{name} is missing", object_key=name) from error
+            raise DamageError(f"{header.name} is missing", object_key=header.name) from error
         except ObjectTruncated as error:
-            raise DamageError(f"{name} is cut short", object_key=name) from error
+            raise DamageError(f"{header.name} is cut short", object_key=header.name) from error
         return view
-
-
-@dataclass(frozen=True)
-class SealedRun:
-    """Neighbouring slots born in one pack: `stored` bytes at `start` of object `name`, and what opens them.
-
-    `records` are the packed ones, `chunks` of them; each chunk has `size` plain bytes.
-    """
-
-    name: str
-    start: int
-    stored: int
-    chunks: int
-    size: int
-    records: bytes = field(repr=False)
-    key: bytes = field(repr=False)
-    id_key: bytes = field(repr=False)
-    aad: bytes = field(repr=False)
 
 
 class ChunkReader(SlotReader[bytes]):
@@ -175,36 +156,19 @@ class ChunkReader(SlotReader[bytes]):
         super().__init__(catalog)
         self._secrets = secrets
         self._aad = packs.aad_prefix(catalog.keys.realm, DATA)
-        self._openers: dict[bytes, packs.SlotOpener] = {}
-        self._keys: dict[tuple[bytes, int], bytes] = {}
-        self._ciphers: dict[bytes, AESGCM] = {}
+        self._openers: dict[int, packs.SlotOpener] = {}
+        self._ciphers: dict[tuple[bytes, int], AESGCM] = {}
 
     def open(self, header: Header, slot: Slot, stored: memoryview) -> bytes:
         """The plain bytes of a slot. Raises DamageError."""
         birth = header.birth_of(slot)
-        opener = self._opener(self._catalog.keys.chunk_id_key(birth.key_number))
-        return opener.open(slot, stored, self._cipher(self._key(birth, slot.birth_pack, header.name)), header.name)
+        return self._opener(birth).open(slot, stored, self._cipher(birth, slot.birth_pack, header.name), header.name)
 
     def run(self, ref: SessionRef, pack: int, slot: int, chunks: int, size: int) -> list[bytes] | None:
         """The plain bytes of consecutive slots, each of `size`, where they lie in order, unmoved and born in one pack.
 
         As `read` gives them, for a third of Python's time; None where they lie otherwise: `read` them. DamageError.
         """
-        sealed = self.sealed_run(ref, pack, slot, chunks, size)
-        if sealed is None:
-            return None
-        return self.decode(sealed, self.fetch(sealed))
-
-    def fetch(self, sealed: SealedRun) -> memoryview:
-        """The stored bytes of a run, in this reader's buffer until its next read. Raises DamageError."""
-        return self._fetch(sealed.name, sealed.start, sealed.stored)
-
-    def decode(self, sealed: SealedRun, stored: memoryview) -> list[bytes]:
-        """The plain bytes of each chunk of a run out of what was fetched of it. Raises DamageError."""
-        return list(open_sealed(sealed, stored, self._opener(sealed.id_key), self._cipher(sealed.key)))
-
-    def sealed_run(self, ref: SessionRef, pack: int, slot: int, chunks: int, size: int) -> SealedRun | None:
-        """Such a run as it is stored, for whoever opens it; None where the slots lie otherwise. Raises DamageError."""
         if self._catalog.moves.concerns(ref.session):
             return None
         header = self._catalog.header(ref, DATA, pack)
@@ -220,39 +184,25 @@ class ChunkReader(SlotReader[bytes]):
         if end - start > chunks * most:
             return None
         born = header.birth_of(first)
-        key = self._key(born, first.birth_pack, header.name)
-        packed = header.records[slot * packs.RECORD.size : (slot + chunks) * packs.RECORD.size]
-        id_key = self._catalog.keys.chunk_id_key(born.key_number)
-        return SealedRun(header.name, start, end - start, chunks, size, packed, key, id_key, self._aad)
+        view = self._fetch(header, start, end - start)
+        cipher = self._cipher(born, first.birth_pack, header.name)
+        return self._opener(born).open_run(records, view, start, cipher, header.name)
 
-    def _opener(self, id_key: bytes) -> packs.SlotOpener:
-        opener = self._openers.get(id_key)
+    def _opener(self, birth: Birth) -> packs.SlotOpener:
+        opener = self._openers.get(birth.key_number)
         if opener is None:
-            opener = self._openers[id_key] = packs.SlotOpener(self._aad, id_key)
+            id_key = self._catalog.keys.chunk_id_key(birth.key_number)
+            opener = self._openers[birth.key_number] = packs.SlotOpener(self._aad, id_key)
         return opener
 
-    def _key(self, birth: Birth, pack: int, name: str) -> bytes:
-        key = self._keys.get((birth.session, pack))
-        if key is None:
-            key = packs.pack_key(DATA, self._catalog.keys, birth, self._secrets.of(birth, name), pack)
-            if len(self._keys) >= _CIPHERS:
-                self._keys.clear()
-            self._keys[birth.session, pack] = key
-        return key
-
-    def _cipher(self, key: bytes) -> AESGCM:
-        cipher = self._ciphers.get(key)
+    def _cipher(self, birth: Birth, pack: int, name: str) -> AESGCM:
+        cipher = self._ciphers.get((birth.session, pack))
         if cipher is None:
+            key = packs.pack_key(DATA, self._catalog.keys, birth, self._secrets.of(birth, name), pack)
             if len(self._ciphers) >= _CIPHERS:
                 self._ciphers.clear()
-            cipher = self._ciphers[key] = AESGCM(key)
+            cipher = self._ciphers[birth.session, pack] = AESGCM(key)
         return cipher
-
-
-def open_sealed(sealed: SealedRun, stored: memoryview, opener: packs.SlotOpener, cipher: AESGCM) -> Iterator[bytes]:
-    """The plain bytes of each chunk of a run out of what was fetched of it. Raises DamageError."""
-    records = packs.RECORD.iter_unpack(sealed.records)
-    return opener.open_run(records, stored, sealed.start, cipher, sealed.name)
 
 
 class StoredSlot(NamedTuple):

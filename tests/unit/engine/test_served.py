@@ -21,7 +21,9 @@ from vmbackup.errors import AccessError
 from vmbackup.nbd.errors import ReadFailed
 from vmbackup.nbd.extents import Kind
 from vmbackup.repository import Repository
+from vmbackup.repository.chunks import ChunkReader
 from vmbackup.repository.collect import PruneOptions, prune
+from vmbackup.repository.layout import SessionRef
 from vmbackup.repository.packs import PackBuilder
 from vmbackup.repository.tombstones import forget
 from vmbackup.repository.writers import WriterKeys
@@ -80,54 +82,6 @@ def test_any_part_of_every_point_is_what_it_was(kit: RamKit) -> None:
         served.close()
 
 
-def test_processes_decode_the_same_bytes_and_one_that_dies_is_done_without(
-    kit: RamKit, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whether none is ready yet, all are at work, or all were killed."""
-    point = kit.points()[-1]
-    data = kit.kept[point.id]["vda"]
-    served = ServedPoint(kit.repository, point, cache_bytes=0, decoders=2)
-    disk, decoders = served.exports["vda"], served._decoders
-    assert decoders is not None
-    with closing(served):
-        assert copied(disk) == data
-        assert decoders._starter is not None
-        decoders._starter.join()
-        assert decoders._alive == 2
-        with ThreadPoolExecutor(8) as pool:
-            assert all(pool.map(lambda _: copied(disk) == data, range(8)))
-        for process in decoders._all:
-            process._process.kill()
-        assert copied(disk) == data
-        assert decoders._alive == 0
-    assert "threads go on" in caplog.text
-
-
-def test_processes_serve_no_damage(kit: RamKit) -> None:
-    """What one of them finds is told as a thread tells it, and its neighbours are served."""
-    point = kit.points()[-1]
-    data = kit.kept[point.id]["vda"]
-    key = max((k for k in kit.store.objects if k.startswith("data/")), key=lambda k: len(kit.store.objects[k][0]))
-    whole, modified = kit.store.objects[key]
-    middle = len(whole) // 2
-    kit.store.objects[key] = (whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :], modified)
-    with closing(ServedPoint(kit.repository, point, cache_bytes=0, decoders=1)) as served:
-        assert served._decoders is not None
-        served._decoders.start()
-        assert served._decoders._starter is not None
-        served._decoders._starter.join()
-        disk, wrong = served.exports["vda"], list[str]()
-        for offset in range(0, SIZE, 16 * CHUNK):
-            length = min(16 * CHUNK, SIZE - offset)
-            try:
-                assert read(disk, offset, length) == data[offset : offset + length]
-            except ReadFailed as error:
-                wrong.append(str(error))
-        assert len(wrong) == 1
-        assert "cannot be authenticated" in wrong[0]
-        assert served._decoders._alive == 1
-
-
 def test_extents_tell_zeros_and_data_without_a_gap(kit: RamKit, served: ServedPoint) -> None:
     """What is said to be zero is; equal neighbours are one; a part is clipped."""
     data, disk = kit.kept[served.point.id]["vda"], served.exports["vda"]
@@ -160,6 +114,32 @@ def _requests(kit: RamKit, point: Any, readers: int, data: bytes) -> int:
     served.close()
     assert all(future.result() == data for future in found)
     return store.reads
+
+
+def test_who_copies_a_disk_larger_than_the_cache_has_each_chunk_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By four connections in turns. What was read goes first: who reads on may not ask for it with the next part."""
+    store: Any = MemoryStore()
+    kit, part, step = RamKit(tmp_path, {"vda": 8 << 20}, 64 * KIB, store), 2 << 20, 256 * KIB
+    data = random.Random(5).randbytes(8 << 20)
+    kit.disk().write(0, data)
+    kit.backup()
+    decoded = 0
+    plain_run = ChunkReader.run
+
+    def run(reader: ChunkReader, ref: SessionRef, pack: int, slot: int, chunks: int, size: int) -> list[bytes] | None:
+        nonlocal decoded
+        decoded += chunks
+        return plain_run(reader, ref, pack, slot, chunks, size)
+
+    monkeypatch.setattr(ChunkReader, "run", run)
+    monkeypatch.setattr(ServedDisk, "_make_ready", lambda *_: None)  # reading ahead is as fast as other threads are
+    with closing(ServedPoint(kit.repository, kit.points()[0], cache_bytes=4 << 20)) as served:
+        for at in range(0, part, step):
+            for place in range(at, len(data), part):
+                assert read(served.exports["vda"], place, step) == data[place : place + step]
+    assert decoded == len(data) // (64 * KIB)
 
 
 class Counting:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from vmbackup.engine.serve.decoders import Decoders
 from vmbackup.errors import DamageError, VmbackupError
 from vmbackup.repository.chunks import ChunkReader, Secrets, Wanted
 from vmbackup.repository.layout import SessionRef
@@ -22,7 +21,6 @@ from vmbackup.storage_backends import StoreError
 _log = logging.getLogger("vmbackup.serve")
 # Reads of the store at a time: as many answers of an object store are waited for together. Each holds a buffer.
 PARALLEL = 16
-_WORTH_HANDING_OVER = 3  # chunks: a process takes 0.1 ms to be told and to answer, as long as a chunk takes
 _MOST_TOLD = 1000  # parts with damage that are told once each
 
 
@@ -52,11 +50,8 @@ class Decoded:
 class BlockLoader:
     """Loads blocks of one restore point, in any number of threads."""
 
-    def __init__(
-        self, repository: Repository, point: Point, pool: ThreadPoolExecutor, decoders: Decoders | None = None
-    ) -> None:
-        """`decoders`: processes that decode long runs, where there are any."""
-        self._point, self._pool, self._decoders = point, pool, decoders
+    def __init__(self, repository: Repository, point: Point, pool: ThreadPoolExecutor) -> None:
+        self._point, self._pool = point, pool
         self._sizes = {disk.target: disk.chunk_size for disk in point.disks}
         self._catalog = repository.catalog(point.lineage.group)
         self._secrets = Secrets(repository, point.lineage.group)
@@ -121,7 +116,7 @@ class BlockLoader:
         chunks = sum(part.chunks for part in wanted)
         # A hole of the disk has no slots: what lies around it is neighbours in the pack.
         if chunks > 1 and all(one.slot + one.chunks == other.slot for one, other in pairwise(wanted)):
-            run = self._run(reader, ref, block.pack, Wanted(wanted[0].slot, chunks, 0), size)
+            run = reader.run(ref, block.pack, wanted[0].slot, chunks, size)
             if run is not None:
                 numbers = (part.first + step for part in wanted for step in range(part.chunks))
                 found.update(zip(numbers, run, strict=True))
@@ -130,18 +125,6 @@ class BlockLoader:
             if len(plain) != size:
                 raise DamageError(f"a chunk has {len(plain)} bytes instead of {size}")
             found[number] = plain
-
-    def _run(self, reader: ChunkReader, ref: SessionRef, pack: int, wanted: Wanted, size: int) -> list[bytes] | None:
-        """Neighbouring chunks; None where they do not lie together. Raises DamageError."""
-        sealed = reader.sealed_run(ref, pack, wanted.slot, wanted.chunks, size)
-        if sealed is None:
-            return None
-        stored = reader.fetch(sealed)
-        if self._decoders is not None and wanted.chunks >= _WORTH_HANDING_OVER:
-            run = self._decoders.decode(sealed, stored)
-            if run is not None:
-                return run
-        return reader.decode(sealed, stored)  # also where a process found damage: here it is told which
 
     def _read_singly(
         self, reader: ChunkReader, ref: SessionRef, block: Block, wanted: list[Wanted], found: dict[int, bytes]

@@ -9,7 +9,6 @@ from vmbackup.engine.map_lookup import MapIndex
 from vmbackup.engine.pipeline.pipeline import default_workers
 from vmbackup.engine.serve.block_cache import BlockCache
 from vmbackup.engine.serve.block_loader import Block, BlockLoader, Decoded
-from vmbackup.engine.serve.decoders import Decoders
 from vmbackup.engine.serve.readahead import ReadAhead
 from vmbackup.errors import NotFoundError, VmbackupError
 from vmbackup.nbd.channel import Buffer
@@ -34,22 +33,16 @@ _NODES = 48  # of the map that are held decoded: a guest reads all over its disk
 
 
 class ServedPoint:
-    """A restore point's disks as exports, by target. All connections share one cache of at most `cache_bytes`.
+    """A restore point's disks as exports, by target. All connections share one cache of at most `cache_bytes`."""
 
-    `decoders`: processes that decode long runs; without, threads of this one do.
-    """
-
-    def __init__(
-        self, repository: Repository, point: Point, *, cache_bytes: int = CACHE_BYTES, decoders: int = 0
-    ) -> None:
+    def __init__(self, repository: Repository, point: Point, *, cache_bytes: int = CACHE_BYTES) -> None:
         """Raises AccessError (a key that reads no data), NotFoundError (a point without disks)."""
         repository.check_may_read()
         if not point.disks:
             raise NotFoundError(f"restore point {point.id} has no disks")
         self.point = point
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="serve")
-        self._decoders = Decoders(decoders) if decoders else None
-        self._loader = BlockLoader(repository, point, self._pool, self._decoders)
+        self._loader = BlockLoader(repository, point, self._pool)
         self.cache: BlockCache[Block, Decoded] = BlockCache(
             cache_bytes,
             cost=lambda block: sum(len(chunk) for chunk in block.chunks if chunk is not None),
@@ -66,8 +59,6 @@ class ServedPoint:
     def close(self) -> None:
         """Ends reading ahead; the exports are of no use any more."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        if self._decoders is not None:
-            self._decoders.close()
         self.cache.clear()
 
 
@@ -101,8 +92,8 @@ class ServedDisk:
             blocks = list(self._blocks(first, last + 1 - first))
             wanted = blocks
             if goes_on:
-                start = first - first % self._window
-                wanted = list(self._blocks(start, last - last % self._window + self._window - start))
+                # Nothing before it: that was read, so it goes first from a full cache, and would be decoded again.
+                wanted = list(self._blocks(first, last - last % self._window + self._window - first))
             with self._ahead:
                 found = self._cache.get([block for block in wanted if block.session != ZERO], self._load)
         except (VmbackupError, StoreError) as error:
