@@ -389,10 +389,10 @@ class Reader:
 
 def main(folder, secret_file, wanted=None, to="."):
     points = (reader := Reader(Path(folder), Path(secret_file).read_text())).points()
-    if wanted:
-        reader.restore(points[wanted], Path(to))
-    else:
-        print(*(f"{name} {point.told['domain']['name']!a}" for name, point in points.items()), sep="\n")
+    if not wanted:
+        return print(*(f"{name} {point.told['domain']['name']!a}" for name, point in points.items()), sep="\n")
+    Path(to).mkdir(parents=True, exist_ok=True)
+    reader.restore(points[wanted], Path(to))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def command(
             exports[""] = next(iter(exports.values()))
         server = stack.enter_context(NbdServer(exports, address, tls=tls))
         _warn_of_the_open(server, tls)
-        _ready(state, server, found, cache_bytes, tls=tls is not None)
+        _ready(state, server, found, served.cache.limit, tls=tls is not None)
         signal.sigwait(_STOPS)
     return 0
 

@@ -75,6 +75,14 @@ def test_a_line_tells_where_clients_connect(
     assert bool(err) is not bool(json_option)
 
 
+@pytest.mark.parametrize(("options", "held"), [((), 128 << 20), (("--cache", "3MiB"), 3 << 20)])
+def test_the_cache_holds_what_was_told(serve: Serve, options: tuple[str, ...], held: int) -> None:
+    """The ready line tells what the cache itself was made with; a bare domain is its newest point."""
+    served = serve("guest", *options)
+    assert served.ready["cache_bytes"] == held
+    assert served.stop()[0] == 0
+
+
 def test_it_serves_at_a_free_port_and_ends_with_connections_open(serve: Serve, kit: RamKit) -> None:
     served = serve("guest@latest", "--listen", "127.0.0.1:0")
     host, _, port = served.ready["address"].rpartition(":")

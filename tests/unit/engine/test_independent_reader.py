@@ -71,8 +71,9 @@ def test_as_a_program(tmp_path: Path) -> None:
     command = [sys.executable, "-I", alone, str(GOLDEN / "v1-64k" / "repository"), "secret"]
     listed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
     assert f"{point['id']} 'guest'" in listed.stdout.splitlines()
-    subprocess.run([*command, point["id"], "."], check=True, cwd=tmp_path)
-    assert digests(tmp_path) == point["disks"]
+    for folder in (".", "new/folder"):
+        subprocess.run([*command, point["id"], folder], check=True, cwd=tmp_path)
+        assert digests(tmp_path / folder) == point["disks"]
     key = expected_of("v1-64k")["recovery_key"]
     (tmp_path / "secret").write_text(f"# As the file that init makes, in ABCD-EFGH.\n# With two lines.\n{key}\n")
     assert subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout == listed.stdout
