@@ -387,7 +387,7 @@ class Reader:
             (folder / name).write_bytes(data)
 
 
-def main(folder, secret_file, wanted=None, to="."):
+def main(folder, secret_file, wanted=None, to="."):  # noqa: RET503
     points = (reader := Reader(Path(folder), Path(secret_file).read_text())).points()
     if not wanted:
         return print(*(f"{name} {point.told['domain']['name']!a}" for name, point in points.items()), sep="\n")

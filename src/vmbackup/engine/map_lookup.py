@@ -50,13 +50,11 @@ class MapIndex:
                 if isinstance(entry, Ref):
                     ref, at = entry, spread.starts[number]
                     continue
-                starts = spread.starts
-                for run in spread.entries[number:]:
-                    yield Extent(starts[number], *run)
+                starts, entries = spread.starts, spread.entries
+                while number < len(entries) and first < end:  # no slice: it would copy the rest of a leaf for each read
+                    yield Extent(starts[number], *entries[number])
                     number += 1
                     first = starts[number]
-                    if first >= end:
-                        break
                 break
 
     def extents(self, first: int, chunks: int) -> Iterator[Extent]:
