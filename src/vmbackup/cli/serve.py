@@ -130,6 +130,8 @@ def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> "SSLCon
         return None
     if cert is None or key is None:
         raise UsageError("TLS needs both --tls-cert and --tls-key", "name the certificate and its private key")
+    for file in filter(None, (cert, key, client_ca)):
+        _check_readable(file)  # OpenSSL does not say which of them it could not read
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     path = cert
     try:
@@ -142,9 +144,15 @@ def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> "SSLCon
         files = f"{cert} and {key} are" if path is cert else f"{path} is"
         hint = "all must be PEM, and the key that of the certificate"
         raise UsageError(f"{files} of no use for TLS: {error.reason}", hint) from None
-    except OSError as error:
-        raise UsageError(f"cannot read {error.filename or path}: {error.strerror}") from None
     return context
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        hint = "name PEM files that are there and that the user who runs vmbackup may read"
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint) from None
 
 
 def _share_memory() -> None:

@@ -130,6 +130,7 @@ def test_a_socket_that_a_killed_server_left_is_replaced_and_one_in_use_is_not(
         (["guest@latest", "--socket", "/nowhere/at/all"], 1, "cannot listen at /nowhere/at/all: No such file"),
         (["guest@latest", "--tls-cert", "/nowhere"], 2, "both --tls-cert and --tls-key"),
         (["guest@latest", "--tls-cert", "/nowhere", "--tls-key", "/nowhere"], 2, "cannot read /nowhere"),
+        (["guest@latest", "--tls-cert", "/dev/null", "--tls-key", "/nowhere"], 2, "cannot read /nowhere: No such file"),
         (["guest@latest", "--cache", "much"], 2, "'much' is not a size"),
     ],
 )
