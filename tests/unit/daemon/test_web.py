@@ -313,7 +313,7 @@ def test_the_snapshot_is_told_once(serve: Serve) -> None:
 def test_noise_does_no_harm(serve: Serve, raw: bytes) -> None:
     server = serve()
     client = socket.create_connection((HERE, server.port), timeout=10)
-    with client, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+    with client, contextlib.suppress(OSError):  # it may be let go at any time: not connected, then
         client.sendall(raw)
         client.shutdown(socket.SHUT_WR)
         while client.recv(65536):
