@@ -170,8 +170,7 @@ def snapshot_over(scene: Scene) -> None:
         scene_threads.pop().join()
     path = scene.horse.path("vda")
     scene.domain.blockCommit("vda", None, None, 0, 4)  # active
-    scene.wait(lambda: _ready(scene), "the commit")
-    scene.domain.blockJobAbort("vda", 2)  # pivot
+    scene.wait(lambda: _pivoted(scene), "the commit")
     scene.wait(lambda: not scene.domain.blockJobInfo("vda", 0), "the pivot")
     path.with_suffix(".overlay").unlink()
 
@@ -189,9 +188,17 @@ def _snapshot(scene: Scene) -> None:
     scene.domain.snapshotCreateXML(xml, 16 | 4 | 128)  # disk only, no metadata, atomic
 
 
-def _ready(scene: Scene) -> bool:
-    info = scene.domain.blockJobInfo("vda", 0)
-    return bool(info) and info["cur"] == info["end"]
+def _pivoted(scene: Scene) -> bool:
+    """False while there is something to copy, or libvirt has yet to hear from QEMU that there is not."""
+    import libvirt
+
+    try:
+        scene.domain.blockJobAbort("vda", libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_BLOCK_COPY_ACTIVE:
+            raise
+        return False
+    return True
 
 
 def _refused(call: Callable[[], Any], *words: str) -> None:

@@ -78,7 +78,8 @@ def test_metrics(serve: Serve) -> None:
 
 
 def test_answers_are_packed_where_that_is_asked_for(serve: Serve) -> None:
-    server = serve(snapshot=lambda: many(300), metrics=lambda: b"some_metric 1\n" * 1000)
+    shown = many(300)
+    server = serve(snapshot=lambda: shown, metrics=lambda: b"some_metric 1\n" * 1000)
     for path in ("/metrics", "/api/status"):
         plain, packed = ask(server, path), ask(server, path, Accept_Encoding="br, gzip;q=1.0")
         assert packed.headers["content-encoding"] == "gzip"
