@@ -1,4 +1,4 @@
-"""`vmbackup run`: asks the service for the backups of a job now, and waits for them if told."""
+"""`vmbackup run`: asks the service for the backups of a job now, and waits for them and their copies if told."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmbackup.cli.options import Command, State
+from vmbackup.cli.run_copies import FollowingCopies, copy_of
 
 if TYPE_CHECKING:
     from vmbackup.cli.control import Control
@@ -23,12 +24,13 @@ _GOOD = ("success", "warning")
 @click.argument("job")
 @click.argument("domains", metavar="[DOMAIN...]", nargs=-1)
 @click.option("--full", is_flag=True, help="Ignore checkpoints and read everything; nothing is stored twice.")
-@click.option("--wait", is_flag=True, help="Wait for the end of all, and show how far they are.")
+@click.option("--wait", is_flag=True, help="Wait for the end of all, copies too, and show how far they are.")
 @click.pass_obj
 def command(state: State, job: str, domains: tuple[str, ...], full: bool, wait: bool) -> int:
     """Put backups of all guests of JOB, or of DOMAIN alone, into the queue of the service.
 
-    They run as scheduled ones do: within the limits, no guest twice at once, copies after them.
+    They run as scheduled ones do: within the limits, no guest twice at once, copies after them. With --wait the exit code
+    is 3 where only a copy failed.
     """
     from vmbackup.cli import access
     from vmbackup.cli.control import Control, socket_path
@@ -44,18 +46,23 @@ def command(state: State, job: str, domains: tuple[str, ...], full: bool, wait: 
             say("'vmbackup status --watch' shows them, 'vmbackup cancel ID' ends one")
         return 0
     with access.progress(state) as progress:
-        ended = _waited(control, ids, progress)
+        ended, copies = _waited(control, ids, progress)
     if state.json:
-        say_json({"requests": ids, "runs": ended})
+        say_json({"requests": ids, "runs": ended, "copies": copies})
     else:
-        for run in ended:
+        for run in (*ended, *copies):
             say(_text(run))
-    return exit_code(ended)
+    return exit_code(ended, copies)
 
 
-def _waited(control: "Control", ids: Sequence[str], progress: "Progress") -> list[dict[str, Any]]:
+def _waited(
+    control: "Control", ids: Sequence[str], progress: "Progress"
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What came of the backups, and of their copies."""
     try:
-        return Waiting(control.status, lambda: control.runs(_HISTORY), progress).wait(ids)
+        waiting = Waiting(control.status, lambda: control.runs(_HISTORY), progress)
+        ended = waiting.wait(ids)
+        return ended, waiting.wait_for_copies(ended)
     except KeyboardInterrupt:
         click.echo("The backups go on: 'vmbackup status' shows them, 'vmbackup cancel ID' ends one.", err=True)
         raise
@@ -86,9 +93,28 @@ class Waiting:
                 return [ended[name] for name in ids]
             self.sleep(_POLL_SECONDS)
 
+    def wait_for_copies(self, backups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The outcome of each copy that follows these backups, which have ended; as `wait` gives it."""
+        good = [run for run in backups if run["status"] in _GOOD]
+        if not good:
+            return []
+        document = self.status()
+        copies = FollowingCopies.of(good, document["guests"], _MISSING_POLLS)
+        while copies.open():
+            self._show(run for run in document["runs"] if copy_of(run) in copies.open())
+            copies.look(document["runs"], self.history)
+            if copies.open():
+                self.sleep(_POLL_SECONDS)
+                document = self.status()
+        for run in copies.ended.values():
+            run["next_attempt"] = _next_attempt(run, document["runs"])
+            if run["id"] in self._shown:
+                self.progress.finish(_name(run))
+        return [copies.ended[copy] for copy in copies.wanted]
+
     def _show(self, runs: Iterable[Mapping[str, Any]]) -> None:
         for run in runs:
-            told, name = run["progress"], str(run["domain"] or run["id"])
+            told, name = run["progress"], _name(run)
             if run["state"] == "queued" or not told["done_bytes"]:
                 continue
             if run["id"] not in self._shown:
@@ -103,7 +129,7 @@ class Waiting:
             if name in known:
                 found[name] = dict(known[name]) | {"next_attempt": _next_attempt(known[name], runs)}
                 if name in self._shown:
-                    self.progress.finish(str(known[name]["domain"] or name))
+                    self.progress.finish(_name(known[name]))
             elif self._missing.setdefault(name, 0) >= _MISSING_POLLS:
                 found[name] = {"id": name, "domain": None, "status": "skipped", "error": None, "exit_code": None}
             else:
@@ -111,9 +137,15 @@ class Waiting:
         return found
 
 
+def _name(run: Mapping[str, Any]) -> str:
+    """As people are told."""
+    name = str(run["domain"] or run["id"])
+    return f"{name} to {run['target']}" if run.get("target") else name
+
+
 def _next_attempt(ended: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str | None:
     """When what failed is tried again, None where it is not."""
-    same = ("kind", "job", "domain", "repository")
+    same = ("kind", "job", "domain", "repository", "target")
     for run in runs:
         if run["trigger"] == "retry" and all(run[name] == ended[name] for name in same):
             return str(run["not_before"])
@@ -125,7 +157,7 @@ def _text(run: Mapping[str, Any]) -> str:
     from vmbackup.cli.ages import long_time
     from vmbackup.cli.output import clean
 
-    name, status = run["domain"] or run["id"], run["status"]
+    name, status = _name(run), run["status"]
     if status == "skipped":
         return clean(f"{name}: did not run; 'journalctl -u vmbackup' tells why")
     told = f"{name}: {'done' if status == 'success' else 'done, with warnings' if status == 'warning' else status}"
@@ -135,11 +167,11 @@ def _text(run: Mapping[str, Any]) -> str:
     return clean(f"{told}{hint}{again}")
 
 
-def exit_code(ended: Sequence[Mapping[str, Any]]) -> int:
-    """0 where all are good; of a single one its own; 1 where all failed; else 3."""
+def exit_code(ended: Sequence[Mapping[str, Any]], copies: Sequence[Mapping[str, Any]] = ()) -> int:
+    """0 where all are good; of a single one its own; 1 where all failed; else 3, also where only a copy failed."""
     bad = [run for run in ended if run["status"] not in _GOOD]
     if bad and len(ended) == 1:
         return int(bad[0]["exit_code"] or 1)
     if bad:
         return 1 if len(bad) == len(ended) else 3
-    return 3 if any(run["status"] == "warning" for run in ended) else 0
+    return 3 if any(run["status"] != "success" for run in (*ended, *copies)) else 0

@@ -53,10 +53,10 @@ class Follower:
             _log_end(part, retry if part.outcome and part.outcome.status is Status.FAILED else None)
             if part.outcome and part.outcome.status in (Status.SUCCESS, Status.WARNING):
                 self._succeeded(part)
-        self._changed()
         if run.request.work in self._again:
             self._again.discard(run.request.work)
             self._copy(run)
+        self._changed()  # whoever looks after this sees what follows, too
         if retry:
             self._teller.again(retry, run.request)
         elif run.outcome and run.outcome.error == STOPPED:  # the next start does it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -85,6 +86,30 @@ def test_copies_follow_and_repositories_are_looked_after(make_domain: Make, work
         assert known[1] - known[0] > timedelta(seconds=-30)  # the run ends a moment after what it tells of
         line = rf'vmbackup_last_drill_success_timestamp_seconds\{{domain="{horse.name}".*\}} 1\.\d+e\+09'
         assert re.search(line, service.metrics())
+
+
+def test_run_wait_ends_with_the_copies_and_tells_of_a_failed_one(make_domain: Make, work_dir: Path) -> None:
+    """When it has ended the copy is there; one that failed makes it 3, and is named."""
+    horse = make_domain()
+    service = make_service(
+        work_dir, jobs(horse.name, "0 3 1 1 *", 'copy_to = ["offsite"]\nretries = 0', OFFSITE.format(folder=work_dir))
+    )
+    program = [str(Path(sys.executable).with_name("vmbackup")), "--config", str(service.config)]
+
+    def wait() -> tuple[int, dict[str, Any]]:
+        done = subprocess.run([*program, "--json", "run", "nightly", "--wait"], capture_output=True, text=True)
+        return done.returncode, json.loads(done.stdout)
+
+    subprocess.run([*program, "--repository", "offsite", "init"], check=True, capture_output=True)
+    with service:
+        code, told = wait()
+        assert (code, [run["status"] for run in told["copies"]]) == (0, ["success"]), told
+        (work_dir / "offsite").rename(work_dir / "away")
+        code, told = wait()
+        assert (code, told["runs"][0]["status"]) == (3, "success"), told
+        (copy,) = told["copies"]
+        assert (copy["target"], copy["status"]) == ("offsite", "failed")
+        assert copy["error"]
 
 
 def test_guests_that_appear_are_picked_up_and_those_that_vanish_are_told(make_domain: Make, work_dir: Path) -> None:

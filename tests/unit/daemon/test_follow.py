@@ -94,6 +94,21 @@ def test_a_copy_that_was_asked_for_during_the_same_copy_is_made_after_it(parts: 
     assert len(parts.submitted) == 1
 
 
+def test_whoever_is_told_of_an_end_finds_the_copies_that_follow(parts: Parts) -> None:
+    """`run --wait` looks whether anything goes on yet."""
+    teller: Any = parts
+    seen: list[int] = []
+
+    def changed() -> None:
+        seen.append(len(parts.submitted))
+
+    follower = Follower(lambda: CONFIG, teller, teller, teller, parts.submitted.append, parts.looked.append, changed)
+    follower.ended(ended(backup("web")), None)
+    follower.skipped(copy("web"), Skip.RUNNING)
+    follower.ended(ended(copy("web")), None)
+    assert seen == [1, 2]
+
+
 def test_a_run_that_ended_with_the_service_is_nobodys_failure(parts: Parts, follower: Follower) -> None:
     follower.ended(ended(backup("web"), Outcome(Status.CANCELLED, 130, STOPPED)), None)
     assert "dropped" in parts.names()
