@@ -29,8 +29,8 @@ _GOOD = ("success", "warning")
 def command(state: State, job: str, domains: tuple[str, ...], full: bool, wait: bool) -> int:
     """Put backups of all guests of JOB, or of DOMAIN alone, into the queue of the service.
 
-    They run as scheduled ones do: within the limits, no guest twice at once, copies after them. With --wait the exit code
-    is 3 where only a copy failed.
+    They run as scheduled ones do: within the limits, no guest twice at once, copies after them. With --wait the exit
+    code is 3 where only a copy failed.
     """
     from vmbackup.cli import access
     from vmbackup.cli.control import Control, socket_path
