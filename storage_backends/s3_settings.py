@@ -47,22 +47,22 @@ class BadProvider(ValueError):
 
 @dataclass(frozen=True)
 class EgressPrice:
-    """What reading costs at most: for 10^9 bytes that leave the provider, and for 1,000 requests."""
+    """What reading costs at most: for 10^9 bytes that leave the provider."""
 
     per_gb: float
     currency: str
-    per_thousand_requests: float = 0.0
 
-    def of(self, n_bytes: int, requests: int) -> float:
+    def of(self, n_bytes: int) -> float:
         """The cost of reading so much, in the price's currency."""
-        return n_bytes / 1e9 * self.per_gb + requests / 1000 * self.per_thousand_requests
+        return n_bytes / 1e9 * self.per_gb
 
 
 @dataclass(frozen=True)
 class _Preset:
     """`endpoint` holds {place}, "" where the operator runs the server; `regions`: place -> region where they differ.
 
-    `egress`: the price of what goes beyond any free quota, as listed in 2025; None where it depends on the contract.
+    `egress`: the price of what goes beyond any free quota, where the provider's own page was seen to tell it; else
+    None: no price is better than a wrong one, and `egress_price` of the configuration tells it.
     """
 
     endpoint: str = ""
@@ -74,22 +74,21 @@ class _Preset:
 # Endpoints as the providers document them. Path style everywhere: it works with any certificate and any bucket.
 _PRESETS = {
     "hetzner": _Preset(
-        "https://{place}.your-objectstorage.com", ("fsn1", "nbg1", "hel1"), egress=EgressPrice(0.001, "EUR")
+        "https://{place}.your-objectstorage.com",
+        ("fsn1", "nbg1", "hel1"),
+        egress=EgressPrice(0.001, "EUR"),  # hetzner.com/storage/object-storage: additional outgoing traffic, a TB: 1.00
     ),
     "ovh": _Preset(
         "https://s3.{place}.io.cloud.ovh.net",
         ("gra", "rbx", "sbg", "de", "uk", "waw", "eu-west-par", "eu-south-mil"),
-        egress=EgressPrice(0.01, "EUR"),
     ),
-    "scaleway": _Preset(
-        "https://s3.{place}.scw.cloud", ("fr-par", "nl-ams", "pl-waw"), egress=EgressPrice(0.01, "EUR")
-    ),
+    "scaleway": _Preset("https://s3.{place}.scw.cloud", ("fr-par", "nl-ams", "pl-waw")),
     "ionos": _Preset(
         "https://s3.{place}.ionoscloud.com",
         ("eu-central-1", "eu-central-2", "eu-central-3", "eu-central-4", "eu-south-2"),
         (("eu-central-1", "de"),),
     ),
-    "aws": _Preset("https://s3.{place}.amazonaws.com", egress=EgressPrice(0.09, "USD", 0.0004)),
+    "aws": _Preset("https://s3.{place}.amazonaws.com"),
     "minio": _Preset(),
     "ceph": _Preset(),
 }

@@ -78,7 +78,7 @@ def _egress(settings: "Settings", total: "Cost") -> dict[str, Any] | None:
         "provider": settings.provider,
         "price_per_gb": price.per_gb,
         "currency": price.currency,
-        "cost": round(price.of(total.read_bytes, total.requests), 4),
+        "cost": round(price.of(total.read_bytes), 4),
     }
 
 

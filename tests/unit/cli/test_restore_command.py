@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unit.engine.kit import RamKit
 from vmbackup.cli import main
+from vmbackup.cli.restore_cost import _egress, _price
 from vmbackup.cli.restore_values import passphrases, targets
+from vmbackup.config.models import Repository
+from vmbackup.engine.restore.cost import Cost
 from vmbackup.errors import UsageError, VmbackupError
 
 MIB = 1 << 20
@@ -62,6 +66,20 @@ def test_told_beforehand(kit: RamKit, tmp_path: Path, capsys: pytest.CaptureFixt
     assert document["seconds"] > 0
     assert run(tmp_path, "restore", "guest", "--output", out, "--format", "raw", "--dry-run") == 1
     assert "vda.raw is already there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"provider": "hetzner:fsn1"}, "costs up to 1.00 EUR at hetzner:fsn1, at 0.001 EUR a GB beyond any free"),
+        ({"provider": "aws:eu-central-1"}, "what reading costs there is not known: set egress_price"),
+        ({"provider": "ovh:gra", "egress_price": "0.02 EUR"}, "costs up to 20.00 EUR at ovh:gra, at 0.02 EUR a GB"),
+    ],
+)
+def test_a_price_is_told_only_where_it_is_known(keys: dict[str, Any], told: str) -> None:
+    settings = Repository(url="s3://bucket", **keys)
+    said = _price({"store": settings.url, "egress": _egress(settings, Cost(read_bytes=10**12))})
+    assert said.startswith(told)
 
 
 def test_onto_an_image(kit: RamKit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
