@@ -123,6 +123,7 @@ class FakeAgent:
             "guest-sync": lambda a: a["id"],
             "guest-sync-delimited": lambda a: a["id"],
             "guest-ping": lambda _a: {},
+            "guest-info": lambda _a: {"supported_commands": self._supported()},
             "guest-get-osinfo": lambda _a: {"id": "debian", "name": "Debian GNU/Linux"},
             "guest-fsfreeze-status": lambda _a: "frozen" if self.frozen else "thawed",
             "guest-fsfreeze-freeze": lambda _a: self._freeze(self.mounts),
@@ -134,6 +135,9 @@ class FakeAgent:
         if name not in simple:
             raise AgentError(f"The command {name} has not been found")
         return simple[name](arguments)
+
+    def _supported(self) -> list[dict[str, Any]]:
+        return [{"name": name, "enabled": name not in self.refused} for name in ("guest-fsfreeze-freeze", "guest-exec")]
 
     def _freeze(self, mounts: Iterable[str]) -> int:
         self.frozen = len([mount for mount in mounts if mount in self.mounts])

@@ -6,6 +6,7 @@ The agent is a thread of the test's, libvirt and QEMU are real.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import statistics
 import subprocess
@@ -21,7 +22,7 @@ from tests.lab.fake_agent import AgentHorse, FakeAgent, agent_horse
 from tests.lab.session import Lab
 from tests.real.hypervisor.conftest import REPOSITORY, new_session
 from vmbackup.errors import QuiesceError
-from vmbackup.hypervisor import Host
+from vmbackup.hypervisor import Check, Host
 from vmbackup.hypervisor.live import probe
 from vmbackup.hypervisor.live.job import LiveJob
 from vmbackup.hypervisor.source import FreezeOptions, Hooks
@@ -171,9 +172,32 @@ def test_hooks(host: Host, guest: AgentHorse, agent: FakeAgent, tmp_path: Path) 
     ]
 
 
+def test_doctor_asks_as_a_backup_does(host: Host, guest: AgentHorse, agent: FakeAgent) -> None:
+    """An agent that is connected may be dead, frozen or barred: each is told, with what mends it; nothing is frozen."""
+
+    def told() -> Check:
+        (found,) = (each for each in host.checks([host.domain(guest.name)]) if each.name == "guest-agent")
+        return found
+
+    assert (told().status, told().fix) == ("ok", "")
+    agent.refused = {"guest-exec": "not allowed"}
+    assert (told().status, "guest-exec" in told().message) == ("ok", True)
+    agent.refused = {FROZEN: "not allowed"}
+    assert (told().status, FROZEN in told().message) == ("warn", True)
+    agent.refused = {}
+    agent.silent = {"guest-sync", "guest-sync-delimited", "guest-get-osinfo", "guest-fsfreeze-status"}
+    assert (told().status, "does not answer" in told().message) == ("warn", True)
+    agent.silent = set()
+    assert agent.frozen == 0
+    agent.frozen = 2
+    assert (told().status, told().fix) == ("warn", f"virsh domfsthaw {guest.name}")
+    subprocess.run(shlex.split(told().fix), check=True, capture_output=True)
+    assert told().status == "ok"
+
+
 _VICTIM = """
 import sys, time
-from vmbackup.hypervisor import Host
+from vmbackup.hypervisor import Check, Host
 from vmbackup.hypervisor.live.beginning import Beginning
 from vmbackup.hypervisor.source import FreezeOptions, Hooks
 name, scratch, state, session, told = sys.argv[1:]
@@ -188,19 +212,26 @@ with Host.open("qemu:///system", scratch_dir=scratch, state_dir=state) as host:
 """
 
 
+def kill_while_frozen(host: Host, guest: AgentHorse, scratch: Path, told: Path, *, watchdog: bool = True) -> None:
+    """kill -9 of a run, without its watchdog if that is to go too."""
+    arguments = [guest.name, str(scratch), host.places.state_dir, new_session(), str(told)]
+    command = [sys.executable, "-P", "-c", _VICTIM, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as victim:
+        assert victim.stdout
+        assert victim.stdout.readline() == "frozen\n"
+        assert guest.agent.frozen == 2
+        for child in [] if watchdog else Path(f"/proc/{victim.pid}/task/{victim.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+        victim.kill()
+
+
 def test_killed_while_it_is_frozen(
     host: Host, guest: AgentHorse, agent: FakeAgent, scratch_dir: Path, tmp_path: Path
 ) -> None:
     """kill -9: the watchdog thaws at once, and runs the hooks that are due."""
     told = tmp_path / "told"
-    arguments = [guest.name, str(scratch_dir), host.places.state_dir, new_session(), str(told)]
-    command = [sys.executable, "-P", "-c", _VICTIM, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as victim:
-        assert victim.stdout
-        assert victim.stdout.readline() == "frozen\n"
-        assert agent.frozen == 2
-        os.kill(victim.pid, signal.SIGKILL)
-        killed = time.monotonic()
+    kill_while_frozen(host, guest, scratch_dir, told)
+    killed = time.monotonic()
     while agent.frozen or not told.exists() or len(agent.executed) < 1:
         assert time.monotonic() - killed < 30
         time.sleep(0.01)
@@ -209,3 +240,18 @@ def test_killed_while_it_is_frozen(
     assert thawed - killed < 10
     assert agent.executed == [["/usr/bin/quiet-db", "off"]]
     host.recover(host.domain(guest.name), lambda _name: False)
+
+
+def test_paused_by_its_operator_after_a_run_that_left_it_frozen(
+    host: Host, guest: AgentHorse, agent: FakeAgent, scratch_dir: Path, tmp_path: Path
+) -> None:
+    """It cannot be thawed while it is paused, and that is kept in mind until it goes on."""
+    kill_while_frozen(host, guest, scratch_dir, tmp_path / "told", watchdog=False)
+    guest.domain.suspend()
+    (left,) = host.recover(host.domain(guest.name), lambda _name: False)
+    guest.domain.resume()
+    assert agent.frozen == 2
+    assert (left.done, len(left.trouble)) == ((), 1)
+    assert f"virsh resume {guest.name}" in left.trouble[0]
+    (left,) = host.recover(host.domain(guest.name), lambda _name: False)
+    assert (agent.frozen, left.done, left.trouble) == (0, ("thawed the guest",), ())

@@ -28,6 +28,12 @@ class Guest:
         self.active = True
         self.stands = [1, 1]
 
+    def name(self) -> str:
+        return INFO.name
+
+    def isPersistent(self) -> bool:  # noqa: N802
+        return True
+
     def state(self) -> list[int]:
         return self.stands
 

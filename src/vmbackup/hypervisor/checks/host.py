@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from vmbackup.errors import JobConflictError, VmbackupError
+from vmbackup.hypervisor.checks.agent import agent_check
 from vmbackup.hypervisor.checks.boot_files import boot_file_checks
 from vmbackup.hypervisor.checks.check import Check
 from vmbackup.hypervisor.checks.confinement import confinement_checks
@@ -17,7 +18,6 @@ from vmbackup.hypervisor.disks import DomainDisk, read_disks
 from vmbackup.hypervisor.domains import handle
 from vmbackup.hypervisor.live import scratch
 from vmbackup.hypervisor.live.begin import domain_folder
-from vmbackup.hypervisor.live.probe import agent_trouble
 from vmbackup.hypervisor.names import PREFIX
 from vmbackup.hypervisor.places import Places
 from vmbackup.hypervisor.remote.remote import Reach
@@ -85,6 +85,8 @@ def check_domain(connection: Connection, places: Places, store: IntentStore, inf
     except VmbackupError as error:
         return [*found, Check("state-folder", info.name, "fail", str(error), error.hint)]
     try:
+        if info.active:
+            found.append(agent_check(connection, info))
         found += connection.call(
             "check the domain", lambda raw: list(_domain(raw, handle(raw, info), places, info)), info.name
         )
@@ -107,7 +109,6 @@ def _domain(raw: Any, domain: Any, places: Places, info: DomainInfo) -> Iterator
         return
     if places.reach is None:
         yield _checked("socket-folder", info.name, lambda: ("ok", domain_folder(places, info), ""))
-    yield _agent(domain, info)
     yield _job(domain, info)
     disks = read_disks(raw, domain)
     for disk in disks:
@@ -129,14 +130,6 @@ def _half_done(places: Places, info: DomainInfo) -> list[Check]:
         )
         for target, point in sorted(mark.disks.items())
     ]  # fmt: skip
-
-
-def _agent(domain: Any, info: DomainInfo) -> Check:
-    trouble = agent_trouble(domain)
-    if trouble is None:
-        return Check("guest-agent", info.name, "ok", "connected: restore points are file-system consistent")
-    fix = "install and start qemu-guest-agent in the guest; its channel is org.qemu.guest_agent.0"
-    return Check("guest-agent", info.name, "warn", f"{trouble}: restore points are crash consistent", fix)
 
 
 def _job(domain: Any, info: DomainInfo) -> Check:

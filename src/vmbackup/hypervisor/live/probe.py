@@ -1,12 +1,13 @@
 """What can be known of a guest's agent before anything is asked of it that would hold the guest up."""
 
 import contextlib
-from typing import Any
+import shlex
+from typing import Any, NamedTuple
 
 from vmbackup.errors import VmbackupError
 from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor.connection import Connection
-from vmbackup.hypervisor.domains import RUNNING, handle
+from vmbackup.hypervisor.domains import PAUSED, RUNNING, handle
 from vmbackup.hypervisor.failures import code_of
 from vmbackup.hypervisor.live.agent import AgentRefusedError, GuestAgent
 from vmbackup.hypervisor.source import DomainInfo
@@ -16,17 +17,31 @@ from vmbackup.hypervisor.xmltree import parse
 _PROBE_SECONDS = 5
 NO_LIMIT = -2  # VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, libvirt's own setting
 _AGENT_CHANNEL = "org.qemu.guest_agent.0"
+_CHANNEL = f"<channel type='unix'><target type='virtio' name='{_AGENT_CHANNEL}'/></channel>"
+_RESTART = "in the guest: systemctl restart qemu-guest-agent"
+_START = "in the guest: apt install qemu-guest-agent (or dnf), systemctl start qemu-guest-agent"
 
 
-def agent_trouble(domain: Any) -> str | None:
+class Trouble(NamedTuple):
+    """Why an agent cannot freeze its guest, and what mends it: a command of the host, or of the guest."""
+
+    why: str
+    cure: str
+
+
+def agent_trouble(domain: Any) -> Trouble | None:
     """Why the guest agent cannot freeze this domain now; None where it is connected."""
-    state = domain.state()[0]
+    state, name = domain.state()[0], shlex.quote(domain.name())
+    if state == PAUSED:
+        return Trouble("the guest is paused, so its agent cannot answer", f"virsh resume {name}")
     if state != RUNNING:
-        return "the guest is paused, so its agent cannot answer" if state == 3 else "the guest is not running"
+        return Trouble("the guest is not running", f"virsh start {name}")
     for channel in parse(domain.XMLDesc(0)).findall("./devices/channel/target"):
         if channel.get("name") == _AGENT_CHANNEL:
-            return None if channel.get("state") == "connected" else "the guest agent is not connected"
-    return "the domain has no guest agent channel"
+            return None if channel.get("state") == "connected" else Trouble("the guest agent is not connected", _START)
+    flags = "--live --config" if domain.isPersistent() else "--live"
+    plug = f"echo {shlex.quote(_CHANNEL)} | virsh attach-device {name} /dev/stdin {flags}"
+    return Trouble("the domain has no guest agent channel", f"{plug}   # then {_START}")
 
 
 class Probe:
@@ -40,7 +55,7 @@ class Probe:
         self.windows = False
         self.trouble = self._call("look for the guest agent", agent_trouble) or self._silent_or_frozen()
 
-    def _silent_or_frozen(self) -> str | None:
+    def _silent_or_frozen(self) -> Trouble | None:
         """Why an agent that is connected cannot freeze all the same."""
         self._call("set the agent's time limit", lambda d: d.agentSetResponseTimeout(_PROBE_SECONDS, 0))
         try:
@@ -49,24 +64,23 @@ class Probe:
             with contextlib.suppress(VmbackupError):
                 self._call("reset the agent's time limit", lambda d: d.agentSetResponseTimeout(NO_LIMIT, 0))
         if answered is None:
-            return "the guest agent does not answer"
+            return Trouble("the guest agent does not answer", _RESTART)
         self.windows = answered == "mswindows"
         return None if answered else self._frozen_already()
 
-    def _frozen_already(self) -> str | None:
+    def _frozen_already(self) -> Trouble | None:
         """Whether someone else has frozen it: a freeze that is not ours is not ours to thaw."""
         try:
             frozen = self._agent.call("guest-fsfreeze-status", _PROBE_SECONDS) == "frozen"
         except AgentRefusedError:
             return None
         except VmbackupError as error:
-            return str(error)
+            return Trouble(str(error), _RESTART)
         if not frozen:
             return None
-        return (
-            "the guest is frozen already, by someone else, and was left so"
-            f" ('virsh domfsthaw {self._info.name}' thaws it if nobody needs that)"
-        )
+        thaw = f"virsh domfsthaw {shlex.quote(self._info.name)}"
+        why = f"the guest is frozen already, by someone else, and was left so ('{thaw}' thaws it if nobody needs that)"
+        return Trouble(why, thaw)
 
     def _call(self, doing: str, function: Any) -> Any:
         return self._connection.call(doing, lambda raw: function(handle(raw, self._info)), self._info.name, again=False)

@@ -15,7 +15,7 @@ from typing import Any, Self
 from vmbackup.errors import NotFoundError, QuiesceError, VmbackupError
 from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor.connection import Connection
-from vmbackup.hypervisor.domains import PAUSED_BY_USER, RUNNING, handle
+from vmbackup.hypervisor.domains import ASLEEP, PAUSED_BY_USER, RUNNING, handle
 from vmbackup.hypervisor.live.agent import GuestAgent
 from vmbackup.hypervisor.live.guard import Watchdog
 from vmbackup.hypervisor.live.hooks import GuestHooks
@@ -73,7 +73,7 @@ class Freezer:
         probe = Probe(self._connection, self._info, self._agent)
         self._windows, self._tries = probe.windows, probe.trouble is None
         if probe.trouble is not None:
-            self._give_up(probe.trouble)
+            self._give_up(*probe.trouble)
         return self._tries
 
     def prepare(self) -> None:
@@ -262,12 +262,10 @@ class Freezer:
         with contextlib.suppress(VmbackupError):
             self._call("reset the agent's time limit", function)
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, why: str, cure: str = "look at qemu-guest-agent in the guest") -> None:
         if self._policy == "required":
-            raise QuiesceError(
-                f"domain {self._info.name} could not be frozen: {why}",
-                "start qemu-guest-agent in the guest, or use --quiesce auto",
-            )
+            hint = f"{cure}; or use --quiesce auto"
+            raise QuiesceError(f"domain {self._info.name} could not be frozen: {why}", hint)
         self.outcome = Quiesced("crash", None, why)
 
     def _call(self, doing: str, function: Any) -> Any:
@@ -275,13 +273,17 @@ class Freezer:
 
 
 def let_go_after_death(domain: Any, *, frozen: bool, paused: bool) -> bool:
-    """Resumes and thaws a guest that a dead run may have left so. True where it stands still no more."""
+    """Resumes and thaws a guest that a dead run may have left so. True where it stands still no more.
+
+    False also for one that somebody else has paused: its agent cannot answer, and what is frozen in it stays so.
+    """
     libvirt = lv.binding()
     try:
         if paused and tuple(domain.state()) == PAUSED_BY_USER:
             domain.resume()
-        if not frozen or domain.state()[0] != RUNNING:
-            return True
+        state = domain.state()[0]
+        if not frozen or state != RUNNING:
+            return not (frozen and state in ASLEEP)
         domain.agentSetResponseTimeout(AGENT_TIMEOUT, 0)
         domain.fsThaw()
         domain.agentSetResponseTimeout(NO_LIMIT, 0)

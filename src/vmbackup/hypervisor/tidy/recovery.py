@@ -1,11 +1,13 @@
 """Puts right what dead runs left on a domain: killed at any instant, by a signal or with the whole host."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vmbackup.errors import NotFoundError, VmbackupError
 from vmbackup.hypervisor.connection import Connection
+from vmbackup.hypervisor.domains import ASLEEP
 from vmbackup.hypervisor.live.quiesce import let_go_after_death
 from vmbackup.hypervisor.live.scratch import free_bytes
 from vmbackup.hypervisor.names import CheckpointName
@@ -101,7 +103,7 @@ class _Recovery:
             return
         same = domain.ID() == intent.domain_id
         if same and not let_go_after_death(domain, frozen=intent.frozen, paused=intent.paused):
-            self._trouble.append("the guest may be frozen and its agent does not answer")
+            self._trouble.append(_still_frozen(domain, intent))
             return
         self._intent = self._store.update(intent, frozen=False, paused=False)
         self._done.append("thawed the guest" if intent.frozen else "let the guest go on, which was paused")
@@ -140,3 +142,10 @@ class _Recovery:
             self._trouble.append(f"could not {doing}: {error}")
             return False
         return True
+
+
+def _still_frozen(domain: Any, intent: Intent) -> str:
+    if domain.state()[0] not in ASLEEP:
+        return "the guest may be frozen and its agent does not answer"
+    name = shlex.quote(intent.domain_name)
+    return f"the guest may be frozen, and cannot be thawed before it goes on ('virsh resume {name}')"
