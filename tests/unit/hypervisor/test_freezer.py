@@ -263,6 +263,8 @@ def test_a_guest_that_cannot_be_frozen_is_paused_for_its_group() -> None:
     guest = Guest(state="disconnected")
     freezer = Freezer(Connection(guest), INFO, "auto")  # type: ignore[arg-type]
     freezer.eligible()
+    freezer.ready(pausing=True)
+    assert Dog.log == ["start"]  # which takes a while: before others stand still
     freezer.freeze()
     assert not freezer.still
     freezer.pause(lambda: guest.calls.append("noted"))
@@ -283,6 +285,7 @@ def test_a_guest_that_stands_still_is_not_paused() -> None:
     for guest in (frozen, halted):
         freezer = Freezer(Connection(guest), INFO, "auto")  # type: ignore[arg-type]
         freezer.eligible()
+        freezer.ready(pausing=True)
         freezer.freeze()
         freezer.pause(partial(guest.calls.append, "noted"))
         freezer.release()

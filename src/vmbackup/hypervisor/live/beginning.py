@@ -48,7 +48,7 @@ class Prepared:
 
 
 class Beginning:
-    """One begin: `prepare`, `stand_still`, `begin`, `go_on`, then `job`; or `undo` after whichever of them failed.
+    """One begin: `prepare`, `ready`, `stand_still`, `begin`, `go_on`, then `job`; or `undo` after whichever failed.
 
     `go_on` must be called once `prepare` was, whatever happened. Each raises HypervisorError and its kinds.
     """
@@ -74,6 +74,7 @@ class Beginning:
         try:
             try:
                 self.prepare()
+                self._freezer.ready()
                 self.stand_still()
                 self.begin(datetime.now(UTC))
             finally:
@@ -86,6 +87,10 @@ class Beginning:
     def prepare(self) -> None:
         """The operator's hooks before."""
         self._freezer.prepare()
+
+    def ready(self) -> None:
+        """The last before all of a group stand still: what would hold the others up."""
+        self._freezer.ready(pausing=True)
 
     def stand_still(self) -> None:
         """Frozen, as far as that goes."""
@@ -176,7 +181,7 @@ class Beginning:
             xml, checkpoint = _job_xml(plan, self._intent)
             raw = self._connection.live()
             try:
-                handle(raw, info).backupBegin(xml, checkpoint, 0)
+                self._freezer.domain_on(raw).backupBegin(xml, checkpoint, 0)
                 return plan
             except lv.binding().libvirtError as error:
                 if self._parts.reach and port_taken(error) and len(tried) < _PORTS_TRIED:

@@ -40,11 +40,11 @@ class Quiesced:
 
 
 class Freezer:
-    """One guest around its begin: `prepare`, `freeze`, `pause` where it must stand still without a freeze, `release`,
-    `finish`. As a context: frozen inside, thawed outside. `outcome` and `warnings` afterwards.
+    """One guest around its begin: `prepare`, `ready`, `freeze`, `pause` where it must stand still without a freeze,
+    `release`, `finish`. As a context: frozen inside, thawed outside. `outcome` and `warnings` afterwards.
 
-    Whatever was begun, `release` and `finish` must be called. `freeze` and `verdict` raise QuiesceError where the
-    policy is `required` and the guest was not frozen; it has been told to thaw before that, whatever its agent said.
+    Whatever was begun, `release` and `finish` must be called. `ready`, `freeze` and `verdict` raise QuiesceError where
+    the policy is `required` and the guest was not frozen; it was told to thaw before that, whatever its agent said.
     """  # noqa: D205
 
     def __init__(
@@ -56,13 +56,20 @@ class Freezer:
         self._hooks = GuestHooks(self._options.hooks, info, self._agent)
         self._limit = max(1, round(self._options.seconds or AGENT_TIMEOUT))
         self._watchdog: Watchdog | None = None
-        self._tries = False
+        self._domain: tuple[Any, Any] | None = None
+        self._tries = self._limited = False
         self._frozen = 0
         self._since = self._paused_since = 0.0
         self._windows = self._paused = self._released = self._early = False
         self.thaw_failed = False
         self.warnings: list[str] = []
         self.outcome = Quiesced("crash", None, "quiesce is off" if policy == "never" else None)
+
+    def domain_on(self, raw: Any) -> Any:
+        """The virDomain on that connection: looked up once, before the guest stands still."""
+        if self._domain is None or self._domain[0] is not raw:
+            self._domain = raw, handle(raw, self._info)
+        return self._domain[1]
 
     # Before anything stands still.
 
@@ -84,6 +91,19 @@ class Freezer:
             self._guarded().hooks(owed)
         self.warnings += self._hooks.before(required=self._policy == "required")
 
+    def ready(self, *, pausing: bool = False) -> None:
+        """What takes a while and need not wait until it stands still, or others of its group do: then `pausing`."""
+        if self._tries:
+            try:
+                self._guarded()
+                self._call("set the agent's time limit", lambda d: d.agentSetResponseTimeout(self._limit, 0))
+                self._limited = True
+            except VmbackupError as error:
+                self._tries = False
+                self._give_up(str(error))
+        if pausing and (not self._tries or self._options.mounts) and self._running():
+            self._guarded()
+
     # Standing still.
 
     def freeze(self) -> None:
@@ -93,7 +113,6 @@ class Freezer:
         mounts = list(self._options.mounts) or None
         try:
             watchdog = self._guarded()
-            self._call("set the agent's time limit", lambda d: d.agentSetResponseTimeout(self._limit, 0))
             self._since = time.monotonic()
             watchdog.arm(self._limit + BEGIN_SECONDS, "thaw")
             self._frozen = int(self._call("freeze the guest", lambda d: d.fsFreeze(mounts) if mounts else d.fsFreeze()))
@@ -122,7 +141,7 @@ class Freezer:
         """
         if self.still:
             return
-        if self._call("look at the domain", lambda d: d.state()[0]) != RUNNING:
+        if not self._running():
             self._paused = True  # by its operator, who resumes it
             return
         note()
@@ -157,6 +176,8 @@ class Freezer:
 
     def finish(self) -> None:
         """Runs the hooks after, if any before were begun; what went wrong with them is in `warnings`."""
+        if self._limited and not self.thaw_failed:  # else the watchdog has set its own
+            self._quietly(lambda d: d.agentSetResponseTimeout(NO_LIMIT, 0))
         self.warnings += self._hooks.after()
         watchdog, self._watchdog = self._watchdog, None
         if watchdog is not None:
@@ -170,6 +191,7 @@ class Freezer:
     def __enter__(self) -> Self:
         try:
             self.prepare()
+            self.ready()
             self.freeze()
         except BaseException:
             self.__exit__(None, None, None)
@@ -219,9 +241,7 @@ class Freezer:
         """
 
         def thaw() -> int:
-            thawed = int(self._call("thaw the guest", lambda d: d.fsThaw()))
-            self._quietly(lambda d: d.agentSetResponseTimeout(NO_LIMIT, 0))
-            return thawed
+            return int(self._call("thaw the guest", lambda d: d.fsThaw()))
 
         return self._again(thaw, _THAW_WAITS if self._frozen else ())
 
@@ -252,6 +272,9 @@ class Freezer:
         self._watchdog = self._watchdog or Watchdog(self._connection.uri, self._info.uuid)
         return self._watchdog
 
+    def _running(self) -> bool:
+        return bool(self._call("look at the domain", lambda d: d.state()[0]) == RUNNING)
+
     def _gone(self) -> bool:
         try:
             return not self._call("look at the domain", lambda d: d.isActive())
@@ -269,7 +292,7 @@ class Freezer:
         self.outcome = Quiesced("crash", None, why)
 
     def _call(self, doing: str, function: Any) -> Any:
-        return self._connection.call(doing, lambda raw: function(handle(raw, self._info)), self._info.name, again=False)
+        return self._connection.call(doing, lambda raw: function(self.domain_on(raw)), self._info.name, again=False)
 
 
 def let_go_after_death(domain: Any, *, frozen: bool, paused: bool) -> bool:

@@ -43,6 +43,7 @@ class _Together:
         try:
             try:
                 self._each(lambda beginning: beginning.prepare())
+                self._each(lambda beginning: beginning.ready())
                 self._each(lambda beginning: beginning.stand_still())
                 self._each(lambda beginning: beginning.pause())
                 now = datetime.now(UTC)

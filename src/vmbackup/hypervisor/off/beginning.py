@@ -34,6 +34,9 @@ class OffBeginning:
         """The operator's hooks before, and the job."""
         self._job = self._begin()
 
+    def ready(self) -> None:
+        """It is."""
+
     def stand_still(self) -> None:
         """It does."""
 
