@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import os
 import random
 import subprocess
@@ -18,7 +20,7 @@ from tests.unit.engine.kit import RamKit
 from vmbackup.engine.images import nbd_target, qemu_nbd
 from vmbackup.engine.images.image_file import served_image
 from vmbackup.engine.restore.flat import RestoreOptions, RestoreSummary, restore
-from vmbackup.errors import NotFoundError, TargetError, UsageError
+from vmbackup.errors import DamageError, NotFoundError, TargetError, UsageError
 from vmbackup.progress import Silent
 
 MIB = 1 << 20
@@ -49,6 +51,21 @@ def kit(tmp_path: Path) -> RamKit:
 @pytest.fixture
 def options(tmp_path: Path) -> RestoreOptions:
     return RestoreOptions(None, workers=2, state_dir=tmp_path / "state", sync_seconds=0)
+
+
+class Notes(Silent):
+    """Keeps what the operator is told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Kept."""
+        self.texts.append(text)
+
+
+def note_name(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
 
 
 def qemu_img(*words: str | Path) -> None:
@@ -229,6 +246,40 @@ def test_a_damaged_image(kit: RamKit, tmp_path: Path, options: RestoreOptions) -
     with pytest.raises(TargetError, match=r"old\.qcow2 is damaged"):
         onto(kit, path, options)
     assert path.read_bytes() == before
+    assert os.listdir(tmp_path / "state/restores") == []
+
+
+def test_a_failure_before_anything_is_written_leaves_no_note(tmp_path: Path, options: RestoreOptions) -> None:
+    """Nor is the image called half written; what an earlier restore left there half written stays noted."""
+    kit = RamKit(tmp_path, {"vda": MIB}, chunk_size=CHUNK)
+    kit.disk().write(0, random.Random(1).randbytes(MIB))
+    kit.backup()
+    for pack in (tmp_path / "repository/data").rglob("*-*"):
+        pack.unlink()
+    path, notes = dirty_raw(tmp_path / "image", MIB), Notes()
+    before, folder = path.read_bytes(), tmp_path / "state/restores"
+    for text in ("", '{"point": "another"}'):
+        if text:
+            (folder / f"{note_name(path)}.json").write_text(text)
+        with pytest.raises(DamageError):
+            restore(kit.repository, kit.points()[0], replace(options, to={"vda": path}), notes)
+        assert [note.read_text() for note in folder.iterdir()] == ([text] if text else [])
+    assert path.read_bytes() == before
+    assert notes.texts == []
+
+
+def test_empty_notes_of_killed_restores_are_removed(kit: RamKit, tmp_path: Path, options: RestoreOptions) -> None:
+    """Old ones that nobody holds; one that says something is of an image that is half written."""
+    folder = tmp_path / "state/restores"
+    folder.mkdir(parents=True)
+    for name, text in {"old": "", "young": "", "held": "", "half": "{}"}.items():
+        (folder / f"{name}.json").write_text(text)
+        if name != "young":
+            os.utime(folder / f"{name}.json", (1, 1))
+    with open(folder / "held.json") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        onto(kit, dirty_raw(tmp_path / "image"), options)
+    assert sorted(os.listdir(folder)) == ["half.json", "held.json", "young.json"]
 
 
 def test_one_that_may_not_be_written(tmp_path: Path) -> None:

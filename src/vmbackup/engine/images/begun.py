@@ -1,14 +1,17 @@
 """A note beside an image in the making: what it is to become. A restore that is run again goes on by it."""
 
+import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from vmbackup.engine.images.target_errors import in_use, told
 
 _MOST = 64 << 10  # bytes of a note that are read
+_YOUNG_SECONDS = 60.0  # an empty note that is younger may be of a restore that has not locked it yet
 
 
 class Begun:
@@ -22,7 +25,8 @@ class Begun:
         self._text = json.dumps(dict(description), sort_keys=True).encode()
         with told(note):
             self._fd = self._locked(image)
-            self.again = os.pread(self._fd, _MOST, 0) == self._text
+            self._before = os.pread(self._fd, _MOST, 0)
+        self.again = self._before == self._text
 
     def _locked(self, image: Path) -> int:
         """The note's descriptor. One that its last holder removed meanwhile is of no use."""
@@ -39,10 +43,21 @@ class Begun:
 
     def write(self) -> None:
         """Says, durably, what is begun. Raises TargetError."""
+        self._put(self._text)
+
+    def _put(self, text: bytes) -> None:
         with told(self._note):
             os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, self._text, 0)
+            os.pwrite(self._fd, text, 0)
             os.fsync(self._fd)
+
+    def give_up(self) -> None:
+        """Nothing was written to the image: the note is what it was before, or gone if it was empty."""
+        if not self._before:
+            self.remove()
+        elif self._fd >= 0:
+            self._put(self._before)
+            self.release()
 
     def remove(self) -> None:
         """It is done, or given up."""
@@ -55,6 +70,27 @@ class Begun:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def sweep(folder: Path) -> None:
+    """Removes empty notes that nobody holds: of restores that were killed before they wrote anything. Never raises."""
+    with contextlib.suppress(OSError):
+        for note in folder.glob("*.json"):
+            with contextlib.suppress(OSError):
+                _remove_empty(note)
+
+
+def _remove_empty(note: Path) -> None:
+    found = note.lstat()
+    if found.st_size or time.time() - found.st_mtime < _YOUNG_SECONDS:
+        return
+    fd = os.open(note, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is(fd, note) and not os.fstat(fd).st_size:
+            note.unlink()
+    finally:
+        os.close(fd)
 
 
 def _is(fd: int, path: Path) -> bool:

@@ -21,12 +21,13 @@ class NbdTarget:
     def __init__(self, path: Path, image: list[str], connections: int, *, secret: QemuSecret | None = None) -> None:
         """`image`: what tells qemu-nbd what to open. Raises TargetError."""
         self.path = path
+        self.touched = False  # whether anything was written to it
         self._control: NbdClient | None = None
         self.nbd = QemuNbd(path, image, connections + 1, secret=secret)
 
     def open_writer(self) -> Writer:
         """A connection of its own."""
-        return NbdWriter(self.nbd.connect(), self.path)
+        return NbdWriter(self.nbd.connect(), self)
 
     def expect(self, offset: int, length: int) -> None:
         """See Target."""
@@ -73,11 +74,12 @@ class NbdTarget:
 class NbdWriter:
     """A connection that writes."""
 
-    def __init__(self, client: NbdClient, path: Path) -> None:
-        self._client, self._path = client, path
+    def __init__(self, client: NbdClient, target: NbdTarget) -> None:
+        self._client, self._target, self._path = client, target, target.path
 
     def write(self, offset: int, pieces: Sequence[bytes]) -> None:
         """See Writer."""
+        self._target.touched = True
         try:
             while self._client.outstanding >= _DEPTH:
                 self._client.wait()
@@ -94,6 +96,7 @@ class NbdWriter:
 
     def zero(self, offset: int, length: int) -> None:
         """See Writer."""
+        self._target.touched = True
         try:
             self._client.zero(offset, length)
         except NbdError as error:

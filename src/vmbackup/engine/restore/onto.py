@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vmbackup.engine.images.begun import Begun
+from vmbackup.engine.images.begun import Begun, sweep
 from vmbackup.engine.images.existing_image import DiskUsers, ExistingImage, look_at
 from vmbackup.engine.images.image_check import mend, refuse_damaged
 from vmbackup.engine.images.image_file import served_image
@@ -90,10 +90,11 @@ def restore_onto(job: DiskJob, onto: Onto, state_dir: Path, seconds: float) -> F
     """Writes the disk; a device takes as many bytes as the disk has.
 
     An error or a kill leaves the image half written: the same restore, run again, reads what is there and goes on.
-    Raises TargetError, DamageError.
+    Where nothing was written no note is left. Raises TargetError, DamageError.
     """
     image = onto.image
     begun = Begun(_note(state_dir, image.real), image.path, _description(job, image))
+    target = None
     try:
         with contextlib.ExitStack() as stack:
             if claim := image.claim():
@@ -105,6 +106,10 @@ def restore_onto(job: DiskJob, onto: Onto, state_dir: Path, seconds: float) -> F
             begun.write()
             filled = _fill(job, target, image, Savepoints(seconds), resume=begun.again)
         begun.remove()
+    except BaseException:
+        if not begun.again and not (target and target.touched):
+            begun.give_up()
+        raise
     finally:
         begun.release()
     return filled._replace(written=job.disk.virtual_size) if image.is_device else filled
@@ -116,7 +121,8 @@ def _fill(job: DiskJob, target: NbdTarget, image: ExistingImage, savepoints: Sav
     try:
         return job.fill_existing(target, image.size, savepoints, resume=resume)
     except BaseException:
-        job.progress.note(f"{image.path} is half written: run the same command again to go on")
+        if resume or target.touched:
+            job.progress.note(f"{image.path} is half written: run the same command again to go on")
         raise
 
 
@@ -124,6 +130,7 @@ def _note(state_dir: Path, path: Path) -> Path:
     folder = state_dir / _NOTES
     with told(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    sweep(folder)
     return folder / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
 
 
