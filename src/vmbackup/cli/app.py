@@ -79,8 +79,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         with _termination_interrupts():
             result = program.main(args, prog_name="vmbackup", standalone_mode=False, obj=state)
         sys.stdout.flush()
-    except (click.Abort, KeyboardInterrupt):
-        return report(interrupted(), as_json=state.json)
+    except (click.Abort, KeyboardInterrupt) as error:
+        return report(interrupted(error), as_json=state.json)
     except SystemExit as error:  # click's answer to a closed pipe
         return error.code if isinstance(error.code, int) else 1
     except BrokenPipeError:

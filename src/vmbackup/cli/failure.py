@@ -48,9 +48,10 @@ class Failure:
         return fields | dict(self.details)
 
 
-def interrupted() -> Failure:
-    """Ctrl-C or SIGTERM."""
-    return Failure("interrupted", "interrupted", "nothing was left half done; run it again when it suits", 130)
+def interrupted(error: BaseException) -> Failure:
+    """Ctrl-C or SIGTERM; notes on the error tell what was left all the same."""
+    left = "; ".join(getattr(error, "__notes__", ()))
+    return Failure("interrupted", "interrupted", left or "nothing was left half done; run it again when it suits", 130)
 
 
 def report(failure: Failure, *, as_json: bool) -> int:

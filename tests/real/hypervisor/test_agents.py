@@ -23,7 +23,7 @@ from tests.lab.session import Lab
 from tests.real.hypervisor.conftest import REPOSITORY, new_session
 from vmbackup.errors import QuiesceError
 from vmbackup.hypervisor import Check, Host
-from vmbackup.hypervisor.live import probe
+from vmbackup.hypervisor.live import probe, quiesce
 from vmbackup.hypervisor.live.job import LiveJob
 from vmbackup.hypervisor.source import FreezeOptions, Hooks
 
@@ -151,6 +151,30 @@ def test_a_thaw_that_fails_at_first(host: Host, guest: AgentHorse, agent: FakeAg
     mending.join()
     assert job.consistency == "filesystem"
     assert agent.commands[:3] == [FROZEN, THAWED, THAWED]
+
+
+def test_interrupted_while_its_thaw_fails(
+    host: Host, guest: AgentHorse, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator is told to look at it, the watchdog goes on, and the next run knows."""
+
+    sleep = time.sleep
+
+    def interrupt(seconds: float) -> None:
+        if seconds == quiesce._THAW_WAITS[0]:
+            raise KeyboardInterrupt
+        sleep(seconds)
+
+    agent.refused = {THAWED: "not now"}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
+        patch.setattr(quiesce.time, "sleep", interrupt)
+        begun(host, guest)
+    assert f"could not be thawed: look at {guest.name} now" in "".join(caught.value.__notes__)
+    assert [intent.frozen for intent in host.intents()] == [True]
+    assert agent.frozen == 2
+    agent.refused = {}
+    (left,) = host.recover(host.domain(guest.name), lambda _name: False)
+    assert (agent.frozen, left.trouble) == (0, ())
 
 
 def test_hooks(host: Host, guest: AgentHorse, agent: FakeAgent, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_after_a_freeze_and_a_thaw_that_fail_the_watchdog_goes_on() -> None:
     freezer = run(guest)
     assert guest.calls.count("thaw") == 1
     assert Dog.log == ["start", "arm 15 thaw", "leave"]
-    assert freezer.thaw_failed
+    assert (freezer.thaw_failed, freezer.warnings) == (True, [])
 
 
 def test_a_thaw_is_tried_again() -> None:
@@ -200,6 +200,7 @@ def test_a_thaw_that_never_works_is_told() -> None:
     assert sum(quiesce._THAW_WAITS) > 240
     assert freezer.thaw_failed
     assert "could not be thawed: look at web1" in (freezer.outcome.note or "")
+    assert freezer.warnings == [freezer.outcome.note]
     assert Dog.log[-1] == "leave"
 
 

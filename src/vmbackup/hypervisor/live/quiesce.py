@@ -159,14 +159,22 @@ class Freezer:
         if not self._since and not self._paused_since:
             return
         thawed: int | None = None
+        resumed = False
         try:
             resumed = not self._paused_since or self._again(self._resume, _THAW_WAITS) is not None
             thawed = self._thaw() if self._since else 0
+        except BaseException as error:  # an interrupt
+            error.add_note(f"{self._told_to_look()}; a watchdog goes on trying, and 'vmbackup recover' tries too")
+            raise
         finally:
             seconds = time.monotonic() - (self._since or self._paused_since)
             free = thawed is not None and resumed
             acted = self._stand_down(watchdog, free=free)
+            self.thaw_failed = self.thaw_failed or not (free or acted)
         self.outcome = self._judge(thawed if resumed else None, seconds, watchdog_acted=acted)
+
+    def _told_to_look(self) -> str:
+        return f"the guest could not be thawed: look at {self._info.name} now"
 
     def _stand_down(self, watchdog: Watchdog, *, free: bool) -> bool:
         if free and self._hooks.owes:
@@ -209,9 +217,10 @@ class Freezer:
     def _judge(self, thawed: int | None, seconds: float, *, watchdog_acted: bool) -> Quiesced:
         failed = thawed is None and not watchdog_acted
         self._early = watchdog_acted or (thawed is not None and thawed != self._frozen)
-        self.thaw_failed = self.thaw_failed or failed
         if failed:
-            return Quiesced("crash", seconds, f"the guest could not be thawed: look at {self._info.name} now")
+            if self._frozen or self._paused_since:  # else its freeze has failed, and nobody knows
+                self.warnings.append(self._told_to_look())
+            return Quiesced("crash", seconds, self._told_to_look())
         if not self._since:
             return self._judge_paused(seconds, watchdog_acted=watchdog_acted)
         if self._frozen == 0:
