@@ -20,6 +20,9 @@ from vmbackup.storage_backends import ObjectMissing, ObjectTruncated
 
 # Parts of a pack that lie closer together are read as one: a seek, or a request, costs more than these bytes.
 GAP_BYTES = 256 << 10
+# Bytes of a pack that are read at once: of an object store as many as there are, a request costs more than the rest; of
+# a folder what the processor's caches still hold when it is decoded. Four times as much took 6 % more CPU, and memory.
+_FOLDER_BYTES = 4 << 20
 _CIPHERS = 64
 
 T = TypeVar("T")
@@ -72,6 +75,7 @@ class SlotReader(ABC, Generic[T]):
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._buffer = bytearray(1 << 20)
+        self._most = _FOLDER_BYTES if catalog.store.url.startswith("file:") else packs.PACK_BYTES
 
     @abstractmethod
     def open(self, header: Header, slot: Slot, stored: memoryview) -> T:
@@ -124,7 +128,7 @@ class SlotReader(ABC, Generic[T]):
 
     def _read(self, place: Place, wanted: list[Wanted]) -> Iterator[tuple[int, T]]:
         header = self._catalog.header(place.ref, DATA, place.pack)
-        for group in spans(header, wanted):
+        for group in spans(header, wanted, self._most):
             start, end = group[0][1].offset, max(slot.offset + slot.stored for _, slot in group)
             view = self._fetch(header, start, end - start)
             last: tuple[Slot, T] | None = None
@@ -223,14 +227,14 @@ class StoredReader(SlotReader[StoredSlot]):
         return StoredSlot(slot, header.birth_of(slot), bytes(stored))
 
 
-def spans(header: Header, wanted: list[Wanted]) -> Iterator[list[tuple[int, Slot]]]:
-    """The wanted slots, in order, in groups that are fetched as one; each with the caller's number."""
+def spans(header: Header, wanted: list[Wanted], most: int = packs.PACK_BYTES) -> Iterator[list[tuple[int, Slot]]]:
+    """The wanted slots, in order, in groups that are fetched as one, of about `most` bytes; each with its number."""
     group: list[tuple[int, Slot]] = []
     start = end = 0
     for first_slot, count, first in wanted:
         for step in range(count):
             slot = header.slot(first_slot + step)
-            if group and not start <= slot.offset <= end + GAP_BYTES:
+            if group and (end - start >= most or not start <= slot.offset <= end + GAP_BYTES):
                 yield group
                 group = []
             if not group:

@@ -320,23 +320,12 @@ class SlotOpener:
 
     def open(self, slot: Slot, stored: bytes | memoryview, cipher: AESGCM, name: str) -> bytes:
         """The plain bytes. Raises DamageError."""
-        try:
-            aad = self._aad + slot.id + _AAD_TAIL.pack(slot.plain, slot.compression)
-            data = cipher.decrypt(nonce(slot.birth_slot), stored, aad)
-            if slot.compression == _ZSTD:
-                if zstandard.frame_content_size(data) != slot.plain:
-                    raise DamageError(f"{name} is damaged: a chunk has the wrong length", object_key=name)
-                data = self._decompress(data, max_output_size=slot.plain)
-        except (InvalidTag, zstandard.ZstdError, ValueError, OverflowError) as error:
-            raise DamageError(f"{name} is damaged: a chunk cannot be authenticated", object_key=name) from error
-        if len(data) != slot.plain or blake3(data, key=self._id_key).digest() != slot.id:
-            raise DamageError(f"{name} is damaged: a chunk differs from its id", object_key=name)
-        return data
+        return self.open_run((slot,), memoryview(stored), slot.offset, cipher, name)[0]
 
     def open_run(
         self, records: Iterable[Slot | tuple[Any, ...]], stored: memoryview, start: int, cipher: AESGCM, name: str
     ) -> list[bytes]:
-        """As `open`, for slots born in one pack and within bounds; `stored` begins at `start` of the object.
+        """Those of slots born in one pack and within bounds; `stored` begins at `start` of the object. DamageError.
 
         What is done for each is kept short: beside the decoding, Python's part costs as much as a hash.
         """
