@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, Mode
+from vmbackup.hypervisor.source import Anchor, BootFile, DiskInfo, DomainInfo, Mode
 from vmbackup.nbd.extents import Extent, Kind
 
 BLOCK = 4096  # the granularity of the tracker
@@ -44,6 +44,7 @@ class RamGuest:
     disks: dict[str, RamDisk]
     uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
     documents: dict[str, bytes] = field(default_factory=dict)
+    boot_files: list[BootFile] = field(default_factory=list)
 
 
 class _Reader:
@@ -124,6 +125,7 @@ class RamJob:
         self.domain = DomainInfo(guest.name, guest.uuid, 1, "running")
         self.time = host.now()
         self.documents = {"domain.xml": f"<domain><name>{guest.name}</name></domain>".encode(), **guest.documents}
+        self.boot_files = list(guest.boot_files)
         sizes = {t: len(d.data) for t, d in guest.disks.items()}
         self.anchor = Anchor("libvirt", f"ram-{uuid.uuid4()}", "<domaincheckpoint/>", sizes)
         self.disks = [

@@ -23,7 +23,8 @@ from vmbackup.repository.keys import Secret
 from vmbackup.repository.maps import MapUpdater
 from vmbackup.repository.nodes import KEEP, Run
 from vmbackup.repository.packs import MAX_SLOTS, PackBuilder
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import DiskRecord
 from vmbackup.repository.repository import Repository
 from vmbackup.repository.run import Run as WriterRun
 from vmbackup.repository.trust import Trust

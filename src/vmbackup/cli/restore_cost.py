@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from vmbackup.engine.restore.cost import Cost
     from vmbackup.engine.restore.flat import RestoreOptions
     from vmbackup.engine.restore.speed import SpeedMemory
-    from vmbackup.repository.points import DiskRecord, Point
+    from vmbackup.repository.points import Point
+    from vmbackup.repository.records import DiskRecord
     from vmbackup.repository.repository import Repository
 
 

@@ -6,7 +6,8 @@ from vmbackup.hypervisor.names import CheckpointName
 from vmbackup.hypervisor.plan import Committed
 from vmbackup.hypervisor.source import Anchor, DiskInfo
 from vmbackup.repository.layout import short_id
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import DiskRecord
 from vmbackup.repository.repository import Repository
 
 SOURCE = "libvirt"

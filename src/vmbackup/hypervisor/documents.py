@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vmbackup.hypervisor.boot_files import boot_files
 from vmbackup.hypervisor.remote.remote import is_remote
 from vmbackup.hypervisor.shown import without
+from vmbackup.hypervisor.source import BootFile
 from vmbackup.hypervisor.xmltree import Element, parse
 
 DOMAIN_XML = "domain.xml"
@@ -26,9 +28,13 @@ _PIECE = 1 << 20
 
 @dataclass
 class GuestDocuments:
-    """The documents by name, and a sentence on each that could not be read."""
+    """The documents by name, and a sentence on each that could not be read.
+
+    `boot_files` of this host are too large for one, and are read like disks.
+    """
 
     files: dict[str, bytes] = field(default_factory=dict)
+    boot_files: list[BootFile] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -42,10 +48,18 @@ def read_documents(domain: Any, domain_folders: str) -> GuestDocuments:
     found = GuestDocuments()
     # As it would start the next time, with its secrets; a transient domain has only its live one.
     flags = _XML_SECURE | (_XML_INACTIVE if domain.isPersistent() else 0)
-    found.files[DOMAIN_XML] = without(domain.XMLDesc(flags)).encode()
+    xml = without(domain.XMLDesc(flags))
+    found.files[DOMAIN_XML] = xml.encode()
     if domain.isPersistent() and domain.autostart():
         found.files[GUEST_SETTINGS] = json.dumps({"autostart": True}).encode()
+    found.boot_files = boot_files(parse(xml))
     live, far = parse(domain.XMLDesc(_XML_SECURE)), is_remote(domain.connect())
+    if far and found.boot_files:
+        paths = ", ".join(file.path for file in found.boot_files)
+        found.notes.append(
+            f"{paths}: the hypervisor's and not read from here; a restored guest starts only where it is"
+        )
+        found.boot_files = []
     for name, path, loss in [*_variables(live), *_tpm_states(live, tpm_root(domain_folders))]:
         if far:
             found.notes.append(f"{path} is the hypervisor's and not read from here: a restored guest starts {loss}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 from vmbackup.nbd.extents import Extent
 
@@ -49,6 +49,13 @@ class DiskInfo:
     bus: str
     attributes: dict[str, str] = field(default_factory=dict)
     inode: int | None = None
+
+
+class BootFile(NamedTuple):
+    """A file of the host that a guest is started from; `kind`: "kernel", "initrd", ..., as people call it."""
+
+    kind: str
+    path: str
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,10 @@ class GuestJob(Protocol):
     @property
     def documents(self) -> Mapping[str, bytes]:
         """Documents of the guest by name (documents.py): "domain.xml", and where it has them "nvram.fd", TPM state."""
+
+    @property
+    def boot_files(self) -> Sequence[BootFile]:
+        """Files of this host that the guest is started from, to be read into the restore point too."""
 
     @property
     def notes(self) -> Sequence[str]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.maps import Extent
 from vmbackup.repository.nodes import KEEP, ZERO, Node, Ref, Run
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import MapRecord
 from vmbackup.repository.usage import load, session_of
 
 
@@ -16,7 +17,7 @@ class DiskMap:
 
     catalog: Catalog
     point: Point
-    disk: DiskRecord
+    disk: MapRecord
 
     def load(self, ref: Ref, first: int) -> Node:
         """A node. Raises DamageError."""

@@ -11,7 +11,8 @@ from vmbackup.repository.layout import Lineage, SessionRef
 from vmbackup.repository.moves import Place
 from vmbackup.repository.nodes import ZERO, Node, Ref, Runs, runs_of
 from vmbackup.repository.packs import HEADER_SLOTS
-from vmbackup.repository.points import POINT, DiskRecord, Point
+from vmbackup.repository.points import POINT, Point
+from vmbackup.repository.records import MapRecord
 from vmbackup.repository.usage import load, session_of
 
 _ALL = -1  # a mask of every slot there may be
@@ -89,8 +90,8 @@ class Needs:
         if point.kind == POINT:
             for ref in point.table.values():
                 self.add_index(ref)
-            for disk in point.disks:
-                self._walk(point, disk)
+            for record in point.maps:
+                self._walk(point, record)
         else:
             for kind, number in self._catalog.root(own).packs:
                 self._packs[kind, own.lineage, own.session, number] = _ALL
@@ -145,7 +146,7 @@ class Needs:
         name = kind, ref.lineage, ref.session, pack
         self._packs[name] = self._packs.get(name, 0) | ((1 << slots) - 1) << slot
 
-    def _walk(self, point: Point, disk: DiskRecord) -> None:
+    def _walk(self, point: Point, disk: MapRecord) -> None:
         stack: list[tuple[Ref, int]] = [(disk.root, 0)]
         while stack:
             ref, first = stack.pop()

@@ -52,8 +52,8 @@ class History:
                 self._walk(catalog, point)
 
     def _walk(self, catalog: Catalog, point: Point) -> None:
-        for disk in point.disks:
-            for extent in extents(disk.root, partial(load, catalog, point, disk)):
+        for record in point.maps:
+            for extent in extents(record.root, partial(load, catalog, point, record)):
                 if extent.session != ZERO:
                     self._add(session_of(point, extent.session).session, extent)
 

@@ -15,6 +15,22 @@ _DISK = {
     "read_whole?": Maybe(str),
 }
 
+MOST_FILE = 1 << 30  # bytes of a file that a guest is started from: an initrd has 100 MiB
+FILES = {
+    "session": Hex(SESSION_BYTES),
+    "saved": [
+        {
+            **dict.fromkeys(("path", "kind"), str),
+            "size": Up(MOST_FILE),
+            "mode": Up(0o7777),
+            "state": Maybe(str),
+            "chunk_size": int,
+            "root": _REF,
+            "stored_bytes": int,
+        }
+    ],
+}
+
 _GROUP = {
     "id": Hex(8),
     "job": str,
@@ -40,6 +56,7 @@ POINT = {
     "anchor": Maybe({"kind": str, "checkpoint": str, "xml": str, "disks": {str: int}}),
     "next_session_number": _U32,
     "disks": [_DISK],
+    "files?": Maybe(FILES),
     "warnings?": [str],
     "consistency?": str,
     "quiesce_note?": Maybe(str),

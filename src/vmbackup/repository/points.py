@@ -15,7 +15,7 @@ from vmbackup.errors import DamageError, RepositoryError
 from vmbackup.repository import frames, moves, point_json, shapes
 from vmbackup.repository.crypto import GroupKeys, derive, digest, seal, unseal
 from vmbackup.repository.layout import ORIGIN_BYTES, SESSION_BYTES, Lineage, SessionRef, point_id
-from vmbackup.repository.nodes import Ref
+from vmbackup.repository.records import DiskRecord, FileRecord, MapRecord, check_map
 from vmbackup.repository.writers import Enrolment, WriterKey
 
 # Each with name, type, data in hex, and length where zeros follow.
@@ -37,47 +37,6 @@ _FIRST_YEAR, _LAST_YEAR = 1970, 9998
 # What a copy in a replica says itself; all else is its original's.
 _PLACE = ("parent", "next_session_number", "epoch", "envelope", "index", "features")
 _PLACE_OF_DISK = ("root", "stored_bytes")
-
-
-@dataclass(frozen=True)
-class DiskRecord:
-    """A disk in a restore point; sizes in bytes. `read_whole`: the time of the point that last read it whole."""
-
-    name: str
-    target: str
-    format: str
-    virtual_size: int
-    chunk_size: int
-    root: Ref
-    mode: str
-    reason: str | None
-    read_bytes: int
-    changed_bytes: int
-    stored_bytes: int
-    attributes: dict[str, str]
-    read_whole: str | None = None
-
-    def check(self, name: str) -> None:
-        """Whether the map covers the disk, no more and no less. Raises DamageError naming the object `name`."""
-        least, most = point_json.CHUNK_SIZES
-        if not least <= self.chunk_size <= most or self.chunk_size & (self.chunk_size - 1):
-            raise DamageError(f"{name}: disk {self.target} has chunks of impossible size", object_key=name)
-        if self.root.chunks != -(-self.virtual_size // self.chunk_size):
-            raise DamageError(f"{name}: the map of disk {self.target} does not cover it", object_key=name)
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in the point."""
-        level, chunks, session, pack, slot, node = self.root
-        root = {"level": level, "chunks": chunks, "session": session, "pack": pack, "slot": slot, "id": node.hex()}
-        return {**self.__dict__, "root": root}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "DiskRecord":
-        """Out of the point."""
-        root = data["root"]
-        ref = Ref(root["level"], root["chunks"], root["session"], root["pack"], root["slot"], bytes.fromhex(root["id"]))
-        fields: dict[str, Any] = {k: data.get(k) for k in cls.__dataclass_fields__}
-        return cls(**{**fields, "root": ref})
 
 
 @dataclass(frozen=True)
@@ -174,6 +133,22 @@ class Point:
     def disks(self) -> list[DiskRecord]:
         """The disks, in the order of the domain."""
         return [DiskRecord.from_json(d) for d in self.public["disks"]]
+
+    @cached_property
+    def files(self) -> list[FileRecord]:
+        """The files of its host that the guest is started from, as far as it has them, each path once.
+
+        None where another point's session stands beside them: who copied it did not know of them, nor copied them.
+        """
+        told = self.public.get("files")
+        if not told or told["session"] != self.session.hex():
+            return []
+        return list({file["path"]: FileRecord.from_json(file) for file in told["saved"]}.values())
+
+    @property
+    def maps(self) -> list[MapRecord]:
+        """All that has a map: its disks, then its files. Who walks maps walks these."""
+        return [*self.disks, *self.files]
 
     @property
     def virtual_bytes(self) -> int:
@@ -339,15 +314,29 @@ def _of_original(
             for disk in original.public["disks"]
         ]
         placed = {field: own[field] for field in _PLACE}
+        files = _placed_files(original, own)
     except DamageError as error:
         message = error.message.replace(f"{copy.lineage.point(session)} ", f"the original in {copy.key} ")
         raise DamageError(message, object_key=copy.key) from error
     except (KeyError, TypeError, ValueError) as error:
         raise malformed from error
     public = {**original.public, **placed, "disks": disks, "anchor": None, "copied_from": own["original"]}
+    public["files"] = files
     public["warnings"] = [*original.public["warnings"], *own.get("warnings", ())]
     public["locked_until"] = own.get("locked_until")  # of the copy's objects
     return replace(copy, kind=POINT, public=public, original=original, verbatim=verbatim)
+
+
+def _placed_files(original: Point, own: dict[str, Any]) -> dict[str, Any] | None:
+    """The original's files at the copy's places; none where who made it did not know of them. Raises KeyError."""
+    told = own.get("files")
+    if not told:
+        return None
+    shapes.check(told, point_json.FILES, original.key)
+    places = {file["path"]: file for file in told["saved"]}
+    known = {file.path: file.to_json() for file in original.files}
+    saved = [{**file, **{name: places[path][name] for name in _PLACE_OF_DISK}} for path, file in known.items()]
+    return {"session": told["session"], "saved": saved}
 
 
 def _is_entitled(writer: Enrolment | None, kind: int, group: str) -> bool:
@@ -365,8 +354,8 @@ def _check(point: Point, name: str) -> None:
         raise DamageError(f"{name} has no time", object_key=name) from error
     if not sound:
         raise DamageError(f"{name} has no time that can be", object_key=name)
-    for disk in point.disks:
-        disk.check(name)
+    for record in point.maps:
+        check_map(record, name)
 
 
 def open_documents(point: Point, secret: bytes, realm: bytes) -> dict[str, bytes]:

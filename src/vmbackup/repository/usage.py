@@ -10,7 +10,8 @@ from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.layout import SessionRef
 from vmbackup.repository.nodes import ZERO, Node, Ref
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import MapRecord
 
 
 class PackName(NamedTuple):
@@ -49,13 +50,13 @@ class Usage:
         self.packs: set[PackName] = set()
         self.errors: list[DamageError] = []
 
-    def of(self, point: Point, disk: DiskRecord) -> DiskUsage:
+    def of(self, point: Point, disk: MapRecord) -> DiskUsage:
         """What a disk needs."""
         for ref in point.table.values():
             self.sessions.setdefault(ref.session, ref)
         return self._walk(point, disk, disk.root, 0)
 
-    def _walk(self, point: Point, disk: DiskRecord, ref: Ref, first: int) -> DiskUsage:
+    def _walk(self, point: Point, disk: MapRecord, ref: Ref, first: int) -> DiskUsage:
         if ref.session == ZERO:
             return DiskUsage()
         try:
@@ -70,7 +71,7 @@ class Usage:
             self.errors += known.errors
         return known
 
-    def _read(self, point: Point, disk: DiskRecord, ref: Ref, first: int) -> DiskUsage:
+    def _read(self, point: Point, disk: MapRecord, ref: Ref, first: int) -> DiskUsage:
         usage = DiskUsage()
         try:
             usage.packs |= self._places(point, META, ref.session, ref.pack, ref.slot, 1)
@@ -144,7 +145,7 @@ def session_of(point: Point, number: int) -> SessionRef:
         raise DamageError(f"{point.key} contradicts its maps", object_key=point.key) from None
 
 
-def load(catalog: Catalog, point: Point, disk: DiskRecord, ref: Ref, first: int) -> Node:
+def load(catalog: Catalog, point: Point, disk: MapRecord, ref: Ref, first: int) -> Node:
     """A node of a disk's map. Raises DamageError."""
     return catalog.node(ref, first, session_of(point, ref.session), disk.chunk_size)
 
@@ -160,7 +161,7 @@ def freed_bytes(catalog: Catalog, point: Point, others: list[Point]) -> int:
 
 def _walk_all(usage: Usage, points: list[Point]) -> None:
     for point in points:
-        for disk in point.disks:
-            usage.of(point, disk)
+        for record in point.maps:
+            usage.of(point, record)
     if usage.errors:
         raise usage.errors[0]

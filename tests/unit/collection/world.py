@@ -24,7 +24,8 @@ from vmbackup.repository.keys import Secret
 from vmbackup.repository.maps import MapUpdater, extents
 from vmbackup.repository.nodes import ZERO
 from vmbackup.repository.packs import PackBuilder
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import DiskRecord
 from vmbackup.repository.repository import Repository
 from vmbackup.repository.run import Run
 from vmbackup.repository.tombstones import forget

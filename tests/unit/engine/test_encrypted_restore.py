@@ -17,7 +17,7 @@ from vmbackup.engine.restore.flat import RestoreOptions, restore
 from vmbackup.errors import TargetError, UsageError
 from vmbackup.hypervisor.qemu_secret import QemuSecret
 from vmbackup.progress import Silent
-from vmbackup.repository.points import DiskRecord
+from vmbackup.repository.records import DiskRecord
 
 MIB = 1 << 20
 SIZE = 8 * MIB

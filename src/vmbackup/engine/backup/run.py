@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Self
 
 from vmbackup import __version__
+from vmbackup.engine.backup.boot_files import BootFiles
 from vmbackup.engine.backup.shown import show
 from vmbackup.engine.backup.spotcheck import missed_change
 from vmbackup.engine.backup.wholereads import last_whole_read, scheduled
@@ -28,7 +29,8 @@ from vmbackup.hypervisor.source import DiskSource, DomainInfo, FreezeOptions, Gu
 from vmbackup.hypervisor.tidy.locks import DomainLock
 from vmbackup.progress import Progress
 from vmbackup.repository.nodes import Ref
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import DiskRecord, FileRecord, files_to_json
 from vmbackup.repository.repository import Repository
 from vmbackup.repository.run import PARTIAL_BYTES, Run
 from vmbackup.repository.summary import PointSummary, summary
@@ -97,6 +99,7 @@ class GuestBackup:
         self._run: Run
         self._lock: DomainLock
         self._results: Sequence[DiskResult] = ()
+        self._files: Sequence[FileRecord] = ()
 
     def run(self) -> PointSummary:
         """All of it, for one guest alone."""
@@ -180,19 +183,30 @@ class GuestBackup:
         old = {d.name: d for d in run.parent.disks} if run.parent and not self._distrust else {}
         if self._distrust:
             run.uses.clear()
-        total = sum(d.size for d in job.disks)
-        self._progress.start(job.domain.name, total)
-        try:
-            pacer = Pacer(self._options.limit) if self._options.limit else None
-            with self._pipeline(run, job, pacer) as pipeline, pacer or nullcontext():
-                self._results = [self._read(pipeline, run, d, old.get(d.info.target)) for d in job.disks]
-                for name in old.keys() - {d.info.target for d in job.disks}:
-                    drop_disk(run, old[name])
-                with _Sealing(job):
-                    pipeline.finish()
-                    run.flush_meta()
-        finally:
-            self._progress.finish(job.domain.name)
+        files = self._boot_files(run)
+        with files.opened(job.boot_files) as file_bytes:
+            self._progress.start(job.domain.name, file_bytes + sum(d.size for d in job.disks))
+            try:
+                self._transfer(run, job, files, old)
+            finally:
+                self._progress.finish(job.domain.name)
+        self._files = files.saved
+
+    def _transfer(self, run: Run, job: GuestJob, files: BootFiles, old: Mapping[str, DiskRecord]) -> None:
+        pacer = Pacer(self._options.limit) if self._options.limit else None
+        with self._pipeline(run, job, pacer) as pipeline, pacer or nullcontext():
+            files.read(pipeline)  # first: what is proved at the end is that of the disks
+            self._results = [self._read(pipeline, run, d, old.get(d.info.target)) for d in job.disks]
+            for name in old.keys() - {d.info.target for d in job.disks}:
+                drop_disk(run, old[name])
+            with _Sealing(job):
+                pipeline.finish()
+                run.flush_meta()
+
+    def _boot_files(self, run: Run) -> BootFiles:
+        parent = None if self._distrust else run.parent
+        trust = not self._options.full and parent is not None and parent.public.get("host") == run.host
+        return BootFiles(run, self._repository.config.chunk_size, parent.files if parent else (), trust=trust)
 
     def _pipeline(self, run: Run, job: GuestJob, pacer: Pacer | None) -> Pipeline:
         def between(covered: int) -> None:
@@ -253,6 +267,7 @@ class GuestBackup:
             "quiesce_note": job.quiesce_note,
             "anchor": asdict(job.anchor) if job.anchor else None,
             "disks": [d.to_json() for d in disks],
+            "files": files_to_json(run.session.id, self._files) if self._files else None,
             "duration_seconds": round(time.monotonic() - self._started, 3),
             "seal_seconds": round(job.seal_seconds, 3),
             "versions": {"vmbackup": __version__, **self._host.versions()},

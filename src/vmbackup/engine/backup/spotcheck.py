@@ -16,7 +16,7 @@ from vmbackup.nbd.extents import Kind, align
 from vmbackup.repository.crypto import DATA
 from vmbackup.repository.maps import Extent, backwards, extents
 from vmbackup.repository.nodes import ZERO
-from vmbackup.repository.points import DiskRecord
+from vmbackup.repository.records import DiskRecord
 from vmbackup.repository.run import Run
 
 # Chunks at random places, beside the last clean one. Each costs a read, and a leaf and a header of the map.

@@ -89,7 +89,7 @@ def known_damaged(repository: Repository, points: Sequence[Point], suspects: Con
 
 def _reaching(catalog: Catalog, points: Sequence[Point], packs: set[PackName]) -> set[bytes]:
     usage, reached = Usage(catalog), Reached(packs)
-    needs = {point.session: [usage.of(point, disk) for disk in point.disks] for point in points}
+    needs = {point.session: [usage.of(point, record) for record in point.maps] for point in points}
     return {
         session
         for session, disks in needs.items()
@@ -149,8 +149,8 @@ def check_lost(
 def _lacks(catalog: Catalog, point: Point, lineage: Lineage) -> bool:
     """Whether anything of a history that the point needs is not where it should be."""
     usage, stock = Usage(catalog), Stock(catalog)
-    for disk in point.disks:
-        usage.of(point, disk)
+    for record in point.maps:
+        usage.of(point, record)
     if any(f"/{lineage.id.hex()}/" in (error.object_key or "") for error in usage.errors):
         return True
     refs = ((name, usage.sessions[name.session]) for name in usage.packs)

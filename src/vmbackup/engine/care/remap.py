@@ -19,7 +19,8 @@ from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.maps import coalesce, extents, join_zeros
 from vmbackup.repository.nodes import LEAF_ENTRIES, LEAF_SPAN, ZERO, Node, Ref, Run, zero_ref
 from vmbackup.repository.packs import Birth, Slot
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import MapRecord
 from vmbackup.repository.repository import PointList
 from vmbackup.repository.usage import load, session_of
 
@@ -37,7 +38,7 @@ class Remap:
     def make(self, lost: LostNode) -> tuple[Slot, Birth, bytes] | None:
         """The slot as it was stored; None where that is not to be had."""
         copy = self._copies.get((lost.point.original or lost.point).digest)
-        disk = next((d for d in copy.disks if d.name == lost.disk.name), None) if copy else None
+        disk = next((m for m in copy.maps if m.name == lost.disk.name), None) if copy else None
         if copy is None or disk is None or disk.chunk_size != lost.disk.chunk_size or lost.ref.level > 1:
             return None
         try:
@@ -53,7 +54,7 @@ class Remap:
             return None
         return None
 
-    def _candidates(self, lost: LostNode, copy: Point, disk: DiskRecord) -> Iterator[bytes]:
+    def _candidates(self, lost: LostNode, copy: Point, disk: MapRecord) -> Iterator[bytes]:
         """Nodes that may be the one, encoded."""
         ids = list(self._ids(copy, disk, lost.first, lost.ref.chunks))
         known = self._places(lost.point, DATA, {chunk_id for chunk_id in ids if chunk_id})
@@ -84,7 +85,7 @@ class Remap:
             refs.append(Ref(0, leaf.chunks, *max(nodes[name]), name) if leaf.sessions else zero_ref(0, leaf.chunks))
         return refs
 
-    def _ids(self, copy: Point, disk: DiskRecord, first: int, chunks: int) -> Iterator[bytes]:
+    def _ids(self, copy: Point, disk: MapRecord, first: int, chunks: int) -> Iterator[bytes]:
         """The ids of chunks of a disk, as its copy has them; none for zeros. Raises DamageError."""
         away = self._away
         for run in extents(disk.root, lambda ref, at: load(away, copy, disk, ref, at), first, first + chunks):

@@ -23,8 +23,9 @@ from vmbackup.repository.doubt import Doubtful, doubtful
 from vmbackup.repository.layout import short_id
 from vmbackup.repository.maps import extents
 from vmbackup.repository.nodes import ZERO
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
 from vmbackup.repository.quarantine import Quarantined, quarantined
+from vmbackup.repository.records import MapRecord
 from vmbackup.repository.repository import PointList, Repository
 from vmbackup.repository.resolve import place_of
 from vmbackup.repository.stock import Stock
@@ -202,7 +203,7 @@ class _Verify:
 
     def _group(self, catalog: Catalog, points: list[Point]) -> None:
         usage = Usage(catalog, strict=True)
-        needs: list[tuple[Point, DiskRecord, DiskUsage]] = []
+        needs: list[tuple[Point, MapRecord, DiskUsage]] = []
         with told(self._progress, "reading maps", sum(point.virtual_bytes for point in points)) as advance:
             for point in points:
                 try:
@@ -211,7 +212,7 @@ class _Verify:
                     self.lost_sight = True
                     continue
                 self._documents(point)
-                needs += ((point, disk, usage.of(point, disk)) for disk in point.disks)
+                needs += ((point, record, usage.of(point, record)) for record in point.maps)
                 advance(point.virtual_bytes)
         with told(self._progress, "checking indexes", None) as advance:
             self._indexes(catalog, usage, needs, advance)
@@ -269,7 +270,7 @@ class _Verify:
         self,
         catalog: Catalog,
         usage: Usage,
-        needs: list[tuple[Point, DiskRecord, DiskUsage]],
+        needs: list[tuple[Point, MapRecord, DiskUsage]],
         advance: Callable[[int], None],
     ) -> None:
         """Index roots and their parts, of every session that a table names."""
@@ -341,7 +342,7 @@ class _Verify:
         self,
         catalog: Catalog,
         usage: Usage,
-        needs: list[tuple[Point, DiskRecord, DiskUsage]],
+        needs: list[tuple[Point, MapRecord, DiskUsage]],
         outside: dict[PackName, int],
     ) -> None:
         """Points whose maps name slots that packs have not: their writer lied, or its memory did."""
@@ -356,7 +357,7 @@ class _Verify:
         self,
         catalog: Catalog,
         usage: Usage,
-        needs: list[tuple[Point, DiskRecord, DiskUsage]],
+        needs: list[tuple[Point, MapRecord, DiskUsage]],
         broken: dict[PackName, PackReport],
     ) -> None:
         """Who suffers: a disk that needs one of the broken slots."""
@@ -369,7 +370,7 @@ class _Verify:
                     self._found.add(self._key(catalog, usage, name), broken[name].problem, [point.id], [disk.target])
 
 
-def _suffers(catalog: Catalog, point: Point, disk: DiskRecord, name: PackName, report: PackReport) -> bool:
+def _suffers(catalog: Catalog, point: Point, disk: MapRecord, name: PackName, report: PackReport) -> bool:
     """Whether a disk needs one of the slots that are damaged."""
     slots = report.slots
     if slots is None or name.kind != DATA:
@@ -381,9 +382,7 @@ def _is_beyond(last: int, slot: int, slots: int) -> bool:
     return slot + slots > last
 
 
-def _needs(
-    catalog: Catalog, point: Point, disk: DiskRecord, name: PackName, wanted: Callable[[int, int], bool]
-) -> bool:
+def _needs(catalog: Catalog, point: Point, disk: MapRecord, name: PackName, wanted: Callable[[int, int], bool]) -> bool:
     """Whether any run of a disk's map in that pack is `wanted(first slot, slots)`."""
     try:
         return any(

@@ -8,7 +8,8 @@ from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.layout import SessionRef
 from vmbackup.repository.nodes import ZERO, Ref
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import MapRecord
 from vmbackup.repository.usage import PackName, load, session_of
 
 
@@ -16,7 +17,7 @@ class LostNode(NamedTuple):
     """A map node that cannot be read, and a disk of a point that needs it."""
 
     point: Point
-    disk: DiskRecord
+    disk: MapRecord
     ref: Ref
     first: int
 
@@ -47,17 +48,17 @@ class Wanted:
     def add(self, points: Iterable[Point]) -> None:
         """What these points need."""
         for point in points:
-            for disk in point.disks:
-                self._walk(point, disk)
+            for record in point.maps:
+                self._walk(point, record)
 
-    def _walk(self, point: Point, disk: DiskRecord) -> None:
+    def _walk(self, point: Point, disk: MapRecord) -> None:
         stack: list[tuple[Ref, int]] = [(disk.root, 0)]
         while stack:
             ref, first = stack.pop()
             if ref.session != ZERO:
                 stack += self._node(point, disk, ref, first)
 
-    def _node(self, point: Point, disk: DiskRecord, ref: Ref, first: int) -> Iterator[tuple[Ref, int]]:
+    def _node(self, point: Point, disk: MapRecord, ref: Ref, first: int) -> Iterator[tuple[Ref, int]]:
         """The children of a node that can be read; one that cannot is wanted itself."""
         try:
             where = session_of(point, ref.session)

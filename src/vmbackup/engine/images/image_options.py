@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vmbackup.errors import UsageError
-from vmbackup.repository.points import DiskRecord
+from vmbackup.repository.records import DiskRecord
 
 Format = Literal["qcow2", "raw"]
 Preallocation = Literal["off", "metadata", "falloc", "full"]

@@ -8,13 +8,13 @@ from vmbackup.nbd.extents import Extent, Kind
 from vmbackup.repository.crypto import DATA, META
 from vmbackup.repository.maps import nodes
 from vmbackup.repository.nodes import ZERO
-from vmbackup.repository.points import DiskRecord
+from vmbackup.repository.records import MapRecord
 from vmbackup.repository.run import Run
 
 Part = tuple[int, int]  # first chunk, chunks
 
 
-def lost_parts(run: Run, disk: DiskRecord) -> list[Part]:
+def lost_parts(run: Run, disk: MapRecord) -> list[Part]:
     """What of a disk's map lies in packs that `run` found lost, in order, neighbours joined.
 
     Raises DamageError where nodes of the map itself are lost.
@@ -40,7 +40,7 @@ def lost_parts(run: Run, disk: DiskRecord) -> list[Part]:
                     run.reread.add(problem.object_key or "")
             at += entry.chunks
     run.warnings += (
-        f"{message}: {chunks * disk.chunk_size} bytes of disk {disk.target} are read again; 'vmbackup verify' "
+        f"{message}: {chunks * disk.chunk_size} bytes of {disk.label} are read again; 'vmbackup verify' "
         "tells whether older restore points suffer"
         for message, chunks in told.items()
     )

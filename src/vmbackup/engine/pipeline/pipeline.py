@@ -18,7 +18,7 @@ from vmbackup.nbd.extents import Kind, align
 from vmbackup.repository.dedup import Place, Window
 from vmbackup.repository.maps import MapUpdater, extents
 from vmbackup.repository.nodes import ZERO, Ref, Run
-from vmbackup.repository.points import DiskRecord
+from vmbackup.repository.records import MapRecord
 from vmbackup.repository.run import Run as WriterRun
 
 # Above 8 the interpreter's lock leaves nothing to gain (docs/adr/0003-pipeline.md).
@@ -40,7 +40,7 @@ def default_workers() -> int:
     return max(2, min(MAX_WORKERS, len(os.sched_getaffinity(0))))
 
 
-def drop_disk(run: WriterRun, disk: DiskRecord) -> None:
+def drop_disk(run: WriterRun, disk: MapRecord) -> None:
     """A disk that is gone, or whose map starts anew: its nodes no longer count."""
     MapUpdater(disk.chunk_size, run.load_node(disk.chunk_size), run.store_node, run.uses).drop(disk.root)
 

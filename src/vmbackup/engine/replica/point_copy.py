@@ -19,7 +19,8 @@ from vmbackup.repository.chunks import Secrets
 from vmbackup.repository.crypto import digest
 from vmbackup.repository.differences import DiskMap
 from vmbackup.repository.layout import Lineage, copied_session
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import MapRecord, files_to_json
 from vmbackup.repository.repository import Repository, newest
 from vmbackup.repository.run import Run
 from vmbackup.repository.summary import PointSummary, summary
@@ -61,10 +62,12 @@ class PointCopy:
         self._replica = source.config.realm == target.config.realm
         self._originals = {self._here(p): p for p in history}
         self._secrets = None if self._replica else Secrets(source, point.lineage.group)
-        sizes = {disk.chunk_size for disk in point.disks} if self._replica else {target.config.chunk_size}
+        sizes = {record.chunk_size for record in point.maps} if self._replica else {target.config.chunk_size}
         self._chunk_size = max(sizes, default=target.config.chunk_size)
         if len(sizes) > 1:
-            raise RepositoryError(f"the disks of {point.id} have chunks of several sizes", "copy to other keys instead")
+            raise RepositoryError(
+                f"the disks and files of {point.id} have chunks of several sizes", "copy to other keys instead"
+            )
 
     def run(self, workers: int | None, verify: VerifyUploads, partial_bytes: int) -> PointSummary | None:
         """The copy; None where somebody else has made it meanwhile.
@@ -108,7 +111,11 @@ class PointCopy:
                 run.abandon()
                 return None
             parent = self._earlier(run.points)
-            public = self._placed(results, parent) if self._replica else self._public(results, parent)
+            public = (
+                self._placed(results, run.session.id, parent)
+                if self._replica
+                else self._public(results, run.session.id, parent)
+            )
             made = run.commit(public, typed_documents(documents), original)
         except BaseException:
             self._abandon(run)
@@ -146,7 +153,7 @@ class PointCopy:
 
     def _transfer(self, run: Run, workers: int, verify: VerifyUploads, *, distrust: bool) -> list[DiskResult]:
         point, task = self._point, f"{self._point.domain} {self._point.id}"
-        old = {d.name: d for d in run.parent.disks} if run.parent and not distrust else {}
+        old = {m.name: m for m in run.parent.maps} if run.parent and not distrust else {}
         if distrust:
             run.uses.clear()
 
@@ -154,14 +161,14 @@ class PointCopy:
             self._progress.advance(task, covered)
             run.keep_partial()
 
-        self._progress.start(task, sum(d.virtual_size for d in point.disks))
+        self._progress.start(task, sum(m.virtual_size for m in point.maps))
         worker = SlotWorker if self._replica else Worker
         try:
             with Pipeline(
                 run, self._chunk_size, workers=workers, verify=verify, between=between, worker=worker
             ) as pipeline:
-                results = [self._disk(pipeline, run, disk, old.get(disk.name)) for disk in point.disks]
-                for name in old.keys() - {disk.name for disk in point.disks}:
+                results = [self._map_of(pipeline, run, record, old.get(record.name)) for record in point.maps]
+                for name in old.keys() - {record.name for record in point.maps}:
                     drop_disk(run, old[name])
                 pipeline.finish()
                 run.flush_meta()
@@ -169,7 +176,7 @@ class PointCopy:
             self._progress.finish(task)
         return results
 
-    def _disk(self, pipeline: Pipeline, run: Run, disk: DiskRecord, old: DiskRecord | None) -> DiskResult:
+    def _map_of(self, pipeline: Pipeline, run: Run, disk: MapRecord, old: MapRecord | None) -> DiskResult:
         if old is not None and old.chunk_size != self._chunk_size:
             drop_disk(run, old)
             old = None
@@ -183,42 +190,52 @@ class PointCopy:
         changed = PointDisk(self._map(self._point, disk), self._original_of(run, disk), self._secrets)
         return pipeline.read_disk(changed, old.root, old.root, lost)
 
-    def _original_of(self, run: Run, disk: DiskRecord) -> DiskMap | None:
-        """The source's map of the disk at the time that the copy is made from."""
+    def _original_of(self, run: Run, disk: MapRecord) -> DiskMap | None:
+        """The source's map of it at the time that the copy is made from."""
         original = self._originals.get(self._there(run.parent)) if run.parent else None
-        for record in original.disks if original else []:
+        for record in original.maps if original else []:
             if (record.name, record.chunk_size) == (disk.name, disk.chunk_size) and original is not None:
                 return self._map(original, record)
         return None
 
-    def _map(self, point: Point, disk: DiskRecord) -> DiskMap:
+    def _map(self, point: Point, disk: MapRecord) -> DiskMap:
         return DiskMap(self._source.catalog(point.lineage.group), point, disk)
 
-    def _public(self, results: Sequence[DiskResult], parent: Point | None) -> dict[str, Any]:
+    def _public(self, results: Sequence[DiskResult], session: bytes, parent: Point | None) -> dict[str, Any]:
         """What the original says, with the maps and the place in history of the copy."""
         return {
             **{name: value for name, value in self._point.public.items() if name not in _OWN},
             "anchor": None,
             "parent": _named(parent),
-            "disks": self._disks(results),
+            **self._maps(results, session),
             "copied_from": self._copied_from(*self._source.origin_of(self._point)),
         }
 
-    def _placed(self, results: Sequence[DiskResult], parent: Point | None) -> dict[str, Any]:
+    def _placed(self, results: Sequence[DiskResult], session: bytes, parent: Point | None) -> dict[str, Any]:
         """What a replica's copy says beside its original, which is of this realm, whatever that is a copy of."""
         original = self._point.original or self._point
         realm = self._source.config.realm.hex()
         return {
             "parent": _named(parent),
-            "disks": self._disks(results),
+            **self._maps(results, session),
             "original": self._copied_from(realm, original.session.hex()) | {"digest": original.digest.hex()},
         }
 
-    def _disks(self, results: Sequence[DiskResult]) -> list[dict[str, Any]]:
-        return [
-            replace(disk, root=result.root, chunk_size=self._chunk_size, stored_bytes=result.counts.stored).to_json()
-            for disk, result in zip(self._point.disks, results, strict=True)
+    def _maps(self, results: Sequence[DiskResult], session: bytes) -> dict[str, Any]:
+        """The disks and files, where their maps lie now."""
+        point, size = self._point, self._chunk_size
+        disks = [
+            replace(disk, root=made.root, chunk_size=size, stored_bytes=made.counts.stored)
+            for disk, made in zip(point.disks, results, strict=False)
         ]
+        files = [
+            replace(file, root=made.root, chunk_size=size, stored_bytes=made.counts.stored)
+            for file, made in zip(point.files, results[len(disks) :], strict=True)
+        ]
+        return {
+            "disks": [disk.to_json() for disk in disks],
+            "files": files_to_json(session, files) if files else None,
+        }
 
     def _copied_from(self, realm: str, session: str) -> dict[str, Any]:
         return {

@@ -20,7 +20,8 @@ from vmbackup.errors import DamageError, TargetError, UsageError
 from vmbackup.progress import Progress
 from vmbackup.repository.chunks import Secrets
 from vmbackup.repository.differences import DiskMap
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import DiskRecord
 from vmbackup.repository.repository import Repository
 
 # libvirt (as of 11) looks no deeper into a chain than this before it takes it for a loop.

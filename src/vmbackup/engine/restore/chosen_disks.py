@@ -1,7 +1,8 @@
 """Which disks of a restore point are meant."""
 
 from vmbackup.errors import NotFoundError
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import DiskRecord
 
 
 def choose_disks(point: Point, wanted: tuple[str, ...] | None) -> list[DiskRecord]:

@@ -10,7 +10,8 @@ from vmbackup.repository.crypto import DATA
 from vmbackup.repository.layout import SessionRef
 from vmbackup.repository.moves import Place
 from vmbackup.repository.nodes import ZERO
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import MapRecord
 from vmbackup.repository.repository import Repository
 from vmbackup.repository.usage import session_of
 
@@ -33,7 +34,7 @@ class Cost:
         )
 
 
-def disk_cost(repository: Repository, point: Point, disk: DiskRecord) -> Cost:
+def disk_cost(repository: Repository, point: Point, disk: MapRecord) -> Cost:
     """What restoring a disk as a new image reads. It reads the disk's map. Raises DamageError."""
     copy = DiskCopy(repository, point, disk, 1)
     catalog = repository.catalog(point.lineage.group)

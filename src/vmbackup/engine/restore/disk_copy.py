@@ -13,7 +13,8 @@ from vmbackup.progress import Progress
 from vmbackup.repository.chunks import ChunkReader, Secrets, Wanted
 from vmbackup.repository.maps import Extent, extents
 from vmbackup.repository.nodes import KEEP, ZERO, Node, Ref
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import MapRecord
 from vmbackup.repository.repository import Repository
 from vmbackup.repository.usage import session_of
 
@@ -39,7 +40,7 @@ class Task:
 class DiskCopy:
     """Reads a disk of a restore point, pack by pack, and writes it in several threads."""
 
-    def __init__(self, repository: Repository, point: Point, disk: DiskRecord, workers: int) -> None:
+    def __init__(self, repository: Repository, point: Point, disk: MapRecord, workers: int) -> None:
         self._point, self._disk, self._workers = point, disk, workers
         self._catalog = repository.catalog(point.lineage.group)
         self._secrets = Secrets(repository, point.lineage.group)

@@ -10,7 +10,8 @@ from vmbackup.engine.restore.disk_copy import DiskCopy
 from vmbackup.engine.restore.savepoints import Savepoints
 from vmbackup.errors import DamageError
 from vmbackup.progress import Progress
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import DiskRecord
 from vmbackup.repository.repository import Repository
 
 
@@ -68,7 +69,7 @@ class DiskJob:
             yield
         except DamageError as error:
             raise DamageError(
-                f"restore point {self.point.id}, disk {self.disk.target} cannot be restored: {error.message}",
+                f"restore point {self.point.id}, {self.disk.label} cannot be restored: {error.message}",
                 object_key=error.object_key,
             ) from error
         finally:

@@ -18,7 +18,8 @@ from vmbackup.engine.restore.onto import Onto, choose_target, restore_onto
 from vmbackup.engine.restore.savepoints import SYNC_SECONDS, Savepoints
 from vmbackup.errors import UsageError
 from vmbackup.progress import Progress
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import DiskRecord
 from vmbackup.repository.repository import Repository
 
 

@@ -21,7 +21,8 @@ from vmbackup.hypervisor.off.stopped import StoppedGuest, started_paused, stoppe
 from vmbackup.hypervisor.source import DomainInfo
 from vmbackup.hypervisor.tidy.half_done import HalfDone
 from vmbackup.progress import Progress
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import DiskRecord
 from vmbackup.repository.repository import Repository
 
 

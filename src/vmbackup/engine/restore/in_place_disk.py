@@ -24,7 +24,8 @@ from vmbackup.nbd import protocol
 from vmbackup.progress import Progress, told
 from vmbackup.repository.differences import DiskMap
 from vmbackup.repository.maps import Extent
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import DiskRecord
 from vmbackup.repository.repository import Repository
 
 _FORMATS = ("qcow2", "raw")

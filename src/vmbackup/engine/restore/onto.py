@@ -17,7 +17,8 @@ from vmbackup.engine.restore.disk_job import DiskJob, Filled
 from vmbackup.engine.restore.savepoints import Savepoints
 from vmbackup.errors import TargetError, UsageError
 from vmbackup.hypervisor.qemu_secret import QemuSecret
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import DiskRecord
 
 _NOTES = "restores"  # below the state folder: what is being written, a note for each target
 

@@ -14,7 +14,8 @@ from vmbackup.nbd.extents import Kind, extents
 from vmbackup.repository.differences import DiskMap, differences
 from vmbackup.repository.maps import backwards
 from vmbackup.repository.nodes import KEEP, ZERO
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
+from vmbackup.repository.records import DiskRecord
 
 # Chunks at random places that the bitmap calls unchanged and that are compared all the same.
 _SAMPLES = 64

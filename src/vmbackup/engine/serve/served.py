@@ -17,7 +17,7 @@ from vmbackup.nbd.export import zeros
 from vmbackup.nbd.extents import Extent, Kind
 from vmbackup.repository.differences import DiskMap
 from vmbackup.repository.nodes import ZERO
-from vmbackup.repository.points import DiskRecord, Point
+from vmbackup.repository.points import Point
 from vmbackup.repository.repository import Repository
 from vmbackup.storage_backends import StoreError
 
@@ -74,7 +74,7 @@ class ServedDisk:
         parallel: int,
     ) -> None:
         self.parallel = parallel
-        self._disk: DiskRecord = disk_map.disk
+        self._disk = disk_map.disk
         self.size = self._disk.virtual_size
         self._name = f"restore point {disk_map.point.id}, disk {self._disk.target}"
         self._index = MapIndex(disk_map, _NODES)

@@ -135,6 +135,7 @@ class Beginning:
                 connection=self._connection, store=self._store, lock=parts.lock, watch=self._watch, intent=intent,
                 domain=info, time=self.time, quiesced=self._freezer.outcome, connections=self._connections,
                 disks=_sources(self._connections, self._plan), anchor=anchor, documents=parts.documents.files,
+                boot_files=parts.documents.boot_files,
                 notes=[*self._plan.notes, *parts.documents.notes, *self._freezer.warnings], recovered=parts.recovered,
                 stood_still=self._freezer.stood_still,
             )

@@ -17,7 +17,7 @@ from vmbackup.hypervisor.failures import translated
 from vmbackup.hypervisor.live.quiesce import Quiesced, let_go_after_death
 from vmbackup.hypervisor.live.readers import AGAIN, Connections, LiveDisk
 from vmbackup.hypervisor.live.watch import JobWatch
-from vmbackup.hypervisor.source import Anchor, Consistency, DomainInfo
+from vmbackup.hypervisor.source import Anchor, BootFile, Consistency, DomainInfo
 from vmbackup.hypervisor.tidy import checkpoints, cleanup
 from vmbackup.hypervisor.tidy.intents import Intent, IntentStore
 from vmbackup.hypervisor.tidy.locks import DomainLock
@@ -49,6 +49,7 @@ class JobParts:
     disks: Sequence[LiveDisk]
     anchor: Anchor | None
     documents: Mapping[str, bytes]
+    boot_files: Sequence[BootFile]
     notes: list[str]
     recovered: Sequence[Leftover]
     stood_still: bool = False
@@ -64,6 +65,7 @@ class LiveJob:
         self.consistency: Consistency = parts.quiesced.consistency
         self.freeze_seconds, self.quiesce_note = parts.quiesced.seconds, parts.quiesced.note
         self.anchor, self.documents, self.notes = parts.anchor, parts.documents, parts.notes
+        self.boot_files = parts.boot_files
         self.recovered, self.stood_still = parts.recovered, parts.stood_still
         self.seal_seconds = 0.0
         self._sealed = self._finished = self._ended = False

@@ -104,6 +104,7 @@ class OffBeginner:
                 connection=self._connection, store=self._store, lock=lock, intent=intent, domain=info,
                 time=datetime.now(UTC), consistency=consistency, quiesce_note=note + self._hooks.note, hold=hold,
                 connections=connections, disks=disks, anchor=anchor, documents=documents.files,
+                boot_files=documents.boot_files,
                 notes=[*plan.notes, *documents.notes, *trouble], recovered=recovered,
             )
         )  # fmt: skip

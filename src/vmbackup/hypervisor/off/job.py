@@ -12,7 +12,7 @@ from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.domains import handle
 from vmbackup.hypervisor.live.readers import AGAIN, Connections, LiveDisk
 from vmbackup.hypervisor.off.hold import OffHold
-from vmbackup.hypervisor.source import Anchor, Consistency, DomainInfo
+from vmbackup.hypervisor.source import Anchor, BootFile, Consistency, DomainInfo
 from vmbackup.hypervisor.tidy import checkpoints
 from vmbackup.hypervisor.tidy.intents import Intent, IntentStore
 from vmbackup.hypervisor.tidy.locks import DomainLock
@@ -36,6 +36,7 @@ class OffParts:
     disks: Sequence[LiveDisk]
     anchor: Anchor | None
     documents: Mapping[str, bytes]
+    boot_files: Sequence[BootFile]
     notes: list[str]
     recovered: Sequence[Leftover]
 
@@ -50,6 +51,7 @@ class OffJob:
         self.consistency, self.quiesce_note = parts.consistency, parts.quiesce_note
         self.freeze_seconds: float | None = None
         self.anchor, self.documents, self.notes = parts.anchor, parts.documents, parts.notes
+        self.boot_files = parts.boot_files
         self.recovered = parts.recovered
         self.seal_seconds = 0.0
         self.stood_still = True  # of itself

@@ -1,0 +1,104 @@
+"""A file of this host, read as a disk is: whole, and as it was from the first byte to the last."""
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+
+from vmbackup.hypervisor.source import BootFile
+from vmbackup.nbd.extents import Extent, Kind
+from vmbackup.repository.point_json import MOST_FILE
+
+# Nanoseconds since a file's last change: clocks of file systems tick in steps, and two changes may have one time.
+_SETTLED = 2_000_000_000
+
+
+class HostFile:
+    """A ReadableDisk. Reading never raises, for others read on through the same workers: `problem` tells of it."""
+
+    def __init__(self, file: BootFile) -> None:
+        """Raises OSError, and ValueError where it is nothing to be read whole."""
+        self.file = file
+        _check(os.stat(file.path))  # before it is opened: opening a pipe or a device does something
+        self._fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            self.look()
+        except BaseException:
+            self.close()
+            raise
+
+    def look(self) -> None:
+        """What is read from now on is of the file as it is now. Raises ValueError, OSError."""
+        found = os.fstat(self._fd)
+        _check(found)
+        self.size, self.mode = found.st_size, stat.S_IMODE(found.st_mode)
+        times = found.st_mtime_ns, found.st_ctime_ns
+        told = " ".join(map(str, (found.st_dev, found.st_ino, found.st_size, *times)))
+        self.state = told if abs(time.time_ns() - max(times)) > _SETTLED else None
+        self._begun = found.st_size, found.st_mtime_ns
+        self.problem: str | None = None
+
+    @property
+    def is_same(self) -> bool:
+        """Whether nothing was written to it since `look`."""
+        found = os.fstat(self._fd)
+        return (found.st_size, found.st_mtime_ns) == self._begun
+
+    def extents(self, start: int = 0, end: int | None = None) -> Iterator[Extent]:
+        """See ReadableDisk."""
+        stop = self.size if end is None else end
+        if stop > start:
+            yield Extent(start, stop - start, Kind.DATA)
+
+    def open_reader(self) -> "HostFileReader":
+        """See ReadableDisk."""
+        return HostFileReader(self, self._fd)
+
+    def close(self) -> None:
+        """No reader is used any more."""
+        os.close(self._fd)
+
+
+class HostFileReader:
+    """A DiskReader: each read is done when it is asked for. Not shared between threads."""
+
+    def __init__(self, file: HostFile, fd: int) -> None:
+        self._file, self._fd = file, fd
+        self._cookies: list[int] = []
+        self._next = 0
+
+    @property
+    def outstanding(self) -> int:
+        """See DiskReader."""
+        return len(self._cookies)
+
+    def submit(self, offset: int, buffer: memoryview) -> int:
+        """See DiskReader. What cannot be read is zeros, and the file has a problem."""
+        done = 0
+        try:
+            while done < len(buffer):
+                got = os.preadv(self._fd, [buffer[done:]], offset + done)
+                if not got:
+                    raise OSError(0, "it was cut while it was read")
+                done += got
+        except OSError as error:
+            self._file.problem = error.strerror
+            buffer[done:] = bytes(len(buffer) - done)
+        self._next += 1
+        self._cookies.append(self._next)
+        return self._next
+
+    def wait(self) -> int:
+        """See DiskReader."""
+        return self._cookies.pop()
+
+    def close(self) -> None:
+        """See DiskReader."""
+        self._cookies.clear()
+
+
+def _check(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no plain file")
+    if found.st_size > MOST_FILE:
+        raise ValueError(f"it has more than {MOST_FILE >> 30} GiB")
