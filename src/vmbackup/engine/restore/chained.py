@@ -16,6 +16,7 @@ from vmbackup.engine.restore.changed_runs import changed_runs
 from vmbackup.engine.restore.chosen_disks import choose_disks
 from vmbackup.engine.restore.disk_copy import DiskCopy
 from vmbackup.engine.restore.documents import new_documents, write_documents
+from vmbackup.engine.restore.output_folder import refuse_unfit
 from vmbackup.errors import DamageError, TargetError, UsageError
 from vmbackup.progress import Progress
 from vmbackup.repository.chunks import Secrets
@@ -104,6 +105,7 @@ def restore_chain(
     repository.check_may_read()
     last = points[-1]
     chains = [_levels(points, disk) for disk in choose_disks(last, options.disks)]
+    refuse_unfit(options.output, last)
     for level in (level for chain in chains for level in chain):
         if is_in_the_way(options.output, level.name):
             raise there_already(options.output / level.name)

@@ -34,7 +34,9 @@ class DiskJob:
 
     def description(self) -> dict[str, str]:
         """What tells a restore of just this disk of this point from others."""
-        return {"point": self.point.key, "digest": self.point.digest.hex(), "disk": self.disk.name}
+        point = self.point
+        named = f"{point.id} of {point.domain}"
+        return {"point": point.key, "digest": point.digest.hex(), "disk": self.disk.name, "named": named}
 
     def fill_new(self, target: Target, savepoints: Savepoints, *, resume: bool, zeros: bool = False) -> Filled:
         """Fills an image that reads as zeros where nothing was written, unless they must be written too (`zeros`).

@@ -15,6 +15,7 @@ from vmbackup.engine.restore.chosen_disks import choose_disks
 from vmbackup.engine.restore.disk_job import DiskJob
 from vmbackup.engine.restore.documents import new_documents, write_documents
 from vmbackup.engine.restore.onto import Onto, choose_target, restore_onto
+from vmbackup.engine.restore.output_folder import refuse_unfit
 from vmbackup.engine.restore.savepoints import SYNC_SECONDS, Savepoints
 from vmbackup.errors import UsageError
 from vmbackup.progress import Progress
@@ -119,6 +120,8 @@ def choose_targets(point: Point, options: RestoreOptions) -> Targets:
     if new and options.output is None:
         target = new[0].target
         raise UsageError(f"nothing says where disk {target} goes", f"add --output DIR, or --to {target}=PATH")
+    if new and options.output is not None:
+        refuse_unfit(options.output, point)
     for disk in new:
         image_options(disk, options.wishes)
         _refuse_existing(disk, options.new_path(disk))
