@@ -7,6 +7,7 @@ from rich.text import Text
 
 from vmbackup.cli.ages import long_time
 from vmbackup.cli.grid import Row, folded, forms, grid, text
+from vmbackup.cli.output import counted
 from vmbackup.cli.overview import Guest, Json, Overview
 from vmbackup.cli.status_page import LONGEST, RESULTS
 from vmbackup.config.units import format_duration, format_size
@@ -55,7 +56,8 @@ def _drilled(drill: Json) -> str:
     if not drill["last_success"]:
         return "never"
     booted = f", booted in {format_duration(drill['boot_seconds'])}" if drill["boot_seconds"] else ""
-    return f"{long_time(drill['last_success'])}{booted}"
+    held = f", {counted(len(drill['checks']), 'check')} held" if drill["checks"] else ""
+    return f"{long_time(drill['last_success'])}{booted}{held}"
 
 
 def _ended(run: Json) -> Row:

@@ -144,6 +144,7 @@ class Board:
             self.history.last(Kind.DRILL, *place),
             pictures.get((seen.uuid, guest.repository)) if seen else None,
             seen.boot_seconds if seen else None,
+            seen.checks if seen else (),
         )
 
     def _repository(self, config: Config, name: str) -> RepositoryState:

@@ -74,6 +74,8 @@ def _guest(values: Values, guest: GuestState) -> None:
     values.set(s.QUIESCE_OK, labels, guest.quiesce_ok)
     values.set(s.VERIFIED, labels, guest.last_verified)
     values.set(s.DRILLED, labels, drill.last_success)
+    failed = drill.last_run is not None and drill.last_run.status == Status.FAILED
+    values.set(s.DRILL_FAILED, labels, failed)
     values.set(s.DRILL_MAX_AGE, labels, drill.max_age or 0)
     _last_run(values, labels, guest)
     _totals(values, labels, guest.totals)

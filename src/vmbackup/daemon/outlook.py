@@ -28,7 +28,7 @@ class Seen:
     """A guest's restore points in one repository, times in seconds since the epoch.
 
     `times`: of all of them, newest first; `last`: of the newest that is not known to be damaged, 0 where there is none.
-    `drilled`: when one last booted in a drill, within `boot_seconds`.
+    `drilled`: when one last booted in a drill, within `boot_seconds`, and `checks` held.
     """
 
     domain: str
@@ -40,6 +40,7 @@ class Seen:
     quiesce_ok: bool = False
     drilled: float = 0.0
     boot_seconds: float | None = None
+    checks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ class Outlook:
             return Store(name)
         try:
             plain = json.loads(kept)
-            guests = {uuid: Seen(**{**seen, "times": tuple(seen["times"])}) for uuid, seen in plain["guests"].items()}
+            guests = {uuid: _remembered(seen) for uuid, seen in plain["guests"].items()}
             return Store(**{**plain, "guests": guests, "up": None})
         except (ValueError, KeyError, TypeError, AttributeError):
             return Store(name)
@@ -296,7 +297,8 @@ def _with(store: Store, made: Seen) -> Store:
         return store
     both = made
     if old:
-        both = replace(made, times=(*made.times, *old.times), drilled=old.drilled, boot_seconds=old.boot_seconds)
+        both = replace(made, times=(*made.times, *old.times), drilled=old.drilled)
+        both = replace(both, boot_seconds=old.boot_seconds, checks=old.checks)
     return replace(store, guests={**store.guests, made.uuid: both}, points=store.points + 1)
 
 
@@ -304,7 +306,13 @@ def _drilled(guest: Mapping[str, Any]) -> Seen:
     """A guest of `info`, with its last good drill."""
     good = guest["drill"]["last_success"] or {}
     seen = _seen(guest["domain"], guest["domain_uuid"], guest["points"])
-    return replace(seen, drilled=_seconds(good.get("time")), boot_seconds=good.get("boot_seconds"))
+    checks = tuple(str(check["name"]) for check in good.get("checks", ()))
+    return replace(seen, drilled=_seconds(good.get("time")), boot_seconds=good.get("boot_seconds"), checks=checks)
+
+
+def _remembered(seen: Mapping[str, Any]) -> Seen:
+    """One that was kept as JSON, perhaps by an older version."""
+    return Seen(**{**seen, "times": tuple(seen["times"]), "checks": tuple(seen.get("checks", ()))})
 
 
 def _seen(domain: str, uuid: str, points: Sequence[Mapping[str, Any]]) -> Seen:

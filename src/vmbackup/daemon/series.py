@@ -62,6 +62,7 @@ VERIFIED = _gauge(
     "last_verified_timestamp_seconds", "When the restore points of the domain were last verified; 0 = never.", *GUEST
 )
 DRILLED = _gauge("last_drill_success_timestamp_seconds", "When a drill last succeeded; 0 = never.", *GUEST)
+DRILL_FAILED = _gauge("last_drill_failed", "1 = the last drill that has ended failed.", *GUEST)
 DRILL_MAX_AGE = _gauge(
     "drill_max_age_seconds", "The age that the last good drill may have; 0 = nothing is promised.", *GUEST
 )

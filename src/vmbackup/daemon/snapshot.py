@@ -54,7 +54,7 @@ class DrillState:
     """How the drills of a domain went.
 
     `picture` is a name for GET /pictures/NAME, `boot_seconds` what the last good one took to boot; None where there is
-    none.
+    none. `checks`: what held in that one.
     """
 
     last_success: float = 0.0
@@ -63,6 +63,7 @@ class DrillState:
     last_run: LastRun | None = None
     picture: str | None = None
     boot_seconds: float | None = None
+    checks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -181,9 +181,12 @@ def test_sorting(browser: Browser, serve: Serve) -> None:
     assert [name.strip() for name in browser.texts(NAMES)] == ["vm30", "vm10", "vm2", "vm1"]
 
 
+CHECKS = ("service ssh", "file /srv/shop")
+
+
 def test_a_guests_detail(browser: Browser, serve: Serve) -> None:
     """Calendar, last runs, copies, the drill with its picture; Escape leads back to where the viewer was."""
-    drill = DrillState(NOW - 3 * DAY, 15 * DAY, NOW + DAY, last(ago=3 * DAY), "web01.png")
+    drill = DrillState(NOW - 3 * DAY, 15 * DAY, NOW + DAY, last(ago=3 * DAY), "web01.png", 21.5, CHECKS)
     times = (NOW - HOUR, NOW - 2 * HOUR, NOW - DAY, NOW - 40 * DAY)
     failed = last("failed", HOUR, ERROR)
     web01 = guest("web01", HOUR, point_times=times, drill=drill, last_run=failed, freeze_seconds=0.2, quiesce_ok=True)
@@ -195,6 +198,7 @@ def test_a_guests_detail(browser: Browser, serve: Serve) -> None:
     said = browser.texts("dialog")[0]
     assert "file systems frozen for 0.20 s" in said
     assert (ERROR in said, HINT in said) == (True, True)
+    assert "booted in 22 s, 2 checks held (service ssh; file /srv/shop); next" in said
     assert len(browser.texts("dialog [data-key=runs] tbody tr")) == 2
     assert [caption.split(" ")[0] for caption in browser.texts(".month caption")] == ["November", "October"]
     days = browser.evaluate("[...document.querySelectorAll('.day')].map((day) => day.ariaLabel)")

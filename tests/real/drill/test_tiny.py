@@ -123,7 +123,7 @@ def test_it_does_not_boot(made: World, make_domain: Make) -> None:
     document = made.program.json("drill", other.name, made.good, "--boot-within", "15s", code=3)
     failed, good = document["drills"]
     assert (failed["domain"], failed["success"], good["success"]) == (other.name, False, True)
-    assert "had not booted after 15 s: its console showed nothing like tiny system" in failed["problem"]
+    assert 'had not booted after 15 s: its console showed nothing like "tiny system"' in failed["problem"]
     assert [each["domain"] for each in document["failed"]] == [other.name]
     assert Path(failed["picture"]).exists()
     assert made.left() == []

@@ -17,7 +17,7 @@ from vmbackup import __version__
 from vmbackup.daemon import series
 from vmbackup.daemon.metrics import exposition, verified_exposition, write_textfile
 from vmbackup.daemon.reasons import REASONS
-from vmbackup.daemon.snapshot import CopyState, DrillState, Snapshot, Totals
+from vmbackup.daemon.snapshot import CopyState, DrillState, LastRun, Snapshot, Totals
 from vmbackup.daemon.work import Skip, Status
 from vmbackup.engine.care.findings import Damage
 from vmbackup.engine.care.verified import Verified
@@ -43,6 +43,7 @@ CONTRACT = {
     "vmbackup_quiesce_ok": GUEST,
     "vmbackup_last_verified_timestamp_seconds": GUEST,
     "vmbackup_last_drill_success_timestamp_seconds": GUEST,
+    "vmbackup_last_drill_failed": GUEST,
     "vmbackup_repository_up": {"repository"},
     "vmbackup_repository_bytes": {"repository"},
     "vmbackup_repository_objects": {"repository"},
@@ -184,6 +185,17 @@ def test_the_last_status_is_one_of_them(run: object, goes_on: str | None, hot: l
     assert set(told) == {"success", "warning", "failed", "cancelled", "running"}
     assert [status for status, number in told.items() if number] == hot
     assert value(found, "last_run_failed", **WEB) == failed
+
+
+@pytest.mark.parametrize(
+    ("run", "failed"),
+    [(None, False), (last(), False), (last("failed"), True), (last("cancelled"), False)],
+)
+def test_a_drill_that_failed_is_told_before_it_is_late(run: LastRun | None, failed: bool) -> None:
+    """Also where no age is promised, and where none is configured any more."""
+    found = parsed(exposition(snapshot(guest(drill=DrillState(NOW - DAY, None, NOW + DAY, run)))))
+    assert value(found, "last_drill_failed", **WEB) == failed
+    assert value(parsed(exposition(snapshot(guest()))), "last_drill_failed", **WEB) == 0
 
 
 def test_protection_is_told_of_all_domains_that_libvirt_knows() -> None:

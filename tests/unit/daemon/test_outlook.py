@@ -177,22 +177,23 @@ def test_the_last_good_drill_is_known(world: World) -> None:
     """To a service that has just begun, and after a backup, whose point was never drilled."""
     drilled = guest("web", WEB, 3)
     good = {"time": "2026-11-22T06:00:00+00:00", "boot_seconds": 21.5}
+    good["checks"] = [{"name": "service ssh", "success": True}]
     drilled["drill"] = {"last": {"time": "2026-11-23T06:00:00+00:00"}, "last_success": good}
     world.info = info(drilled)
     seen = world.outlook()
     seen.look_at_libvirt()
     seen.look_at_store("local", "/r")
-    assert told(seen) == (day(22, 6), 21.5)
+    assert told(seen) == (day(22, 6), 21.5, ("service ssh",))
     seen.add_point("local", {"domain": "web", "domain_uuid": WEB, **point(5)})
-    assert told(seen) == (day(22, 6), 21.5)
+    assert told(seen) == (day(22, 6), 21.5, ("service ssh",))
     again = world.outlook()
     again.look_at_libvirt()
-    assert told(again) == (day(22, 6), 21.5)
+    assert told(again) == (day(22, 6), 21.5, ("service ssh",))
 
 
-def told(outlook: Outlook) -> tuple[float, float | None] | None:
+def told(outlook: Outlook) -> tuple[float, float | None, tuple[str, ...]] | None:
     found = outlook.seen("local", "web")
-    return (found.drilled, found.boot_seconds) if found else None
+    return (found.drilled, found.boot_seconds, found.checks) if found else None
 
 
 def day(number: int, hour: int) -> float:

@@ -145,7 +145,7 @@ def test_a_guest_that_never_answers(kit: Kit, guest: Boots) -> None:
 
 def test_a_console_that_never_shows_it(kit: Kit, guest: Boots) -> None:
     error = failed(kit, guest, console="no such line", boot_seconds=60.0)
-    assert error.message == "the guest had not booted after 60 s: its console showed nothing like no such line"
+    assert error.message == 'the guest had not booted after 60 s: its console showed nothing like "no such line"'
 
 
 def test_a_guest_without_any_sign(kit: Kit, guest: Boots) -> None:

@@ -113,6 +113,8 @@ def test_it_is_asked_again_until_the_time_is_over(guest: Guest) -> None:
     assert 5 < guest.now < 7
     guest.now = 0.0
     assert guest.run(SSH, seconds=3) == ["is activating"]
+    guest.commands["systemctl"] = lambda: {"exited": False}
+    assert guest.run(SSH, seconds=3) == ["systemctl gave no answer in time"]
 
 
 def test_one_that_never_holds_takes_no_time_from_the_others(guest: Guest) -> None:

@@ -100,13 +100,19 @@ export class Detail {
   }
 }
 
+function held(checks) {
+  if (!checks?.length) return null;
+  const said = checks.length === 1 ? ", one check held" : `, ${checks.length} checks held`;
+  return [said, ` (${checks.join("; ")})`];
+}
+
 function drillPart(guest, now) {
   const { drill } = guest;
   if (!drill) return null;
   const named = { alt: `The screen of ${guest.domain} at the end of its last drill`, loading: "lazy" };
   return h("section", { "data-key": "drill" }, h("h3", null, "Drills"), standing(guest.drillAge),
     h("p", null, "Last success ", when(drill.last_success, now, "never"),
-      drill.boot_seconds ? `, booted in ${lasting(drill.boot_seconds)}` : null, "; next ", when(drill.next_run, now, "not planned"), ". ",
+      drill.boot_seconds ? `, booted in ${lasting(drill.boot_seconds)}` : null, held(drill.checks), "; next ", when(drill.next_run, now, "not planned"), ". ",
       drill.last_run ? ["Last drill: ", result(drill.last_run)] : null),
     trouble(drill.last_run),
     drill.picture ? h("img", { class: "picture", src: `/pictures/${addressed(drill.picture)}`, ...named }) : null);

@@ -87,7 +87,8 @@ class Checker:
         if self._windows:
             said = self._output(("sc.exe", "query", *subject), deadline, between)[1]
             return None if "RUNNING" in said.split() else _last(said) or "is not running"
-        said = self._output(("systemctl", "is-active", *subject), deadline, between)[1].strip()
+        asked, late = ("systemctl", "is-active", *subject), "systemctl gave no answer in time"
+        said = self._output(asked, deadline, between, late)[1].strip()
         return None if said == "active" else f"is {_last(said) or 'not active'}"
 
     def _file(self, subject: Sequence[str], _deadline: float, _between: Callable[[], None]) -> str | None:
@@ -100,7 +101,7 @@ class Checker:
         return None if code == 0 else f"ended with {code}{': ' if said.strip() else ''}{_last(said)}"
 
     def _output(
-        self, command: Sequence[str], deadline: float, between: Callable[[], None]
+        self, command: Sequence[str], deadline: float, between: Callable[[], None], late: str = "it has not ended"
     ) -> tuple[int | str, str]:
         """How a command ended, and what it printed. Raises AgentSilentError where it does not end in time."""
         path, *rest = command
@@ -111,7 +112,7 @@ class Checker:
             if answer["exited"]:
                 break
             if self._clock() >= deadline:
-                raise AgentSilentError("it has not ended")
+                raise AgentSilentError(late)
             between()
             self._sleep(_PAUSE / 5)
         said = "".join(_decoded(answer.get(name, "")) for name in ("out-data", "err-data"))

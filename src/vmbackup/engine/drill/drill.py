@@ -148,7 +148,7 @@ class _Drill:
         if sign is None and not guest.isolated.has_agent:
             raise HypervisorError(_NO_AGENT, "name what its serial console shows then: console in [jobs.NAME.drill]")
         deadline = began + options.boot_seconds
-        why = f"its console showed nothing like {options.console}"
+        why = f'its console showed nothing like "{options.console}"'
         while True:
             lines = guest.domain.listen()
             if sign is not None:
