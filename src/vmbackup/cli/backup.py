@@ -222,6 +222,8 @@ def _text(point: "PointSummary") -> str:
     took, seal = format_duration(point.duration_seconds), format_duration(point.seal_seconds)
     parts += [f"{point.consistency}-consistent", f"{took} (seal {seal})"]
     lines = [f"{point.domain}: {point.id}", f"  {', '.join(parts)}"]
+    if point.quiesce_note:
+        lines.append(f"  quiesce: {point.quiesce_note}")
     whole: dict[str, list[str]] = {}
     for disk in point.disks:
         if disk.reason:

@@ -35,6 +35,21 @@ def config_checks(path: Path | None, config: "Config") -> Iterator[Check]:
                 yield private_check(file, "secret", 0o077, "readable by its owner only", "others may read it")
 
 
+def program_checks(config: "Config") -> Iterator[Check]:
+    """The programs of this host that jobs run: each is told that is not there, or is none."""
+    for name, job in config.jobs.items():
+        found = {"on_failure": job.on_failure}
+        if job.hooks:
+            found |= {"hooks.before": job.hooks.before, "hooks.after": job.hooks.after}
+        for what, command in found.items():
+            if command and not os.path.isfile(command[0]):
+                look = f"ls -l {shlex.quote(command[0])}"
+                yield Check("program", f"jobs.{name}.{what}", "fail", f"there is no file {command[0]}", look)
+            elif command and not os.access(command[0], os.X_OK):
+                message = f"{command[0]} cannot be executed"
+                yield Check("program", f"jobs.{name}.{what}", "fail", message, f"chmod +x {shlex.quote(command[0])}")
+
+
 def _secret_files(repository: "Settings") -> tuple[Path | None, ...]:
     keys = repository.passphrase_file, repository.writer_key_file
     return *keys, repository.access_key_file, repository.secret_key_file

@@ -41,7 +41,7 @@ def command(state: State, domains: tuple[str, ...]) -> int:
 def _checks(state: State, domains: Sequence[str]) -> Iterator["Check"]:
     """All checks in order; each part that cannot even begin is one FAIL of its own."""
     from vmbackup.cli import access
-    from vmbackup.cli.checks import cache_check, config_checks, repository_checks
+    from vmbackup.cli.checks import cache_check, config_checks, program_checks, repository_checks
     from vmbackup.cli.service_checks import service_checks
     from vmbackup.config.load import find, load
     from vmbackup.config.mistakes import ConfigMistakesError
@@ -58,6 +58,7 @@ def _checks(state: State, domains: Sequence[str]) -> Iterator["Check"]:
         yield Check("config", str(path), "fail", error.message, error.hint)
         return
     yield from config_checks(path, config)
+    yield from program_checks(config)
     yield cache_check(config.host.cache_dir)
     yield from service_checks(path, config)
     names = [access.named_repository(config, state.repository)[0]] if state.repository else config.repositories

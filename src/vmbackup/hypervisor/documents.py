@@ -30,12 +30,14 @@ _PIECE = 1 << 20
 class GuestDocuments:
     """The documents by name, and a sentence on each that could not be read.
 
-    `boot_files` of this host are too large for one, and are read like disks.
+    `boot_files` of this host are too large for one, and are read like disks. `unread`: of the notes those on UEFI
+    variables and a TPM's state, by path.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     boot_files: list[BootFile] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unread: dict[str, str] = field(default_factory=dict)
 
 
 def tpm_root(domain_folders: str) -> str:
@@ -62,13 +64,16 @@ def read_documents(domain: Any, domain_folders: str) -> GuestDocuments:
         found.boot_files = []
     for name, path, loss in [*_variables(live), *_tpm_states(live, tpm_root(domain_folders))]:
         if far:
-            found.notes.append(f"{path} is the hypervisor's and not read from here: a restored guest starts {loss}")
-            continue
-        try:
-            found.files[name] = _read(path)
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            found.notes.append(f"{path} could not be read ({why}): a restored guest starts {loss}")
+            told = f"{path} is the hypervisor's and not read from here: a restored guest starts {loss}"
+        else:
+            try:
+                found.files[name] = _read(path)
+                continue
+            except (OSError, ValueError) as error:
+                why = getattr(error, "strerror", None) or error
+                told = f"{path} could not be read ({why}): a restored guest starts {loss}"
+        found.notes.append(told)
+        found.unread[path] = told
     return found
 
 

@@ -16,6 +16,7 @@ from tests.real.hypervisor.bootsector import tiny_file_system
 from tests.real.hypervisor.conftest import Shadow
 from vmbackup.hypervisor import Check, DomainInfo, Host
 from vmbackup.hypervisor.checks.guest import guest_checks
+from vmbackup.hypervisor.live.scratch import free_bytes
 
 pytestmark = pytest.mark.real
 MakeDomain = Callable[..., Workhorse]
@@ -65,6 +66,22 @@ def test_a_transient_domain(make_domain: MakeDomain, host: Host) -> None:
     assert [each for each in host.checks([host.domain(horse.name)]) if each.name == "definition"] == []
 
 
+def test_no_agent_channel(make_domain: MakeDomain, host: Host) -> None:
+    """The command that is named plugs one in, and is not named again before it is there: at the next start."""
+    horse = make_domain(Disk(size=MiB))
+    horse.domain.resume()
+    found = check(host, horse, "guest-agent")
+    assert (found.status, "no guest agent channel" in found.message) == ("warn", True)
+    subprocess.run(["sh", "-ec", found.fix], check=True, capture_output=True)
+    assert check(host, horse, "guest-agent").fix.startswith(f"virsh shutdown {horse.name} ")
+    horse.stop()
+    horse.start()
+    found = check(host, horse, "guest-agent")
+    assert found.fix == f"virsh resume {horse.name}"
+    subprocess.run(shlex.split(found.fix), check=True, capture_output=True)
+    assert "not connected" in check(host, horse, "guest-agent").message
+
+
 def test_too_little_scratch_space(make_domain: MakeDomain, host: Host, scratch_dir: Path) -> None:
     """Told before a backup is refused."""
     horse = make_domain(Disk(size=64 * MiB))
@@ -78,7 +95,7 @@ def test_too_little_scratch_space(make_domain: MakeDomain, host: Host, scratch_d
 def test_a_domain_without_disks(make_domain: MakeDomain, host: Host) -> None:
     horse = make_domain(Disk(size=MiB))
     domain = host.domain(horse.name)
-    found = {each.name: each.status for each in guest_checks(horse.domain, domain, [], "/")}
+    found = {each.name: each.status for each in guest_checks(horse.domain, domain, [], "/", free_bytes)}
     assert found == {"disks": "fail"}
 
 
@@ -126,6 +143,6 @@ class Stopped:
 def test_a_domain_that_stands_still(state: tuple[int, int], named: str, status: str, fix: str) -> None:
     """With a name that a shell would take for two words."""
     info = DomainInfo("my guest", "", 1, named)
-    found = next(iter(guest_checks(Stopped(state), info, [], "/")))
+    found = next(iter(guest_checks(Stopped(state), info, [], "/", free_bytes)))
     assert (found.status, found.fix) == (status, fix)
     assert "no space left" in found.message or named == "crashed"

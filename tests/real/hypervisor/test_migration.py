@@ -145,7 +145,11 @@ def test_the_host_that_it_has_left_refuses(pair: Pair, host: Host) -> None:
     pair.go(undefine=False)
     with pytest.raises(CliError, match="was migrated away: its images are another host's now"):
         pair.here.run("backup", pair.horse.name)
-    assert host.domain(pair.horse.name).state == "migrated away"
+    domain = host.domain(pair.horse.name)
+    assert domain.state == "migrated away"
+    (check,) = (each for each in host.checks([domain]) if each.subject == domain.name)
+    assert (check.name, check.status) == ("running", "warn")
+    assert "migrated away" in check.message
     assert pair.horse.name not in [domain.name for domain in host.own_domains()]
     assert pair.backup(pair.there)["vda"][0] == "incremental"
     pair.come_back()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 import shutil
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from tests.lab.sshd import Sshd
 pytestmark = pytest.mark.real
 K64 = 65536
 # Hides a folder from a command: what this machine does not have, nobody can have looked at.
-_HIDE = 'mount -t tmpfs none "$1"; shift; exec "$@"'
+_HIDE = 'mount -t tmpfs none "$1"; mount -t tmpfs -o size=1M none "$2"; shift 2; exec "$@"'
 
 
 @dataclass
@@ -77,7 +78,8 @@ def backup_host(remote: Remote, work_dir: Path) -> Callable[..., Cli]:
     def make(uri: str, *more: str) -> Cli:
         folder = work_dir / f"host-{len(made)}"
         folder.mkdir(mode=0o755)
-        hidden = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _HIDE, "x", str(remote.horse.folder)]
+        hidden = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _HIDE, "x"]
+        hidden += [str(remote.horse.folder), str(remote.scratch)]
         cli = Cli(folder, before=hidden, home=made[0].folder if made else None, uri=uri)
         text = cli.config.read_text().replace(f'scratch_dir = "{folder}/scratch"', f'scratch_dir = "{remote.scratch}"')
         cli.config.write_text(text.replace("[libvirt]\n", "[libvirt]\n" + "".join(f"{line}\n" for line in more)))
@@ -117,9 +119,15 @@ def test_libvirt_over_tls(remote: Remote, backup_host: Callable[..., Cli]) -> No
     horse.zero("vda", 0, K64)
     assert modes(host.run("backup", name)) == [("incremental", 2 * K64)]
     compare(host, remote)
-    checks = {check["name"]: check["status"] for check in host.run("doctor", name, ok=(0, 1, 3))["checks"]}
-    assert checks["nbd-tls"] == "ok"
+    checks = {check["name"]: check for check in host.run("doctor", name, ok=(0, 3))["checks"]}
+    assert checks["nbd-tls"]["status"] == "ok"
     assert "socket-folder" not in checks
+    assert "what is free cannot be told" in checks["scratch-need"]["message"]
+    resume = shlex.split(checks["guest-agent"]["fix"])
+    assert resume == ["virsh", "-c", remote.tls_uri, "resume", name]
+    subprocess.run(resume, check=True, capture_output=True)
+    assert horse.domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
+    horse.domain.suspend()
 
 
 def test_libvirt_over_ssh(remote: Remote, backup_host: Callable[..., Cli], lab: Lab) -> None:

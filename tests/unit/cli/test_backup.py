@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,14 @@ def test_reasons_and_warnings_are_told(run: Run, answers: Answers) -> None:
         "  read whole (vda, vdb): its bitmap is gone",
         "  warning: vdd is left out: it is shared",
     ]
+
+
+def test_why_it_was_not_frozen_is_told(run: Run, answers: Answers) -> None:
+    """It is no warning."""
+    answers["web1"] = replace(summary("web1", disk()), consistency="crash", quiesce_note="the guest agent is silent")
+    result = run("backup", "web1")
+    assert result.code == 0
+    assert result.out.splitlines()[2:] == ["  quiesce: the guest agent is silent"]
 
 
 def test_json_has_the_fields_of_the_contract(run: Run, answers: Answers) -> None:

@@ -105,6 +105,24 @@ def test_permissions_of_secrets_and_configuration(
     assert (found["status"], found["fix"]) == ("fail", f"chmod go-w {config_file}")
 
 
+def test_programs_that_jobs_run(
+    run: Run, host: list[Check], repository: Path, config_file: Path, tmp_path: Path
+) -> None:
+    """A hook that is not there would be found out at night."""
+    hook, gone = tmp_path / "my hook", tmp_path / "gone"
+    hook.touch(0o644)
+    text = config_file.read_text()
+    job = '[jobs.x]\ndomains = ["*"]\non_failure = ["/bin/true"]\n[jobs.x.hooks]\n'
+    config_file.write_text(f'{text}\n{job}before = ["{hook}", "on"]\nafter = ["{gone}"]\nguest_before = ["/none"]\n')
+    found = {key[1]: check for key, check in _found(run).items() if key[0] == "program"}
+    assert {subject: (check["status"], check["fix"]) for subject, check in found.items()} == {
+        "jobs.x.hooks.before": ("fail", f"chmod +x '{hook}'"),
+        "jobs.x.hooks.after": ("fail", f"ls -l {gone}"),
+    }
+    hook.chmod(0o755)
+    assert ("program", "jobs.x.hooks.before") not in _found(run)
+
+
 def test_a_wrong_passphrase_is_told(run: Run, host: list[Check], repository: Path, tmp_path: Path) -> None:
     (tmp_path / "secrets" / "passphrase").write_text("wrong")
     found = _found(run)["repository", "local"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmbackup.hypervisor import documents
+from vmbackup.hypervisor.checks.guest import beside_checks
 from vmbackup.hypervisor.documents import read_documents
 
 UUID = "5a6d1c1e-0c4f-4b6e-8d2e-0d6c1f4f7a01"
@@ -101,6 +102,19 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         "a restored guest starts with an empty TPM",
     ]
     assert "gone.fd could not be read (No such file or directory)" in found.notes[0]
+    assert [path.rpartition("/")[2] for path in found.unread] == ["gone.fd", "tpm2-00.permall"]
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_doctor_tells_it_beforehand(tmp_path: Path, far: bool) -> None:
+    """With what mends it; what can be read is not told."""
+    path = tmp_path / "g_VARS.fd"
+    domain, folder = Domain(f"<os><nvram>{path}</nvram></os>"), folder_of(tmp_path)
+    (check,) = beside_checks(domain, "g", folder, far=far)
+    assert (check.status, str(path) in check.message) == ("warn", True)
+    assert check.fix.startswith("run vmbackup on the hypervisor" if far else f"ls -l {path}   #")
+    path.write_bytes(b"variables")
+    assert list(beside_checks(domain, "g", folder, far=far)) == []
 
 
 def test_variables_on_the_network_are_said(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
-"""What doctor finds of a running guest beside its disks: what would end its next backup, or make it read whole."""
+"""What doctor finds of a guest beside its disks: what no restore point holds, what ends its next backup."""
 
+import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from vmbackup.errors import VmbackupError
 from vmbackup.hypervisor.checks.check import Check
 from vmbackup.hypervisor.disks import DomainDisk
+from vmbackup.hypervisor.documents import read_documents
 from vmbackup.hypervisor.domains import PAUSED_BY_IO_ERROR
 from vmbackup.hypervisor.live import scratch
 from vmbackup.hypervisor.names import CheckpointName
@@ -17,8 +19,13 @@ _BACKUP_BLOCK_JOB = 5  # VIR_DOMAIN_BLOCK_JOB_TYPE_BACKUP: the job of a backup t
 _FAILED = {1: "an error", 2: "no space left"}  # virDomainDiskErrorCode
 
 
-def guest_checks(domain: Any, info: DomainInfo, disks: Sequence[DomainDisk], scratch_dir: str) -> Iterator[Check]:
-    """The conditions of a virDomain that runs, under its lock; `disks` are all of it. Changes nothing."""
+def guest_checks(
+    domain: Any, info: DomainInfo, disks: Sequence[DomainDisk], scratch_dir: str, free: Callable[[str], float]
+) -> Iterator[Check]:
+    """The conditions of a virDomain that runs, under its lock; `disks` are all of it. Changes nothing.
+
+    `free` gives the bytes that are free in `scratch_dir`: infinite where nobody can tell.
+    """
     yield from _state(domain, info)
     if not info.persistent:
         message = "it is transient: libvirt forgets it, and our checkpoint, when it stops; restore points keep its XML"
@@ -30,7 +37,15 @@ def guest_checks(domain: Any, info: DomainInfo, disks: Sequence[DomainDisk], scr
         return
     yield from _block_jobs(domain, info, kept)
     yield from _strays(domain, info, kept)
-    yield _space(info, kept, scratch_dir)
+    yield _space(info, kept, scratch_dir, free)
+
+
+def beside_checks(domain: Any, name: str, domain_folders: str, *, far: bool) -> Iterator[Check]:
+    """What of a virDomain, running or off, lies beside its disks and would be in no restore point."""
+    for path, note in read_documents(domain, domain_folders).unread.items():
+        look = "run vmbackup on the hypervisor itself, with the same repository"
+        fix = look if far else f"ls -l {_q(path)}   # libvirt makes one that is missing as the guest starts"
+        yield Check("beside-disks", name, "warn", note, fix)
 
 
 def _state(domain: Any, info: DomainInfo) -> Iterator[Check]:
@@ -62,13 +77,14 @@ def _strays(domain: Any, info: DomainInfo, disks: Sequence[DomainDisk]) -> Itera
         yield Check("stray-bitmaps", info.name, "warn", message, f"vmbackup backup {_q(info.name)}")
 
 
-def _space(info: DomainInfo, disks: Sequence[DomainDisk], folder: str) -> Check:
+def _space(info: DomainInfo, disks: Sequence[DomainDisk], folder: str, free_in: Callable[[str], float]) -> Check:
     need = scratch.needed_bytes(disk.info.virtual_size for disk in disks)
     try:
-        free = scratch.free_bytes(folder)
+        free = free_in(folder)
     except VmbackupError as error:
         return Check("scratch-need", info.name, "fail", error.message, error.hint)
-    told = f"its backup wants {need / (1 << 30):.1f} GiB of scratch space, {free / (1 << 30):.1f} GiB are free"
+    there = "what is free cannot be told" if math.isinf(free) else f"{free / (1 << 30):.1f} GiB are free"
+    told = f"its backup wants {need / (1 << 30):.1f} GiB of scratch space, {there}"
     if free < need:
         return Check("scratch-need", info.name, "fail", told, f"df -h {_q(folder)}   # or set [libvirt] scratch_dir")
     return Check("scratch-need", info.name, "ok", told)

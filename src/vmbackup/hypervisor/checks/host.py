@@ -2,9 +2,12 @@
 
 import math
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from vmbackup.errors import JobConflictError, VmbackupError
@@ -12,10 +15,10 @@ from vmbackup.hypervisor.checks.agent import agent_check
 from vmbackup.hypervisor.checks.boot_files import boot_file_checks
 from vmbackup.hypervisor.checks.check import Check
 from vmbackup.hypervisor.checks.confinement import confinement_checks
-from vmbackup.hypervisor.checks.guest import guest_checks
+from vmbackup.hypervisor.checks.guest import beside_checks, guest_checks
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.disks import DomainDisk, read_disks
-from vmbackup.hypervisor.domains import handle
+from vmbackup.hypervisor.domains import MIGRATED_AWAY, handle
 from vmbackup.hypervisor.live import scratch
 from vmbackup.hypervisor.live.begin import domain_folder
 from vmbackup.hypervisor.names import PREFIX
@@ -31,6 +34,7 @@ from vmbackup.hypervisor.xmltree import parse
 
 # The least that can do incremental backups, as libvirt counts: major * 1,000,000 + minor * 1,000 + release.
 LEAST_LIBVIRT, LEAST_QEMU = 7_006_000, 6_001_000
+_VIRSHS_OWN = "qemu:///system"  # what virsh connects to, as root
 # Bytes free in the scratch folder below which a warning is due: a run may want up to 10 GiB.
 _LITTLE_SCRATCH = scratch.NEED_MOST
 _NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "9p")
@@ -71,12 +75,26 @@ def _confinement(connection: Connection, scratch_dir: str) -> list[Check]:
 
 def check_domain(connection: Connection, places: Places, store: IntentStore, info: DomainInfo) -> list[Check]:
     """The conditions of one domain and its disks; changes nothing."""
+    found = _domain_checks(connection, places, store, info)
+    return [replace(check, fix=_by(connection.uri, check.fix)) for check in found]
+
+
+def _by(uri: str, fix: str) -> str:
+    """The command as it is for that libvirt: virsh's own choice may be another."""
+    return fix if uri == _VIRSHS_OWN else re.sub(r"\bvirsh ", lambda _: f"virsh -c {shlex.quote(uri)} ", fix)
+
+
+def _domain_checks(connection: Connection, places: Places, store: IntentStore, info: DomainInfo) -> list[Check]:
     half_done = _half_done(places, info)
     if not info.active and half_done:
         return half_done
     if not info.active and places.reach:
         message = f"it is {info.state}, and its images on {places.reach.host} are out of reach: backed up when it runs"
         return [Check("running", info.name, "warn", message, f"virsh start {shlex.quote(info.name)}"), *half_done]
+    if info.state == MIGRATED_AWAY:
+        message = "it was migrated away, and is backed up where it runs: jobs of this host leave it out"
+        forget = f"virsh undefine {shlex.quote(info.name)} --checkpoints-metadata   # this host forgets it"
+        return [Check("running", info.name, "warn", message, forget), *half_done]
     found = [Check("running", info.name, "ok", f"it is {info.state}"), *half_done]
     try:
         lock = DomainLock(places.state_dir, info.uuid, info.name)
@@ -102,19 +120,22 @@ def check_domain(connection: Connection, places: Places, store: IntentStore, inf
 
 
 def _domain(raw: Any, domain: Any, places: Places, info: DomainInfo) -> Iterator[Check]:
-    yield from boot_file_checks(domain, info.name, far=places.reach is not None)
+    far = places.reach is not None
+    yield from boot_file_checks(domain, info.name, far=far)
+    yield from beside_checks(domain, info.name, places.domain_folders, far=far)
     if not info.active:
         for disk in read_disks(raw, domain):
             yield _disk(info, disk)
         return
-    if places.reach is None:
+    if not far:
         yield _checked("socket-folder", info.name, lambda: ("ok", domain_folder(places, info), ""))
     yield _job(domain, info)
     disks = read_disks(raw, domain)
     for disk in disks:
         yield _disk(info, disk)
     yield from _checkpoints(domain, info)
-    yield from guest_checks(domain, info, disks, places.scratch_dir)
+    free = partial(free_in_pool, raw) if far else scratch.free_bytes
+    yield from guest_checks(domain, info, disks, places.scratch_dir, free)
 
 
 def _half_done(places: Places, info: DomainInfo) -> list[Check]:

@@ -11,13 +11,14 @@ from vmbackup.hypervisor.domains import PAUSED, RUNNING, handle
 from vmbackup.hypervisor.failures import code_of
 from vmbackup.hypervisor.live.agent import AgentRefusedError, GuestAgent
 from vmbackup.hypervisor.source import DomainInfo
-from vmbackup.hypervisor.xmltree import parse
+from vmbackup.hypervisor.xmltree import Element, parse
 
 # Seconds for an answer that costs the agent nothing.
 _PROBE_SECONDS = 5
 NO_LIMIT = -2  # VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, libvirt's own setting
 _AGENT_CHANNEL = "org.qemu.guest_agent.0"
-_CHANNEL = f"<channel type='unix'><target type='virtio' name='{_AGENT_CHANNEL}'/></channel>"
+_PLUG = f"""echo "<channel type='unix'><target type='virtio' name='{_AGENT_CHANNEL}'/></channel>\""""
+_XML_INACTIVE = 2
 _RESTART = "in the guest: systemctl restart qemu-guest-agent"
 _START = "in the guest: apt install qemu-guest-agent (or dnf), systemctl start qemu-guest-agent"
 
@@ -36,12 +37,21 @@ def agent_trouble(domain: Any) -> Trouble | None:
         return Trouble("the guest is paused, so its agent cannot answer", f"virsh resume {name}")
     if state != RUNNING:
         return Trouble("the guest is not running", f"virsh start {name}")
-    for channel in parse(domain.XMLDesc(0)).findall("./devices/channel/target"):
-        if channel.get("name") == _AGENT_CHANNEL:
-            return None if channel.get("state") == "connected" else Trouble("the guest agent is not connected", _START)
-    flags = "--live --config" if domain.isPersistent() else "--live"
-    plug = f"echo {shlex.quote(_CHANNEL)} | virsh attach-device {name} /dev/stdin {flags}"
-    return Trouble("the domain has no guest agent channel", f"{plug}   # then {_START}")
+    channel = _channel(domain, 0)
+    if channel is not None:
+        return None if channel.get("state") == "connected" else Trouble("the guest agent is not connected", _START)
+    why = "the domain has no guest agent channel"
+    if not domain.isPersistent():
+        return Trouble(why, f"{_PLUG} | virsh attach-device {name} /dev/stdin --live   # then {_START}")
+    if _channel(domain, _XML_INACTIVE) is not None:
+        return Trouble(f"{why} before its next start", f"virsh shutdown {name}   # when it is off: virsh start {name}")
+    # Not --live: that needs a controller, which few guests without a channel have.
+    plug = f"{_PLUG} | virsh attach-device {name} /dev/stdin --config"
+    return Trouble(why, f"{plug}   # there from its next start on; then {_START}")
+
+
+def _channel(domain: Any, flags: int) -> Element | None:
+    return parse(domain.XMLDesc(flags)).find(f"./devices/channel/target[@name='{_AGENT_CHANNEL}']")
 
 
 class Probe:

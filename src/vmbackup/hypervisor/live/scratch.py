@@ -38,7 +38,10 @@ def free_bytes(path: str) -> int:
     try:
         found = os.statvfs(path)
     except OSError as error:
-        raise HypervisorError(f"the scratch folder {path} cannot be looked at: {error.strerror}") from error
+        raise HypervisorError(
+            f"the scratch folder {path} cannot be looked at: {error.strerror}",
+            "it must stay where it is while backups run: mount it again, or set [libvirt] scratch_dir to another place",
+        ) from error
     return found.f_bavail * found.f_frsize
 
 
