@@ -12,7 +12,7 @@ from vmbackup.errors import UsageError
 if TYPE_CHECKING:
     from vmbackup.engine.files.files import Entry, GuestFiles
     from vmbackup.engine.files.guest_layout import FileSystem
-    from vmbackup.engine.files.landing import Landed
+    from vmbackup.engine.files.landed_tree import Landed
 
 _SHOWN = 10  # files that were left out, named one by one without -v
 _LATEST = 253_402_300_000  # seconds: the end of the year 9999, the last that a date can tell

@@ -17,7 +17,7 @@ from vmbackup.cli import main
 from vmbackup.engine.files import appliance, files
 from vmbackup.engine.files.files import Entry
 from vmbackup.engine.files.guest_layout import FileSystem
-from vmbackup.engine.files.landing import Landed, LeftOut
+from vmbackup.engine.files.landed_tree import Landed, LeftOut
 from vmbackup.errors import NotFoundError
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.engine.kit import RamKit
 from vmbackup.engine.files import files
 from vmbackup.engine.files.files import guest_files
-from vmbackup.engine.files.guest_process import RunFolder
+from vmbackup.engine.files.guest_process import GuestRefusal, RunFolder
 from vmbackup.errors import DamageError, GuestFilesError, NotFoundError, UsageError
 from vmbackup.nbd.client import NbdClient
 from vmbackup.nbd.errors import RequestFailed
@@ -26,6 +26,7 @@ class Reader:
     """In place of the confined process: reads the whole disk, and does with an error what it is told to."""
 
     fails = True
+    log = ""
 
     def __init__(self, run: RunFolder) -> None:
         self._socket = str(run.socket)
@@ -46,8 +47,8 @@ class Reader:
                     if self.fails:
                         raise GuestFilesError("input/output error") from None
 
-    def ask(self, _do: str, **_: Any) -> list[Any]:
-        return []
+    def ask(self, do: str, **_: Any) -> Any:
+        return self.log if do == "kernel_errors" else []
 
 
 @pytest.fixture
@@ -98,6 +99,30 @@ def test_another_error_stays_what_it_is(kit: RamKit, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Reader, "start", start)
     with pytest.raises(GuestFilesError, match="no kernel"):
         opened(kit, "vda")
+
+
+def test_damage_in_the_guest(kit: RamKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel passes over what it cannot read in a folder, with no error: what came may not be all."""
+    where = "lrwxrwxrwx 1 0 0 0 Nov 29 09:13 sdb -> ../host2/target2:0:1/2:0:1:0/block/sdb"
+    monkeypatch.setattr(
+        Reader, "log", f"{where}\nEXT4-fs error (device sdb1): ext4_readdir:261: inode #17: bad entry\n"
+    )
+    (warning,) = opened(kit, "vda", "vdb")
+    assert warning == "/dev/vdb1 is damaged in the guest, and files may be missing: EXT4-fs error: inode #17: bad entry"
+    with (
+        pytest.raises(GuestFilesError, match=r"/dev/vdb1 is damaged: EXT4-fs error: inode #17: bad entry") as told,
+        guest_files(kit.repository, kit.points()[0], ("vda", "vdb"), kit.root, Silent(), warn=str),
+    ):
+        raise GuestRefusal("ls: file receive cancelled by daemon", 0)
+    assert "fsck" in told.value.hint
+
+
+def test_damage_in_the_repository_is_no_damage_in_the_guest(kit: RamKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    lose_data(kit)
+    monkeypatch.setattr(Reader, "fails", False)
+    monkeypatch.setattr(Reader, "log", "EXT4-fs (sda1): group descriptors corrupted!\n")
+    (warning,) = opened(kit, "vda")
+    assert "what was read is right" in warning
 
 
 def test_names_of_disks(kit: RamKit) -> None:

@@ -6,12 +6,15 @@ import io
 import os
 import stat
 import tarfile
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
-from vmbackup.engine.files.landing import Landed, Landing
+from vmbackup.engine.files.landed_tree import Landed, Piece
+from vmbackup.engine.files.landing import Landing
 from vmbackup.errors import GuestFilesError, TargetError
 
 
@@ -201,3 +204,46 @@ def test_a_file_that_is_cut_is_not_there(tmp_path: Path) -> None:
     with Landing(tmp_path, lambda _: None) as landing, pytest.raises(GuestFilesError):
         landing.put_file("hosts", io.BytesIO(b"tex"), Told(4))
     assert os.listdir(tmp_path) == []
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a guest tells of a file."""
+
+    type: str = "file"
+    size: int = 0
+    mode: int = 0o644
+    mtime: int = 0
+    target: str = ""
+
+
+def nothing() -> AbstractContextManager[BinaryIO]:
+    return nullcontext(io.BytesIO())
+
+
+def land_pieces(output: Path, *pieces: tuple[str, Entry]) -> Landed:
+    with Landing(output, lambda _: None) as landing:
+        landing.put_pieces("etc", Entry("directory"), [Piece(name, told, nothing) for name, told in pieces])
+        landing.keep("etc")
+    return landing.landed
+
+
+def test_a_damaged_folder_names_files_twice(tmp_path: Path) -> None:
+    """The first stays; what is below a file that is a folder too has no place; nothing is written through a link."""
+    link, folder = Entry("link", target="/tmp"), Entry("directory")
+    done = land_pieces(
+        tmp_path, ("a", Entry()), ("a", folder), ("a/below", Entry()), ("a", Entry()), ("b", link), ("b", folder),
+        ("b/c", Entry()), ("gone/d", Entry()),
+    )  # fmt: skip
+    assert [each.path for each in done.left_out] == ["a", "a/below", "a", "gone/d", "b"]
+    assert sorted(os.listdir(tmp_path / "etc")) == ["a", "b"]
+    assert os.listdir(tmp_path / "etc" / "b") == ["c"]
+
+
+@pytest.mark.parametrize("name", ["../out", "a/../../out", "..", "/../out"])
+def test_a_damaged_folder_leads_nowhere_else(tmp_path: Path, name: str) -> None:
+    """The kernel refuses such names; who has taken it over may not."""
+    with pytest.raises(GuestFilesError, match="leads out"):
+        land_pieces(tmp_path / "to", ("a", Entry("directory")), (name, Entry()))
+    assert os.listdir(tmp_path) == ["to"]
+    assert os.listdir(tmp_path / "to") == []

@@ -1,6 +1,7 @@
 """Files of a guest, listed and fetched out of a restore point without a restore."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,12 +11,14 @@ from typing import Any
 
 from vmbackup.engine.files.appliance import appliance
 from vmbackup.engine.files.guest_layout import FileSystem, guest_name
-from vmbackup.engine.files.guest_process import GuestProcess, RunFolder
+from vmbackup.engine.files.guest_process import GuestProcess, GuestRefusal, RunFolder
 from vmbackup.engine.files.guest_tree import GuestTree
-from vmbackup.engine.files.landing import Landed, Landing
+from vmbackup.engine.files.kernel_words import damage_in
+from vmbackup.engine.files.landed_tree import Landed, Piece
+from vmbackup.engine.files.landing import Landing
 from vmbackup.engine.files.watched import WatchedExport
 from vmbackup.engine.serve.served import ServedPoint
-from vmbackup.errors import DamageError, GuestFilesError, NotFoundError, UsageError
+from vmbackup.errors import DamageError, GuestFilesError, NotFoundError, UsageError, VmbackupError
 from vmbackup.nbd.address import UnixAddress
 from vmbackup.nbd.server import NbdServer
 from vmbackup.progress import Progress
@@ -33,6 +36,7 @@ _TYPES = {
     0o120000: "link",
     0o140000: "socket",
 }
+_DAMAGED_HINT = "take an older restore point, single files by their paths, or restore the disk and mend it by fsck"
 _CACHE_BYTES = 64 << 20  # of decoded chunks: the appliance's kernel has a cache of its own
 
 
@@ -73,12 +77,18 @@ class GuestFiles:
 
     def __init__(self, process: GuestProcess, targets: Sequence[str], started_seconds: float) -> None:
         self.started_seconds = started_seconds
-        self._process, self._target = process, targets[0]
+        self._process, self._targets, self._target = process, targets, targets[0]
         self.tree = GuestTree(process, [_filesystem(told, targets) for told in process.ask("filesystems")])
 
     def filesystems(self) -> list[FileSystem]:
         """All that the disk holds, with the places where the guest has them, as far as these are known."""
         return self.tree.filesystems()
+
+    def damage(self) -> dict[str, str]:
+        """What the kernel that reads them has said against file systems so far, by device."""
+        with contextlib.suppress(GuestFilesError):  # it is gone; or its library has no such call
+            return damage_in(str(self._process.ask("kernel_errors")), self._targets)
+        return {}
 
     def listing(self, path: str) -> list[Entry]:
         """What is in a folder, by name; of a file the file. Raises NotFoundError, GuestFilesError, UsageError."""
@@ -86,6 +96,9 @@ class GuestFiles:
         told = self._stat(there, path)
         if not told.is_directory:
             return [told]
+        return self._entries(there)
+
+    def _entries(self, there: str) -> list[Entry]:
         return sorted(map(_entry, self._process.entries(there)), key=lambda entry: entry.name)
 
     def fetch(self, paths: Sequence[str], folder: Path, progress: Progress) -> Landed:
@@ -106,19 +119,42 @@ class GuestFiles:
                     landing.refuse_existing(each.name)
                 for path, each in zip(paths, wanted, strict=True):
                     self.tree.enter(path)  # another file system may be in its place
-                    self._fetch(each, landing)
+                    self._fetch(each, landing, progress)
                 return landing.landed
         finally:
             progress.finish(task)
 
-    def _fetch(self, wanted: _Wanted, landing: Landing) -> None:
-        what = "tar" if wanted.told.is_directory else "download"
-        with self._process.data(what, wanted.path) as data:
-            if wanted.told.is_directory:
-                landing.put_tree(wanted.name, data)
-            else:
+    def _fetch(self, wanted: _Wanted, landing: Landing, progress: Progress) -> None:
+        if wanted.told.is_directory:
+            self._fetch_folder(wanted, landing, progress)
+        else:
+            with self._process.data("download", wanted.path) as data:
                 landing.put_file(wanted.name, data, wanted.told)
         landing.keep(wanted.name)
+
+    def _fetch_folder(self, wanted: _Wanted, landing: Landing, progress: Progress) -> None:
+        """As one archive; where that fails, file by file: an archive does not tell which of them are not whole."""
+        try:
+            with self._process.data("tar", wanted.path) as data:
+                landing.put_tree(wanted.name, data)
+        except GuestFilesError as error:
+            landing.give_up(wanted.name)
+            entries = self._entries(wanted.path)
+            progress.note(f"{error.message}; now each file by itself, to have those that can be read")
+            landing.put_pieces(wanted.name, wanted.told, self._pieces(wanted.path, entries, ""))
+
+    def _pieces(self, folder: str, entries: Sequence[Entry], above: str) -> Iterator[Piece]:
+        """What is below a folder, those above others first."""
+        for entry in entries:
+            path, name = f"{folder.rstrip('/')}/{entry.name}", f"{above}{entry.name}"
+            yield Piece(name, entry, functools.partial(self._process.data, "download", path))
+            if entry.is_directory:
+                try:
+                    below = self._entries(path)
+                except GuestRefusal:
+                    yield Piece(name, None, None)
+                else:
+                    yield from self._pieces(path, below, f"{name}/")
 
     def _wanted(self, path: str) -> _Wanted:
         there = self.tree.enter(path)
@@ -165,6 +201,7 @@ def guest_files(
     repository.check_may_read()
     begun = clock()
     made = appliance(cache_dir)
+    files: GuestFiles | None = None
     with contextlib.ExitStack() as stack:
         run = RunFolder()
         stack.callback(run.remove)
@@ -179,14 +216,18 @@ def guest_files(
             files = GuestFiles(process, targets, clock() - begun)
             _log.info("files of %s: started in %.1f s", point.id, files.started_seconds)
             yield files
+            damage = files.damage()
         except GuestFilesError as error:
-            problem = _damage(exports)
-            if problem is not None:
-                raise problem from error
-            raise
+            cause = _cause(error, exports, files)
+            if cause is error:
+                raise
+            raise cause from error
         problem = _damage(exports)
         if problem is not None:
             warn(f"parts of the disk cannot be read; what was read is right: {problem.message}")
+            return
+        for device, words in damage.items():
+            warn(f"{device} is damaged in the guest, and files may be missing: {words}")
 
 
 def _check(point: Point, targets: Sequence[str]) -> None:
@@ -196,6 +237,18 @@ def _check(point: Point, targets: Sequence[str]) -> None:
             raise NotFoundError(f"restore point {point.id} has no disk '{target}'", f"it has {', '.join(known)}")
     if len(set(targets)) != len(targets):
         raise UsageError("a disk is named twice")
+
+
+def _cause(error: GuestFilesError, exports: dict[str, WatchedExport], files: GuestFiles | None) -> VmbackupError:
+    """Damage in the repository; else damage in the guest, in the words of the kernel that met it; else the error."""
+    problem = _damage(exports)
+    if problem is not None:
+        return problem
+    damage = files.damage() if files is not None and isinstance(error, GuestRefusal) else {}
+    if not damage:
+        return error
+    device, words = list(damage.items())[-1]
+    return GuestFilesError(f"the guest's file system cannot be read: {device} is damaged: {words}", _DAMAGED_HINT)
 
 
 def _damage(exports: dict[str, WatchedExport]) -> DamageError | None:

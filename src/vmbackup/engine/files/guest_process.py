@@ -197,7 +197,13 @@ class GuestProcess:
         with os.fdopen(reader, "rb") as file:
             if not stat.S_ISFIFO(os.fstat(reader).st_mode):
                 raise GuestFilesError("the process that reads the guest's files misbehaves")
-            yield file
+            try:
+                yield file
+            except GuestFilesError:
+                file.close()
+                with suppress(GuestRefusal):
+                    self._answer()  # or it would be taken for that of the next request
+                raise
         self._answer()
 
     def _send(self, do: str, given: dict[str, Any]) -> None:

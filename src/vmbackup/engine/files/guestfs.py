@@ -96,6 +96,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "read_file": (_POINTER, (ctypes.c_char_p, ctypes.POINTER(ctypes.c_size_t))),
     "download": (ctypes.c_int, (ctypes.c_char_p, ctypes.c_char_p)),
     "tar_out": (ctypes.c_int, (ctypes.c_char_p, ctypes.c_char_p)),
+    "debug": (ctypes.c_char_p, (ctypes.c_char_p, _STRINGS)),
     "close": (None, ()),
 }
 _SONAME = "libguestfs.so.0"
@@ -234,6 +235,11 @@ class Guestfs:
     def tar(self, folder: bytes, to: str) -> None:
         """A folder's contents as an archive, into a file here."""
         self._call("tar_out", folder, os.fsencode(to))
+
+    def kernel_errors(self) -> bytes:
+        """What the appliance's kernel has said of errors, and where it has its disks."""
+        found: bytes = self._call("debug", b"sh", _strings([b"ls -l /sys/block; dmesg -t -l emerg,alert,crit,err"]))
+        return found
 
     def close(self) -> None:
         """Ends the appliance."""

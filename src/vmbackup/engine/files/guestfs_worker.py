@@ -178,6 +178,10 @@ class Worker:
         with self._pipe() as pipe:
             self.guest.download(bytes_of(path), f"/dev/fd/{pipe}")
 
+    def do_kernel_errors(self) -> str:
+        """Lines."""
+        return text_of(self.guest.kernel_errors())
+
     def do_tar(self, path: str) -> None:
         """All below a folder."""
         with self._pipe() as pipe:
