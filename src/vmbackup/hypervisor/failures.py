@@ -37,6 +37,13 @@ _RULES: tuple[tuple[int | None, str, type[VmbackupError], str, str], ...] = (
      "with the domain shut off: qemu-img amend -f qcow2 -o compat=1.1 IMAGE"),
     (None, "failed to create image file", HypervisorError,
      "the scratch file could not be made: {text}", "make the scratch folder, mode 0711, on a local file system"),
+    (None, "Failed to bind socket: Cannot assign requested address", HypervisorError,
+     "QEMU cannot listen at an address that is not its host's: {text}",
+     "[libvirt] nbd_address must be one of the hypervisor's own, as the host of uri must without it"),
+    (None, "object-add.*(?:credentials|[Cc]ertificate)", HypervisorError,
+     "QEMU on the hypervisor has no certificates that it can use for NBD: {text}",
+     "put them where backup_tls_x509_cert_dir in its qemu.conf says, for QEMU's user to read; docs/operations.md, 32"),
+    (None, "End of file from qemu monitor", HypervisorError, "QEMU of {domain} ended meanwhile", _AGAIN),
     (None, "Failed to (?:bind|unlink) socket", HypervisorError,
      "QEMU could not make the NBD socket: {text}",
      "the domain's folder must belong to QEMU's user; AppArmor's messages are in 'dmesg'"),
@@ -73,6 +80,7 @@ _RULES: tuple[tuple[int | None, str, type[VmbackupError], str, str], ...] = (
     (lv.AUTH_FAILED, "", HypervisorError, "libvirt refuses access: {text}", "run as root, or join the group libvirt"),
     (lv.ACCESS_DENIED, "", HypervisorError, "libvirt refuses access: {text}", "run as root, or join the group libvirt"),
 )  # fmt: skip
+_LOGS = "'journalctl -u libvirtd' (or virtqemud) and the guest's log in /var/log/libvirt/qemu tell more"
 _LOST = (lv.RPC, lv.INVALID_CONN)
 _BROKEN_DISK = re.compile(r"(?:for|of) disk '([^']+)'")
 _ABSENT_DISK = re.compile(r"not found in backing chain of '([^']+)'")
@@ -87,7 +95,7 @@ def translate(error: Exception, doing: str, domain: str = "") -> VmbackupError:
             return kind(told, hint.format(domain=shlex.quote(domain or "DOMAIN")))
     if code in _LOST:
         return HypervisorError(f"the connection to libvirt broke: {text}", "'systemctl status libvirtd' tells more")
-    return HypervisorError(f"libvirt could not {doing}: {text}")
+    return HypervisorError(f"libvirt could not {doing}: {text}", _LOGS)
 
 
 @contextmanager

@@ -156,6 +156,14 @@ def test_nothing_goes_over_the_network_in_plain(remote: Remote, backup_host: Cal
     assert remote.horse.domain.jobInfo()[0] == 0
 
 
+def test_an_address_that_is_not_the_hypervisors(remote: Remote, backup_host: Callable[..., Cli]) -> None:
+    """One sentence that names the key."""
+    host = backup_host(remote.tls_uri, f'nbd_tls_dir = "{remote.pki}"', 'nbd_address = "192.0.2.1"')
+    with pytest.raises(CliError, match="nbd_address must be one of the hypervisor's own"):
+        host.run("backup", remote.horse.name)
+    assert remote.horse.domain.jobInfo()[0] == 0
+
+
 @pytest.mark.torture
 def test_what_needs_the_hypervisors_files_is_refused(remote: Remote, backup_host: Callable[..., Cli]) -> None:
     """A guest that is off, a restore in place, a boot: one sentence each, which names the host."""
