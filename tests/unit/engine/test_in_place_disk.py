@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.lab.luks import create_luks
 from tests.unit.engine.kit import RamKit
 from vmbackup.engine.images.image_server import ImageServer
 from vmbackup.engine.restore.in_place_disk import InPlaceDisk
@@ -301,12 +302,11 @@ def test_an_encrypted_image_stays_so(kit: RamKit, tmp_path: Path, fmt: str) -> N
     _, older, new, old = ends(kit)
     source = made_of(tmp_path / "plain", new, "raw")
     path = tmp_path / "disk"
-    options = "encrypt.format=luks,encrypt.key-secret=key" if fmt == "qcow2" else "key-secret=key"
     secret = ("--object", "secret,id=key,data=word")
     driver = "luks" if fmt == "raw" else fmt
     sealed = "encrypt.format=luks,encrypt.key-secret=key" if fmt == "qcow2" else "key-secret=key"
     opened = f"driver={driver},{sealed},file.driver=file,file.filename={path}"
-    tool("qemu-img", "create", "-q", *secret, "-f", driver, "-o", options, str(path), str(len(new)))
+    create_luks(path, driver, len(new), b"word")
     tool("qemu-img", "convert", "-n", *secret, "-f", "raw", "--target-image-opts", str(source), opened)
     bring(kit, older, path, fmt, passphrase=b"word")
     tool("qemu-img", "convert", *secret, "--image-opts", "-O", "raw", opened, str(source))

@@ -16,6 +16,8 @@ from vmbackup.errors import TargetError
 from vmbackup.hypervisor.qemu_secret import QemuSecret
 
 _CLUSTER = 65536  # bytes, QEMU's own choice
+# QEMU measures how long a key takes, and gives up where it used less CPU time than its host counts: some tries do.
+_NO_TIME, _TRIES = "Unable to get accurate CPU usage", 20
 
 
 class Qcow2Target(NbdTarget):
@@ -55,7 +57,13 @@ def make_image(path: Path, size: int, options: ImageOptions, secret: QemuSecret 
     with told(path):
         path.unlink(missing_ok=True)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    _run(["create", "-q"], [*create_options(options), str(path), str(size)], path, secret)
+    for left in reversed(range(_TRIES)):
+        try:
+            _run(["create", "-q"], [*create_options(options), str(path), str(size)], path, secret)
+            return
+        except TargetError as error:
+            if not left or _NO_TIME not in error.message:
+                raise
 
 
 def _mended(path: Path, options: ImageOptions, secret: QemuSecret | None) -> bool:
