@@ -8,13 +8,14 @@ import secrets
 import subprocess
 import uuid
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Self
 
 from . import machine
 from .block_device import loop_device
 from .disk import Disk, MiB
 from .domain import Workhorse
+from .luks import create_luks
 from .session import Lab
 
 SIZE = 2 * MiB
@@ -24,11 +25,11 @@ PASSPHRASE = b"open sesame"
 class DiskKinds:
     """The guest, what it needs beside it, and what each of its disks holds. A context manager.
 
-    `content` is by target; `write` changes both. Raises NoDeviceError.
+    `content` is by target; `write` changes both. `only`: beside vda just these. Raises NoDeviceError.
     """
 
-    def __init__(self, lab: Lab) -> None:
-        self._lab, self._stack = lab, contextlib.ExitStack()
+    def __init__(self, lab: Lab, only: Collection[str] | None = None) -> None:
+        self._lab, self._only, self._stack = lab, only, contextlib.ExitStack()
         self.content: dict[str, bytearray] = {}
         self.horse: Workhorse
         self.secret = str(uuid.uuid4())
@@ -79,24 +80,34 @@ class DiskKinds:
     def _elements(self, stack: contextlib.ExitStack) -> Iterator[str]:
         self._own("vda")
         yield "<controller type='scsi' model='virtio-scsi'/><controller type='usb' model='qemu-xhci'/>"
-        yield self._file("sda", "scsi")
-        yield self._file("sdb", "sata", Disk(size=SIZE, format="raw"))
-        yield self._file("sdc", "usb")
-        yield self._file("hda", "ide")
-        yield self._file("vdb", "virtio", Disk(size=SIZE, compat="0.10"))
-        yield self._block("vdc", "raw", stack)
-        yield self._block("vdd", "qcow2", stack)
-        yield self._chain("vde")
-        yield self._luks("vdf", stack)
-        yield self._nbd("vdg", stack)
-        yield self._volume("vdh", stack)
-        for target, more in (("vdi", "<shareable/>"), ("vdj", "<readonly/>")):
-            yield self._file(target, "virtio", Disk(size=SIZE, format="raw"), more)
-            del self.content[target]
-        yield self._file("hdc", "ide", Disk(size=SIZE, format="raw"), "<readonly/>", "cdrom")
-        del self.content["hdc"]
-        yield "<disk type='file' device='cdrom'><target dev='hdd' bus='ide'/><readonly/></disk>"
-        yield "<disk type='file' device='floppy'><target dev='fda' bus='fdc'/></disk>"
+        raw = Disk(size=SIZE, format="raw")
+        makers: dict[str, Callable[[str], str]] = {
+            "sda": lambda target: self._file(target, "scsi"),
+            "sdb": lambda target: self._file(target, "sata", raw),
+            "sdc": lambda target: self._file(target, "usb"),
+            "hda": lambda target: self._file(target, "ide"),
+            "vdb": lambda target: self._file(target, "virtio", Disk(size=SIZE, compat="0.10")),
+            "vdc": lambda target: self._block(target, "raw", stack),
+            "vdd": lambda target: self._block(target, "qcow2", stack),
+            "vde": self._chain,
+            "vdf": lambda target: self._luks(target, stack),
+            "vdg": lambda target: self._nbd(target, stack),
+            "vdh": lambda target: self._volume(target, stack),
+            "vdi": lambda target: self._not_ours(target, "virtio", "<shareable/>"),
+            "vdj": lambda target: self._not_ours(target, "virtio", "<readonly/>"),
+            "hdc": lambda target: self._not_ours(target, "ide", "<readonly/>", "cdrom"),
+            "hdd": lambda target: _empty(target, "ide", "cdrom", "<readonly/>"),
+            "fda": lambda target: _empty(target, "fdc", "floppy"),
+        }
+        for target, make in makers.items():
+            if self._only is None or target in self._only:
+                yield make(target)
+
+    def _not_ours(self, target: str, bus: str, more: str, device: str = "disk") -> str:
+        """One that a backup leaves out."""
+        element = self._file(target, bus, Disk(size=SIZE, format="raw"), more, device)
+        del self.content[target]
+        return element
 
     def _own(self, target: str, disk: Disk | None = None) -> None:
         self.content[target] = bytearray(SIZE)
@@ -129,14 +140,10 @@ class DiskKinds:
         return _disk(f"file='{top}'", target, "qcow2")
 
     def _luks(self, target: str, stack: contextlib.ExitStack) -> str:
-        path, key = self._folder / f"{target}.qcow2", self._folder / "key"
+        path = self._folder / f"{target}.qcow2"
         self._own(target)
-        key.write_bytes(PASSPHRASE)
-        options = "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10"
-        command = ["qemu-img", "create", "-q", "--object", f"secret,id=k,file={key}", "-f", "qcow2", "-o", options]
-        subprocess.run([*command, str(path), str(SIZE)], check=True)
+        create_luks(path, "qcow2", SIZE, PASSPHRASE)
         os.chown(path, *machine.qemu_user())
-        key.unlink()
         usage = f"<usage type='volume'><volume>{path}</volume></usage>"
         made = self._lab.connection.secretDefineXML(f"<secret><uuid>{self.secret}</uuid>{usage}</secret>")
         stack.callback(made.undefine)
@@ -177,6 +184,10 @@ def _disk(
         f"<disk type='{kind}' device='{device}'><driver name='qemu' type='{format_}'/>"
         f"<source {source}>{inside}</source><target dev='{target}' bus='{bus}'/>{more}</disk>"
     )
+
+
+def _empty(target: str, bus: str, device: str, more: str = "") -> str:
+    return f"<disk type='file' device='{device}'><target dev='{target}' bus='{bus}'/>{more}</disk>"
 
 
 def _target(disk: ET.Element) -> str:

@@ -78,30 +78,27 @@ def read_stopped(raw: Any, domain: Any) -> list[StoppedDisk]:
 
 
 def _read_stopped(raw: Any, entry: Element) -> StoppedDisk:
-    local = entry.get("type") in _LOCAL
     return StoppedDisk(
         target=_attribute(entry, "target", "dev"),
-        path=_path(raw, entry) if local else "",
-        format=_attribute(entry, "driver", "type") or "raw",
+        path=local_path(raw, entry),
+        format=format_of(entry),
         encrypted=_is_encrypted(entry),
     )
 
 
-def disk_paths(domain: Any) -> dict[str, str]:
-    """Target -> image path for the disks with a file or device of their own; also for a domain that is off."""
-    paths = {}
-    for entry in parse(domain.XMLDesc(0)).findall("./devices/disk"):
-        target, source = entry.find("target"), entry.find("source")
-        if target is not None and source is not None:
-            path = source.get("file") or source.get("dev")
-            if path:
-                paths[target.get("dev", "")] = path
-    return paths
+def format_of(disk: Element) -> str:
+    """What its domain calls a <disk>: qcow2, or raw where it says nothing."""
+    return _attribute(disk, "driver", "type") or "raw"
+
+
+def local_path(raw: Any, disk: Element) -> str:
+    """The file or device of a <disk>; "" where this host has none. Raises HypervisorError."""
+    return _path(raw, disk) if disk.get("type") in _LOCAL else ""
 
 
 def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
     target = _attribute(entry, "target", "dev")
-    driver = _attribute(entry, "driver", "type") or "raw"
+    driver = format_of(entry)
     path = _path(raw, entry)
     left_out = _left_out(entry, path)
     off, far = not domain.isActive(), is_remote(raw)
@@ -238,10 +235,9 @@ def _images(entry: Element, path: str, driver: str, *, off: bool) -> tuple[tuple
     """
     if entry.get("type") not in _LOCAL:
         return (), None
+    known = "luks" if driver == "raw" and _is_encrypted(entry) else driver
     try:
-        if off:
-            return tuple(image_chain(path, "luks" if driver == "raw" and _is_encrypted(entry) else driver)), None
-        return (image_info(path),), None
+        return tuple(image_chain(path, known)) if off else (image_info(path, known),), None
     except HypervisorError as error:
         return (), f"the image {path} could not be looked at ({error}): a restore makes it with default settings"
 

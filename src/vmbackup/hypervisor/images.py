@@ -1,4 +1,4 @@
-"""What `qemu-img` says of an image, and the removal of bitmaps from images that nobody has open."""
+"""What `qemu-img` says of an image."""
 
 import json
 import subprocess
@@ -9,10 +9,7 @@ from vmbackup.errors import HypervisorError
 
 # Seconds. It reads a header; longer means storage that hangs.
 _TIMEOUT = 30.0
-
-
-class ImageInUseError(HypervisorError):
-    """QEMU's lock of the image is held, on this host or on one that shares its storage."""
+_MAGIC = b"QFI\xfb"
 
 
 @dataclass(frozen=True)
@@ -38,27 +35,28 @@ def image_chain(path: str, driver: str | None = None) -> list[ImageInfo]:
 
     `driver`: the image's, as qcow2; else its content tells, which for a raw disk is the guest's to choose.
     """
-    told = ["-f", driver] if driver else []
-    command = ["qemu-img", "info", "-U", "--output=json", "--backing-chain", *told, "--", path]
+    command = ["qemu-img", "info", "-U", "--output=json", "--backing-chain", *_told(driver), "--", path]
     return [_parse(entry) for entry in json.loads(run_tool(command))]
 
 
-def image_info(path: str) -> ImageInfo:
-    """The image alone; also while QEMU has it open. Raises HypervisorError."""
-    return _parse(json.loads(run_tool(["qemu-img", "info", "-U", "--output=json", "--", path])))
+def image_info(path: str, driver: str | None = None) -> ImageInfo:
+    """The image alone; also while QEMU has it open. `driver` as for `image_chain`. Raises HypervisorError."""
+    return _parse(json.loads(run_tool(["qemu-img", "info", "-U", "--output=json", *_told(driver), "--", path])))
 
 
-def remove_bitmap(path: str, name: str) -> bool:
-    """Removes a bitmap, sound or not, from every image of the chain that has it. True if there was one.
+def _told(driver: str | None) -> list[str]:
+    return ["-f", driver] if driver else []
 
-    For images that are not in use: QEMU's lock makes it fail otherwise. Raises HypervisorError, ImageInUseError.
-    """
-    found = False
-    for image in image_chain(path):
-        if name in image.bitmaps:
-            run_tool(["qemu-img", "bitmap", "-f", image.format, "--remove", "--", image.path, name])
-            found = True
-    return found
+
+def holds_qcow2(path: str) -> bool:
+    """Whether a file or device begins as a qcow2 image does; False where there is none. Raises HypervisorError."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise HypervisorError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _parse(entry: dict[str, Any]) -> ImageInfo:
@@ -97,7 +95,7 @@ def run_tool(command: list[str], timeout: float | None = _TIMEOUT) -> str:
         raise HypervisorError(f"{command[-1]} cannot be read: no answer in {_TIMEOUT:.0f} s") from error
     if done.returncode:
         if "Is another process using the image" in done.stderr:
-            raise ImageInUseError(f"another process has {command[-1]} open")
+            raise HypervisorError(f"another process has {command[-1]} open")
         # What `compare` finds stands on its standard output.
         said = done.stderr.strip() or done.stdout.strip()
         lines = said.splitlines() or [f"exit code {done.returncode}"]

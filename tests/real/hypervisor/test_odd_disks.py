@@ -9,6 +9,7 @@ import libvirt
 import pytest
 
 from tests.lab.disk import Disk, MiB
+from tests.lab.luks import create_luks
 from tests.real.hypervisor.test_stopped import MakeDomain, MakeShadow, write_off
 from vmbackup.nbd import Kind
 
@@ -98,3 +99,19 @@ def test_internal_snapshots(make_domain: MakeDomain, make_shadow: MakeShadow, wo
     shadow.run()
     assert shadow.modes == {"vda": "incremental"}
     shadow.compare(work_dir)
+
+
+def test_what_a_raw_disk_holds_says_nothing_of_it(make_domain: MakeDomain, make_shadow: MakeShadow) -> None:
+    """A guest that encrypts a raw disk itself: it is a raw disk, on and off, whose bytes need no passphrase of ours."""
+    horse = make_domain(Disk(size=MiB), Disk("vdb", size=4 * MiB, format="raw"))
+    inner = horse.folder / "inner"
+    create_luks(inner, "luks", MiB, b"the guest's own")
+    horse.write_data("vdb", 0, inner.read_bytes()[: 3 * MiB])
+    horse.flush("vdb")
+    shadow = make_shadow(horse)
+    for running in (True, False):
+        if not running:
+            horse.stop()
+        shadow.run()
+        assert shadow.earlier["vdb"].attributes == {}
+        assert not [note for note in shadow.notes if "vdb" in note]

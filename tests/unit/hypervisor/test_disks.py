@@ -56,7 +56,7 @@ def read(
 ) -> DomainDisk:
     """The disk, with what qemu-img would say of its image."""
 
-    def look(path: str) -> ImageInfo:
+    def look(_path: str, _driver: str) -> ImageInfo:
         if image is None:
             raise HypervisorError("no such file")
         return image

@@ -99,7 +99,8 @@ class InPlaceDisk:
     def hold(self, *, bitmap: str | None = None, read_only: bool = False) -> None:
         """Takes QEMU's lock of the image. Raises TargetError where somebody has it, or it is damaged."""
         if not self._half_done and self._info is None:
-            self._info = image_info(str(self.path))  # now: a bitmap counts as broken while QEMU has the image open
+            # Now: a bitmap counts as broken while QEMU has the image open.
+            self._info = image_info(str(self.path), self._driver)
         if not read_only and not self._checked:
             (mend if self._half_done else refuse_damaged)(self.path, self._driver, self._secret)
             self._checked = True

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vmbackup.errors import HypervisorError, JobConflictError
-from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor.disk_element import target_of
+from vmbackup.hypervisor.disk_secret import secret_of
 from vmbackup.hypervisor.disks import DomainDisk
 from vmbackup.hypervisor.qemu_secret import KEY_ID, QemuSecret
 from vmbackup.hypervisor.xmltree import Element, parse
@@ -98,30 +98,13 @@ def _image(raw: Any, name: str, entry: Element, disk: DomainDisk) -> OffImage:
         raise _cannot(name, disk.target, disk.closed)
     files = tuple(image.path for image in disk.chain)
     image = OffImage(disk.target, disk.info.path, disk.info.format, files)
-    encryption = entry.find("./source/encryption")
-    if encryption is None:
-        encryption = entry.find("./encryption")
-    if encryption is None:
-        return image
-    secret = encryption.find("./secret")
-    if secret is None or encryption.get("format") != "luks":
-        raise _cannot(name, disk.target, f"it is encrypted as {encryption.get('format')}")
-    driver = "luks" if disk.info.format == "raw" else disk.info.format
-    return replace(image, driver=driver, secret=_secret(raw, name, disk.target, secret))
-
-
-def _secret(raw: Any, name: str, target: str, secret: Element) -> bytes:
-    """The value of a libvirt secret. Raises HypervisorError where libvirt does not give it out."""
     try:
-        if secret.get("uuid"):
-            return bytes(raw.secretLookupByUUIDString(secret.get("uuid")).value(0))
-        return bytes(raw.secretLookupByUsage(_VOLUME, secret.get("usage", "")).value(0))
-    except lv.binding().libvirtError as error:
-        text = str(error.get_error_message())
-        raise _cannot(name, target, f"it is encrypted, and libvirt does not give its secret ({text})") from error
-
-
-_VOLUME = 1  # VIR_SECRET_USAGE_TYPE_VOLUME
+        secret = secret_of(raw, entry)
+    except HypervisorError as error:
+        raise _cannot(name, disk.target, error.message) from error
+    if secret is None:
+        return image
+    return replace(image, driver="luks" if disk.info.format == "raw" else disk.info.format, secret=secret)
 
 
 def _cannot(name: str, target: str, why: str) -> HypervisorError:

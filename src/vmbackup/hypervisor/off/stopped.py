@@ -46,7 +46,7 @@ class StoppedGuest:
     def bitmaps_fit(self, targets: Iterable[str]) -> bool:
         """Whether all bitmaps of ours in these disks' images are sound: those that QEMU closed in order."""
         for disk in map(self.disks.__getitem__, targets):
-            bitmaps = image_info(disk.path).bitmaps if disk.format == "qcow2" else {}
+            bitmaps = image_info(disk.path, disk.format).bitmaps if disk.format == "qcow2" else {}
             if any(CheckpointName.parse(name) and flags != _SOUND for name, flags in bitmaps.items()):
                 return False
         return True

@@ -4,18 +4,16 @@ A checkpoint is libvirt's metadata and a bitmap in each image, and either can be
 Every function takes a virDomain and touches only names of ours.
 """
 
-import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vmbackup.errors import HypervisorError
 from vmbackup.hypervisor import _libvirt as lv
-from vmbackup.hypervisor.disks import disk_paths
 from vmbackup.hypervisor.failures import absent_bitmap_disk, broken_disk, code_of
-from vmbackup.hypervisor.images import ImageInUseError, remove_bitmap
 from vmbackup.hypervisor.names import PREFIX, CheckpointName
 from vmbackup.hypervisor.remote.remote import is_remote
+from vmbackup.hypervisor.tidy import bitmaps
 from vmbackup.hypervisor.xmltree import Element, element, parse, render
 
 _XML_NO_DOMAIN, _XML_SIZE = 2, 4
@@ -118,7 +116,8 @@ def redefine(domain: Any, xml: str) -> Any | None:
 def remove(domain: Any, name: str, paths: Mapping[str, str] | None = None) -> bool:
     """Removes a checkpoint of ours whole: metadata and bitmaps, in whatever state they are.
 
-    `paths` (target -> image) are where bitmaps without metadata may lie. True if there was anything.
+    `paths` (target -> image) are where bitmaps without metadata may lie, besides the images of a domain that is off.
+    True if there was anything.
     Raises libvirtError, HypervisorError.
     """
     if not CheckpointName.parse(name):
@@ -132,7 +131,7 @@ def _remove_running(domain: Any, name: str, orphans: Iterable[str]) -> bool:
     libvirt = lv.binding()
     checkpoint = lookup(domain, name)
     found = checkpoint is not None
-    present = set(disk_paths(domain))
+    present = bitmaps.qcow2_disks(domain)
     targets = covered(checkpoint) if found else [target for target in orphans if target in present]
     while targets or checkpoint is not None:
         if checkpoint is None:
@@ -158,11 +157,7 @@ def _remove_stopped(domain: Any, name: str, paths: Mapping[str, str]) -> bool:
         if checkpoint is None:
             return False
         raise HypervisorError(f"the guest is off, and its images, which hold bitmaps of {name}, are out of reach")
-    found = False
-    for path in {**paths, **disk_paths(domain)}.values():
-        # In use although the domain is off: it has moved to another host. Its bitmaps are that one's now.
-        with contextlib.suppress(ImageInUseError):
-            found |= remove_bitmap(path, name)
+    found = bitmaps.take_away(domain, name, paths)
     if checkpoint is not None:
         checkpoint.delete(_METADATA_ONLY)
     return found or checkpoint is not None

@@ -3,16 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from vmbackup.errors import VmbackupError
 from vmbackup.hypervisor.connection import Connection
-from vmbackup.hypervisor.disks import disk_paths
 from vmbackup.hypervisor.domains import handle
-from vmbackup.hypervisor.images import image_chain
 from vmbackup.hypervisor.names import PREFIX, CheckpointName
 from vmbackup.hypervisor.remote.remote import is_remote
 from vmbackup.hypervisor.shown import hide
 from vmbackup.hypervisor.source import DomainInfo
-from vmbackup.hypervisor.tidy import checkpoints, cleanup
+from vmbackup.hypervisor.tidy import bitmaps, checkpoints, cleanup
 from vmbackup.hypervisor.tidy.intents import IntentStore
 
 
@@ -42,6 +39,7 @@ class _Purge:
     def __init__(self, domain: Any, repository_id: str | None) -> None:
         self._domain, self._repository_id = domain, repository_id
         self._trouble: list[str] = []
+        self._disks = dict.fromkeys(bitmaps.qcow2_disks(domain), "")
 
     def run(self) -> PurgeReport:
         """Job, then checkpoints, then bitmaps that libvirt knows nothing of."""
@@ -62,17 +60,15 @@ class _Purge:
 
     def _orphans(self, known: list[str]) -> list[str]:
         """Bitmaps of ours in the images that have no metadata. A running QEMU does not show those born in it."""
-        found: set[str] = set()
-        for path in () if is_remote(self._domain.connect()) else disk_paths(self._domain).values():
-            try:
-                found |= {name for image in image_chain(path) for name in image.bitmaps}
-            except VmbackupError as error:
-                self._trouble.append(f"{path} could not be looked at: {error}")
+        if is_remote(self._domain.connect()):
+            return []
+        found, trouble = bitmaps.names_in(self._domain)
+        self._trouble += trouble
         ours = [name for name in map(CheckpointName.parse, sorted(found - set(known))) if name]
         return [str(name) for name in ours if self._repository_id in (None, name.repository_id)]
 
     def _remove(self, name: str) -> bool:
-        return self._try(name, lambda: checkpoints.remove(self._domain, name, disk_paths(self._domain)))
+        return self._try(name, lambda: checkpoints.remove(self._domain, name, self._disks))
 
     def _try(self, name: str, function: Any) -> bool:
         try:
