@@ -29,6 +29,8 @@ BLOCK_BYTES = 256 << 10
 WINDOW_BYTES = 1 << 20
 # Threads that read ahead, and requests of one connection that wait for an object store together.
 _WORKERS = 8
+# Reads of a folder that nothing is read ahead for after all cores were seen at work: it costs up to a fifth of the CPU.
+_PATIENCE = 64
 _NODES = 48  # of the map that are held decoded: a guest reads all over its disk
 
 
@@ -50,9 +52,17 @@ class ServedPoint:
         )
         catalog = repository.catalog(point.lineage.group)
         # A folder answers at once: more threads than cores would only wait for each other.
-        parallel = default_workers() if repository.store.url.startswith("file:") else _WORKERS
+        folder, cores = repository.store.url.startswith("file:"), default_workers()
+        parallel = cores if folder else _WORKERS
         self.exports = {
-            disk.target: ServedDisk(DiskMap(catalog, point, disk), self.cache, self._loader, self._pool, parallel)
+            disk.target: ServedDisk(
+                DiskMap(catalog, point, disk),
+                self.cache,
+                self._loader,
+                self._pool,
+                parallel,
+                ReadAhead(cores - 1, _PATIENCE) if folder else ReadAhead(_WORKERS),
+            )
             for disk in point.disks
         }
 
@@ -72,6 +82,7 @@ class ServedDisk:
         loader: BlockLoader,
         pool: ThreadPoolExecutor,
         parallel: int,
+        ahead: ReadAhead,
     ) -> None:
         self.parallel = parallel
         self._disk = disk_map.disk
@@ -81,7 +92,7 @@ class ServedDisk:
         self._cache, self._load, self._pool = cache, loader.load, pool
         self._block = max(1, BLOCK_BYTES // self._disk.chunk_size)
         self._window = max(1, WINDOW_BYTES // self._disk.chunk_size)
-        self._ahead = ReadAhead(parallel)
+        self._ahead = ahead
 
     def read(self, offset: int, length: int) -> Sequence[Buffer]:
         """See Export."""
