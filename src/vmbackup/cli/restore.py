@@ -98,7 +98,7 @@ def command(
             raise UsageError("--in-place writes the guest's own disks as they are", "leave the other options out")
         wishes = {"keep_state": keep_state, "quick": quick, "dry_run": dry_run}
         return _in_place(state, name, disks, passphrase_files, wishes)
-    other = bool(existing or preallocation or passphrase_files or plain or dry_run)
+    other = bool(existing or preallocation or passphrase_files or plain)
     _check_chain(output, image_format, chain=chain, begin=chain_from, other=other)
     if keep_state or quick:
         raise UsageError("--keep-state and --quick go with --in-place", "add --in-place")
@@ -121,7 +121,7 @@ def command(
     if existing:
         options = options.onto(targets(existing), users_of(config, state), config.daemon.state_dir)
     if chain:
-        return _chain(state, config, name, chain_from, options, request)
+        return _chain(state, config, name, chain_from, options, request, dry_run=dry_run)
     return _run(state, config, name, options, request, dry_run=dry_run)
 
 
@@ -145,7 +145,8 @@ def _check_chain(output: Path | None, image_format: str | None, *, chain: bool, 
     if chain and output is None:
         raise UsageError("--chain makes new images", "add --output DIR")
     if chain and other:
-        raise UsageError("--chain goes with --output, --disk and --chain-from only", "leave the other options out")
+        with_it = "--output, --disk, --chain-from and --dry-run"
+        raise UsageError(f"--chain goes with {with_it} only", "leave the other options out")
 
 
 def _chain(
@@ -155,20 +156,31 @@ def _chain(
     begin: str | None,
     options: "RestoreOptions",
     request: DefineRequest | None,
+    *,
+    dry_run: bool,
 ) -> int:
-    from vmbackup.cli import access, restore_chain
-    from vmbackup.engine.restore.chained import ChainOptions
+    from vmbackup.cli import access
+    from vmbackup.cli.restore_chain import points_of, show
+    from vmbackup.cli.restore_cost import tell_cost
+    from vmbackup.engine.restore.chained import ChainOptions, chain_cost, restore_chain
+    from vmbackup.engine.restore.speed import SpeedMemory
     from vmbackup.repository.resolve import resolve
 
     with access.opened_repository(config, state.repository) as repository:
         points = repository.survey()
         found = resolve(points, name, domains=True)
         wanted = ChainOptions(options.output or Path(), options.disks)
+        chosen = points_of(points, found, begin)
         with planned_guest(request, config, repository, found, options) as planned:
+            if dry_run:
+                _, settings = access.named_repository(config, state.repository)
+                speed = SpeedMemory(config.daemon.state_dir).of(repository.config.repository)
+                foreseen = chain_cost(repository, chosen, wanted)
+                return tell_cost(state, found, foreseen, settings, speed, planned)
             with access.progress(state) as progress:
-                made = restore_chain.restore(repository, points, found, begin, wanted, progress)
+                made = restore_chain(repository, chosen, wanted, progress)
             guest = planned.carry_out() if planned else None
-    return restore_chain.show(made, found.domain, guest, json=state.json)
+    return show(made, found.domain, guest, json=state.json)
 
 
 def _run(
@@ -184,6 +196,7 @@ def _run(
     from vmbackup.cli.restore_cost import tell_cost
     from vmbackup.cli.restore_result import tell
     from vmbackup.engine.restore.flat import restore
+    from vmbackup.engine.restore.forecast import forecast
     from vmbackup.engine.restore.speed import SpeedMemory
     from vmbackup.repository.resolve import resolve
 
@@ -193,7 +206,8 @@ def _run(
         with planned_guest(request, config, repository, found, options) as planned:
             if dry_run:
                 _, settings = access.named_repository(config, state.repository)
-                return tell_cost(state, repository, found, options, settings, memory, planned)
+                speed = memory.of(repository.config.repository)
+                return tell_cost(state, found, forecast(repository, found, options), settings, speed, planned)
             with access.progress(state) as progress:
                 done = restore(repository, found, options, progress)
             guest = planned.carry_out() if planned else None

@@ -6,26 +6,18 @@ from vmbackup.cli.output import clean, say, say_json, table, warn
 
 if TYPE_CHECKING:
     from vmbackup.cli.define_options import DefinedGuest
-    from vmbackup.engine.restore.chained import ChainOptions, ChainSummary
-    from vmbackup.progress import Progress
+    from vmbackup.engine.restore.chained import ChainSummary
     from vmbackup.repository.points import Point
-    from vmbackup.repository.repository import PointList, Repository
+    from vmbackup.repository.repository import PointList
 
 
-def restore(
-    repository: "Repository",
-    found: "PointList",
-    last: "Point",
-    begin: str | None,
-    options: "ChainOptions",
-    progress: "Progress",
-) -> "ChainSummary":
-    """The chain up to `last`, from the point that `begin` names on."""
-    from vmbackup.engine.restore.chained import chain_points, restore_chain
+def points_of(found: "PointList", last: "Point", begin: str | None) -> "list[Point]":
+    """The levels of the chain up to `last`, from the point that `begin` names on, oldest first."""
+    from vmbackup.engine.restore.chained import chain_points
     from vmbackup.repository.resolve import resolve
 
     first = resolve(found, begin) if begin is not None else None
-    return restore_chain(repository, chain_points(found.points, last, first), options, progress)
+    return chain_points(found.points, last, first)
 
 
 def show(done: "ChainSummary", domain: str, guest: "DefinedGuest | None", *, json: bool) -> int:

@@ -1,5 +1,6 @@
 """`restore --dry-run`: what would be read, what that costs, and how long it will take."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vmbackup.cli.options import State
@@ -8,40 +9,28 @@ from vmbackup.cli.output import clean, counted, say, say_json, table
 if TYPE_CHECKING:
     from vmbackup.cli.define_options import PlannedGuest
     from vmbackup.config.models import Repository as Settings
-    from vmbackup.engine.restore.cost import Cost
-    from vmbackup.engine.restore.flat import RestoreOptions
-    from vmbackup.engine.restore.speed import SpeedMemory
+    from vmbackup.engine.restore.cost import Cost, Foreseen
+    from vmbackup.engine.restore.speed import Speed
     from vmbackup.repository.points import Point
-    from vmbackup.repository.records import DiskRecord
-    from vmbackup.repository.repository import Repository
 
 
 def tell_cost(
     state: State,
-    repository: "Repository",
     point: "Point",
-    options: "RestoreOptions",
+    foreseen: "Sequence[Foreseen]",
     settings: "Settings",
-    memory: "SpeedMemory",
+    speed: "Speed | None",
     guest: "PlannedGuest | None" = None,
 ) -> int:
-    """Prints it; gives the exit code. Raises what the restore itself would raise before it writes."""
-    from vmbackup.engine.restore.cost import Cost, disk_cost
-    from vmbackup.engine.restore.flat import choose_targets
+    """Prints it; gives the exit code."""
+    from vmbackup.engine.restore.cost import Cost
 
-    repository.check_may_read()
-    targets = choose_targets(point, options)
-    places = {disk.target: options.new_path(disk) for disk in targets.new}
-    places |= {one.disk.target: one.image.path for one in targets.onto}
-    disks = [*targets.new, *(one.disk for one in targets.onto)]
-    costs = [(disk, disk_cost(repository, point, disk)) for disk in disks]
-    total = sum((cost for _, cost in costs), Cost())
-    speed = memory.of(repository.config.repository)
+    total = sum((each.cost for each in foreseen), Cost())
     document = {
         "point": point.id,
         "dry_run": True,
         "store": settings.url,
-        "disks": [{**_disk(disk, cost), "path": str(places[disk.target])} for disk, cost in costs],
+        "disks": [_disk(each) for each in foreseen],
         "read_bytes": total.read_bytes,
         "requests": total.requests,
         "egress": _egress(settings, total),
@@ -52,19 +41,22 @@ def tell_cost(
     if state.json:
         say_json(document | ({"domain": guest.document()} if guest else {}))
         return 0
-    _say(point, document, costs)
+    _say(point, document, foreseen)
     for line in guest.lines() if guest else ():
         say(clean(line))
     return 0
 
 
-def _disk(disk: "DiskRecord", cost: "Cost") -> dict[str, Any]:
+def _disk(each: "Foreseen") -> dict[str, Any]:
     return {
-        "target": disk.target,
-        "virtual_size": disk.virtual_size,
-        "data_bytes": cost.data_bytes,
-        "read_bytes": cost.read_bytes,
-        "requests": cost.requests,
+        "target": each.disk.target,
+        "point": each.point.id,
+        "virtual_size": each.disk.virtual_size,
+        "data_bytes": each.cost.data_bytes,
+        "read_bytes": each.cost.read_bytes,
+        "requests": each.cost.requests,
+        "path": str(each.path),
+        "backing": each.backing,
     }
 
 
@@ -83,14 +75,13 @@ def _egress(settings: "Settings", total: "Cost") -> dict[str, Any] | None:
     }
 
 
-def _say(point: "Point", document: dict[str, Any], costs: "list[tuple[DiskRecord, Cost]]") -> None:
+def _say(point: "Point", document: dict[str, Any], foreseen: "Sequence[Foreseen]") -> None:
     from vmbackup.config.units import format_size
 
-    paths = {disk["target"]: disk["path"] for disk in document["disks"]}
     rows = [
-        (disk.target, paths[disk.target], format_size(disk.virtual_size), format_size(cost.data_bytes),
-         format_size(cost.read_bytes), str(cost.requests))
-        for disk, cost in costs
+        (each.disk.target, str(each.path), format_size(each.disk.virtual_size), format_size(each.cost.data_bytes),
+         format_size(each.cost.read_bytes), str(each.cost.requests))
+        for each in foreseen
     ]  # fmt: skip
     say(f"{clean(point.domain)} as of {point.id} would be restored; nothing was written:")
     titles = ("DISK", "FILE", "SIZE", "DATA", "READ", "REQUESTS")

@@ -16,7 +16,7 @@ from tests.lab.domain import Workhorse
 from tests.real.engine.evolution import content
 from tests.real.engine.kit import Kit
 from vmbackup.engine.restore.in_place import InPlaceOptions, InPlaceSummary, restore_in_place
-from vmbackup.errors import HypervisorError, JobConflictError, NotFoundError, TargetError
+from vmbackup.errors import DamageError, HypervisorError, JobConflictError, NotFoundError, TargetError
 from vmbackup.progress import Silent
 
 pytestmark = pytest.mark.real
@@ -236,6 +236,17 @@ def test_a_dry_run_changes_nothing(kit: Kit, horse: Workhorse) -> None:
         assert done.files[0].written_bytes == 5 * CHUNK
     assert horse.path("vda").read_bytes() == before
     assert [point.id for point in kit.points()] == [first.id]
+    subprocess.run(["chattr", "+i", horse.path("vda")], check=True)
+    try:
+        with pytest.raises(TargetError, match=f"cannot write {horse.path('vda')}: Operation not permitted"):
+            bring(kit, first.id, dry_run=True)
+    finally:
+        subprocess.run(["chattr", "-i", horse.path("vda")], check=True)
+    for pack in (kit.root / "repository/data").rglob("*-*"):
+        pack.unlink()
+    with pytest.raises(DamageError, match=rf"{first.id}, disk vda cannot be restored: data/\S+ is missing"):
+        bring(kit, first.id, dry_run=True)
+    assert horse.path("vda").read_bytes() == before
 
 
 def test_a_half_done_disk_is_not_built_on(kit: Kit, horse: Workhorse) -> None:

@@ -68,6 +68,19 @@ def test_told_beforehand(kit: RamKit, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "vda.raw is already there" in capsys.readouterr().err
 
 
+def test_what_is_missing_is_told_beforehand(kit: RamKit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the exit code of the restore itself, also of a chain; nothing is made."""
+    out = str(tmp_path / "out")
+    assert run(tmp_path, "restore", "guest", "--output", out, "--chain", "--dry-run") == 0
+    assert "reads about 80.1 MiB by" in capsys.readouterr().out
+    pack = next((tmp_path / "repository/data").rglob("*-*"))
+    pack.unlink()
+    for more in ((), ("--chain",)):
+        assert run(tmp_path, "restore", "guest", "--output", out, "--dry-run", *more) == 4
+        assert f"{pack.relative_to(tmp_path / 'repository')} is missing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("keys", "told"),
     [

@@ -85,6 +85,26 @@ def ends(kit: RamKit) -> tuple[Point, Point, bytes, bytes]:
     return newer, older, kit.kept[newer.id]["vda"], kit.kept[older.id]["vda"]
 
 
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_damaged_image_is_refused_before_it_is_read(kit: RamKit, tmp_path: Path, read_only: bool) -> None:
+    """Also by a dry run; one that is half restored already is mended, which a dry run leaves to the restore."""
+    newer, _, new, _ = ends(kit)
+    path = made_of(tmp_path / "image", new, "qcow2")
+    with open(path, "r+b") as file:
+        file.seek(40)
+        table = int.from_bytes(file.read(8), "big")
+        file.seek(table)
+        file.write((1 << 40).to_bytes(8, "big"))
+    before = path.read_bytes()
+    place = StoppedDisk("vda", str(path), "qcow2", encrypted=False)
+    disk = InPlaceDisk(kit.repository, newer, newer.disks[0], place, 2, half_done=False)
+    disk.claim()
+    with pytest.raises(TargetError, match=f"the image {path} is damaged"):
+        disk.hold(read_only=read_only)
+    disk.abandon()
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("fmt", ["qcow2", "raw"])
 def test_just_what_differs_is_written(kit: RamKit, tmp_path: Path, fmt: str) -> None:
     """There and back again; a disk that is right is not written at all."""

@@ -22,7 +22,7 @@ class Begun:
 
     def __init__(self, note: Path, image: Path, description: Mapping[str, str]) -> None:
         self._note = note
-        self._text = json.dumps(dict(description), sort_keys=True).encode()
+        self._text = _text(description)
         with told(note):
             self._fd = self._locked(image)
             self._before = os.pread(self._fd, _MOST, 0)
@@ -70,6 +70,18 @@ class Begun:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def was_begun(note: Path, description: Mapping[str, str]) -> bool:
+    """Whether an earlier restore began just so, and did not end. Changes nothing."""
+    try:
+        return note.read_bytes() == _text(description)
+    except OSError:
+        return False
+
+
+def _text(description: Mapping[str, str]) -> bytes:
+    return json.dumps(dict(description), sort_keys=True).encode()
 
 
 def sweep(folder: Path) -> None:

@@ -1,5 +1,7 @@
-"""An image whose writer was killed, put right before it is written again."""
+"""An image that is to be written: whether it may be, and is sound; what a killed writer left is put right."""
 
+import errno
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -37,6 +39,19 @@ def refuse_damaged(path: Path, driver: str, secret: QemuSecret | None) -> None:
     if done.returncode not in _SOUND and not any(why in done.stderr for why in (" lock", "Invalid password")):
         told = (done.stderr.strip().splitlines() or ["qemu-img check fails"])[-1]
         raise TargetError(f"the image {path} is damaged: {told}", "restore to a new image with --output")
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raises TargetError where this user may not write the image; a device is not opened, which may have effects."""
+    try:
+        if path.is_block_device():
+            if not os.access(path, os.W_OK, effective_ids=True):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        else:
+            os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+    except OSError as error:
+        hint = "look at its attributes (lsattr) and its file system"
+        raise TargetError(f"cannot write {path}: {error.strerror}", hint) from error
 
 
 def _check(path: Path, secret: QemuSecret | None, sleep: Callable[[float], None]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,17 @@ from vmbackup.engine.images.targets import Target
 from vmbackup.engine.pipeline.pipeline import default_workers
 from vmbackup.engine.restore.changed_runs import changed_runs
 from vmbackup.engine.restore.chosen_disks import choose_disks
+from vmbackup.engine.restore.cost import Foreseen, disk_cost
 from vmbackup.engine.restore.disk_copy import DiskCopy
+from vmbackup.engine.restore.disk_job import damage_named
 from vmbackup.engine.restore.documents import new_documents, write_documents
+from vmbackup.engine.restore.free_space import SpaceNeeded
 from vmbackup.engine.restore.output_folder import refuse_unfit
-from vmbackup.errors import DamageError, TargetError, UsageError
+from vmbackup.errors import TargetError, UsageError
 from vmbackup.progress import Progress
 from vmbackup.repository.chunks import Secrets
 from vmbackup.repository.differences import DiskMap
+from vmbackup.repository.maps import Extent
 from vmbackup.repository.points import Point
 from vmbackup.repository.records import DiskRecord
 from vmbackup.repository.repository import Repository
@@ -102,13 +106,8 @@ def restore_chain(
     UsageError (too long a chain), DamageError naming point and disk, NotFoundError (no such disk), AccessError.
     """
     started = time.monotonic()
-    repository.check_may_read()
     last = points[-1]
-    chains = [_levels(points, disk) for disk in choose_disks(last, options.disks)]
-    refuse_unfit(options.output, last)
-    for level in (level for chain in chains for level in chain):
-        if is_in_the_way(options.output, level.name):
-            raise there_already(options.output / level.name)
+    chains = _chains(repository, points, options)
     documents = new_documents(options.output, repository.documents(last))
     maker = _Maker(repository, options, progress)
     with NewFiles(options.output) as files:
@@ -120,6 +119,45 @@ def restore_chain(
         write_documents(files, documents)
         files.publish()
     return ChainSummary(last.id, tuple(made), time.monotonic() - started)
+
+
+def chain_cost(repository: Repository, points: Sequence[Point], options: ChainOptions) -> list[Foreseen]:
+    """What a chain would read, level by level; writes nothing. Raises what `restore_chain` would raise beforehand.
+
+    Also DamageError where a pack that it would read is not there, and TargetError where space would not suffice.
+    """
+    chains = _chains(repository, points, options)
+    new_documents(options.output, repository.documents(points[-1]))
+    levels = [level for chain in chains for level in chain]
+    foreseen, space = [], SpaceNeeded()
+    for level in levels:
+        cost = disk_cost(repository, level.point, level.disk, _changed(repository, level))
+        path, backing = options.output / level.name, level.below.name if level.below else None
+        foreseen.append(Foreseen(level.point, level.disk, path, cost, backing))
+        space.add(path, cost.data_bytes)
+    space.check()
+    return foreseen
+
+
+def _chains(repository: Repository, points: Sequence[Point], options: ChainOptions) -> list[list[_Level]]:
+    """The files to be made, a chain for each disk; all that can be known to be in the way is refused."""
+    repository.check_may_read()
+    last = points[-1]
+    chains = [_levels(points, disk) for disk in choose_disks(last, options.disks)]
+    refuse_unfit(options.output, last)
+    for level in (level for chain in chains for level in chain):
+        if is_in_the_way(options.output, level.name):
+            raise there_already(options.output / level.name)
+    return chains
+
+
+def _changed(repository: Repository, level: _Level) -> Iterator[Extent] | None:
+    """What of a level the one below it has not; None for the base, which has all."""
+    if level.below is None:
+        return None
+    group = level.point.lineage.group
+    old, new = (DiskMap(repository.catalog(group), at.point, at.disk) for at in (level.below, level))
+    return changed_runs(old, new, Secrets(repository, group))
 
 
 def _levels(points: Sequence[Point], disk: DiskRecord) -> list[_Level]:
@@ -160,13 +198,9 @@ class _Maker:
         with files.create(level.name) as path:
             target = self._new_image(level, path)
             try:
-                self._fill(level, target)
+                with damage_named(level.point, level.disk):
+                    self._fill(level, target)
                 written = target.finish()
-            except DamageError as error:
-                raise DamageError(
-                    f"restore point {level.point.id}, disk {level.disk.target} cannot be restored: {error.message}",
-                    object_key=error.object_key,
-                ) from error
             finally:
                 target.abandon()
         backing = level.below.name if level.below else None
@@ -184,9 +218,4 @@ class _Maker:
 
     def _fill(self, level: _Level, target: Target) -> None:
         copy = DiskCopy(self._repository, level.point, level.disk, self._workers)
-        if level.below is None:
-            copy.write(target, self._progress)
-            return
-        group = level.point.lineage.group
-        old, new = (DiskMap(self._repository.catalog(group), at.point, at.disk) for at in (level.below, level))
-        copy.write(target, self._progress, changed_runs(old, new, Secrets(self._repository, group)))
+        copy.write(target, self._progress, _changed(self._repository, level))

@@ -1,17 +1,21 @@
 """What a restore will read, told before it reads it: bytes and requests, out of maps and index roots alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from vmbackup.engine.pipeline.present_packs import NeededPacks
 from vmbackup.engine.restore.disk_copy import DiskCopy, Task
+from vmbackup.engine.restore.disk_job import damage_named
 from vmbackup.repository.catalog import Catalog
 from vmbackup.repository.chunks import GAP_BYTES, Wanted
 from vmbackup.repository.crypto import DATA
 from vmbackup.repository.layout import SessionRef
+from vmbackup.repository.maps import Extent
 from vmbackup.repository.moves import Place
 from vmbackup.repository.nodes import ZERO
 from vmbackup.repository.points import Point
-from vmbackup.repository.records import MapRecord
+from vmbackup.repository.records import DiskRecord, MapRecord
 from vmbackup.repository.repository import Repository
 from vmbackup.repository.usage import session_of
 
@@ -34,16 +38,38 @@ class Cost:
         )
 
 
-def disk_cost(repository: Repository, point: Point, disk: MapRecord) -> Cost:
-    """What restoring a disk as a new image reads. It reads the disk's map. Raises DamageError."""
+@dataclass(frozen=True)
+class Foreseen:
+    """A disk, where it would go, and what that reads. Of a level of a chain: its point, and the file below it."""
+
+    point: Point
+    disk: DiskRecord
+    path: Path
+    cost: Cost
+    backing: str | None = None
+
+
+def disk_cost(repository: Repository, point: Point, disk: MapRecord, runs: Iterable[Extent] | None = None) -> Cost:
+    """What restoring a disk as a new image reads, or just these runs of it. It reads the disk's map.
+
+    Raises DamageError naming point and disk, also where a pack that would be read is not there.
+    """
+    with damage_named(point, disk):
+        return _disk_cost(repository, point, disk, runs)
+
+
+def _disk_cost(repository: Repository, point: Point, disk: MapRecord, runs: Iterable[Extent] | None) -> Cost:
     copy = DiskCopy(repository, point, disk, 1)
     catalog = repository.catalog(point.lineage.group)
-    cost = Cost()
+    cost, needed = Cost(), NeededPacks(catalog)
     sessions, extents = {disk.root.session} - {ZERO}, 0
-    for task in copy.tasks(_nothing, None):
+    for task in copy.tasks(_nothing, runs):
+        if task.session == ZERO:
+            continue
         sessions.add(task.session)
         extents += len(task.wanted)
-        cost += _task_cost(catalog, session_of(point, task.session), task, disk.chunk_size)
+        cost += _task_cost(catalog, session_of(point, task.session), task, disk.chunk_size, needed)
+    needed.check()
     nodes = 1 + extents // 4096
     return cost + Cost(read_bytes=extents * _ENTRY_BYTES, requests=len(sessions) + nodes)
 
@@ -52,24 +78,22 @@ def _nothing(_n_bytes: int) -> None:
     """Nobody asked."""
 
 
-def _task_cost(catalog: Catalog, ref: SessionRef, task: Task, chunk_size: int) -> Cost:
+def _task_cost(catalog: Catalog, ref: SessionRef, task: Task, chunk_size: int, needed: NeededPacks) -> Cost:
     places: dict[tuple[bytes, int], tuple[SessionRef, list[Wanted]]] = {}
     for place in _places(catalog, ref, task):
         _, parts = places.setdefault((place.ref.session, place.pack), (place.ref, []))
         parts.append(Wanted(place.slot, place.slots, 0))
     cost = Cost(data_bytes=task.chunks * chunk_size)
     for (_, pack), (found, parts) in places.items():
+        needed.add(found, pack)
         cost += _pack_cost(catalog, found, pack, sorted(parts))
     return cost
 
 
 def _places(catalog: Catalog, ref: SessionRef, task: Task) -> Iterator[Place]:
-    """Where the wanted slots lie now, as the tables of moves say."""
+    """Where the wanted slots lie now."""
     for part in task.wanted:
-        if catalog.moves.concerns(ref.session):
-            yield from catalog.moves.places(ref, DATA, task.pack, part.slot, part.chunks)
-        else:
-            yield Place(ref, task.pack, part.slot, part.chunks)
+        yield from catalog.places(ref, DATA, task.pack, part.slot, part.chunks)
 
 
 def _pack_cost(catalog: Catalog, ref: SessionRef, pack: int, wanted: list[Wanted]) -> Cost:

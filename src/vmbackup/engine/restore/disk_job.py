@@ -11,7 +11,7 @@ from vmbackup.engine.restore.savepoints import Savepoints
 from vmbackup.errors import DamageError
 from vmbackup.progress import Progress
 from vmbackup.repository.points import Point
-from vmbackup.repository.records import DiskRecord
+from vmbackup.repository.records import DiskRecord, MapRecord
 from vmbackup.repository.repository import Repository
 
 
@@ -68,14 +68,22 @@ class DiskJob:
     @contextlib.contextmanager
     def _ended(self, target: Target) -> Iterator[None]:
         try:
-            yield
-        except DamageError as error:
-            raise DamageError(
-                f"restore point {self.point.id}, {self.disk.label} cannot be restored: {error.message}",
-                object_key=error.object_key,
-            ) from error
+            with damage_named(self.point, self.disk):
+                yield
         finally:
             target.abandon()
+
+
+@contextlib.contextmanager
+def damage_named(point: Point, record: MapRecord) -> Iterator[None]:
+    """A DamageError of this block says what cannot be restored."""
+    try:
+        yield
+    except DamageError as error:
+        raise DamageError(
+            f"restore point {point.id}, {record.label} cannot be restored: {error.message}",
+            object_key=error.object_key,
+        ) from error
 
 
 def _zero(target: Target, start: int, end: int) -> None:

@@ -177,6 +177,9 @@ class _Work:
             for one in work:
                 one.compare(self._points, self._options.quick, self._progress)
                 self.notes += one.notes
+            for one in work:
+                if one.differs:
+                    one.check_ready()
             if not self._options.dry_run:
                 self._change(work)
         return tuple(_file(one) for one in work)
@@ -224,8 +227,6 @@ class _Work:
 
     def _change(self, work: Sequence[InPlaceDisk]) -> None:
         differing = [one for one in work if one.differs]
-        for one in differing:
-            one.check_ready()
         if differing:
             self._mark(differing)
         for one in differing:

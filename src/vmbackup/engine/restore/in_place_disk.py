@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from vmbackup.engine.images.image_check import mend, refuse_damaged
+from vmbackup.engine.images.image_check import mend, refuse_damaged, refuse_unwritable
 from vmbackup.engine.images.image_options import was_encrypted
 from vmbackup.engine.images.image_server import ImageServer, resize
 from vmbackup.engine.images.in_use import DeviceClaim, refuse_file_in_use
@@ -15,6 +15,7 @@ from vmbackup.engine.map_lookup import MapIndex
 from vmbackup.engine.pipeline.present_packs import check_present
 from vmbackup.engine.restore.comparison import Comparison, Differences
 from vmbackup.engine.restore.disk_copy import DiskCopy
+from vmbackup.engine.restore.disk_job import damage_named
 from vmbackup.engine.restore.trusted_bitmap import Base, find_base, samples, suspects
 from vmbackup.errors import DamageError, TargetError, UsageError
 from vmbackup.hypervisor.disks import StoppedDisk
@@ -101,8 +102,8 @@ class InPlaceDisk:
         if not self._half_done and self._info is None:
             # Now: a bitmap counts as broken while QEMU has the image open.
             self._info = image_info(str(self.path), self._driver)
-        if not read_only and not self._checked:
-            (mend if self._half_done else refuse_damaged)(self.path, self._driver, self._secret)
+        if not self._checked:
+            self._check(read_only=read_only)
             self._checked = True
         self._server = ImageServer(
             self.path, self._driver, self._workers, secret=self._secret, bitmap=bitmap, read_only=read_only
@@ -114,6 +115,14 @@ class InPlaceDisk:
                 f"{self.record.virtual_size}",
                 "restore it to a folder with --output, or to a larger device with --to",
             )
+
+    def _check(self, *, read_only: bool) -> None:
+        """Raises TargetError for an image that cannot be written, or is damaged; `read_only`: mends nothing."""
+        refuse_unwritable(self.path)
+        if not self._half_done:
+            refuse_damaged(self.path, self._driver, self._secret)
+        elif not read_only:
+            mend(self.path, self._driver, self._secret)
 
     @property
     def _held(self) -> ImageServer:
@@ -223,7 +232,8 @@ class InPlaceDisk:
 
     def check_ready(self) -> None:
         """What can be known before the first change: the packs are there, and there is space. Raises."""
-        check_present(self._map, self._runs())
+        with damage_named(self._point, self.record):
+            check_present(self._map, self._runs())
         if self._device:
             return
         status = os.statvfs(self.path)

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vmbackup.engine.images.begun import Begun, sweep
+from vmbackup.engine.images.begun import Begun, sweep, was_begun
 from vmbackup.engine.images.existing_image import DiskUsers, ExistingImage, look_at
-from vmbackup.engine.images.image_check import mend, refuse_damaged
+from vmbackup.engine.images.image_check import mend, refuse_damaged, refuse_unwritable
 from vmbackup.engine.images.image_file import served_image
 from vmbackup.engine.images.image_options import ImageWishes, chosen_passphrase
 from vmbackup.engine.images.nbd_target import NbdTarget
@@ -94,7 +94,7 @@ def restore_onto(job: DiskJob, onto: Onto, state_dir: Path, seconds: float) -> F
     Where nothing was written no note is left. Raises TargetError, DamageError.
     """
     image = onto.image
-    begun = Begun(_note(state_dir, image.real), image.path, _description(job, image))
+    begun = Begun(_made_note(state_dir, image.real), image.path, _description(job, image))
     target = None
     try:
         with contextlib.ExitStack() as stack:
@@ -127,12 +127,27 @@ def _fill(job: DiskJob, target: NbdTarget, image: ExistingImage, savepoints: Sav
         raise
 
 
-def _note(state_dir: Path, path: Path) -> Path:
+def check_onto(job: DiskJob, onto: Onto, state_dir: Path) -> None:
+    """Raises TargetError where `restore_onto` would before it writes; changes nothing."""
+    image = onto.image
+    refuse_unwritable(image.real)
+    if was_begun(_note(state_dir, image.real), _description(job, image)):
+        return  # half written by the same restore: that one puts it right
+    with contextlib.ExitStack() as stack:
+        secret = None if onto.passphrase is None else stack.enter_context(QemuSecret(onto.passphrase))
+        refuse_damaged(image.real, onto.driver, secret)
+
+
+def _made_note(state_dir: Path, path: Path) -> Path:
     folder = state_dir / _NOTES
     with told(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     sweep(folder)
-    return folder / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+    return _note(state_dir, path)
+
+
+def _note(state_dir: Path, path: Path) -> Path:
+    return state_dir / _NOTES / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
 
 
 def _description(job: DiskJob, image: ExistingImage) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The folder of new images, looked at before anything is read: it can be written, and holds no half of another restore."""
+"""The folder of new images, looked at before anything is read: whether it is fit for a restore of this point."""
 
 import json
 import os
