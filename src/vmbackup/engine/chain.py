@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from vmbackup.hypervisor.disks import BELOW_INODES
 from vmbackup.hypervisor.names import CheckpointName
 from vmbackup.hypervisor.plan import Committed
 from vmbackup.hypervisor.source import Anchor, DiskInfo
@@ -31,7 +32,7 @@ def anchor_of(parent: Point | None) -> Anchor | None:
 
 
 def earlier_disks(parent: Point | None, host: str) -> dict[str, DiskInfo]:
-    """The disks of `parent` by target; their inodes only where this host made it: another one may hold a copy."""
+    """The disks of `parent` by target; inodes only where this host made it: another one may hold a copy."""
     if parent is None:
         return {}
     same_host = parent.public.get("host") == host
@@ -42,6 +43,8 @@ def _info(disk: DiskRecord, *, same_host: bool) -> DiskInfo:
     attributes = dict(disk.attributes)
     path, serial, bus = attributes.pop("path", ""), attributes.pop("serial", None), attributes.pop("bus", "")
     inode = attributes.pop("inode", None)
+    if not same_host:
+        attributes.pop(BELOW_INODES, None)
     known = int(inode) if inode and inode.isdecimal() and same_host else None
     return DiskInfo(disk.target, disk.format, disk.virtual_size, path, serial, bus, attributes, known)
 

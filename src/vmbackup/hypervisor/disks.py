@@ -15,8 +15,8 @@ from vmbackup.hypervisor.xmltree import Element, parse
 
 _XML_INACTIVE = 2
 _PCI = ("domain", "bus", "slot", "function")
-# The attribute with the paths of the images below a disk's own, one a line.
-BELOW = "below"
+# The attributes with the paths of the images below a disk's own, and with the inodes of those that are files: by line.
+BELOW, BELOW_INODES = "below", "below_inodes"
 _LOCAL = ("file", "block", "volume")
 LEAST_FOR_RAW = 10_010_000  # libvirt that tracks changes of raw disks (<dataStore>), as it counts
 _NOTHING_OF_THE_GUEST = ("it is a cdrom", "it is a floppy", "it is read-only", "it has no medium")
@@ -113,6 +113,8 @@ def _read(raw: Any, domain: Any, entry: Element) -> DomainDisk:
         attributes["preallocation"] = space
     if below := _below(entry, chain):
         attributes[BELOW] = "\n".join(below)
+        if not far:
+            attributes[BELOW_INODES] = "\n".join(str(_inode(image) or "") for image in below)
     info = DiskInfo(
         target=target,
         format=driver,

@@ -6,10 +6,11 @@ about one ends in a whole read of that disk, never in an error.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from vmbackup.errors import HypervisorError
-from vmbackup.hypervisor.disks import BELOW, DomainDisk, read_disks
+from vmbackup.hypervisor.disks import BELOW, BELOW_INODES, DomainDisk, read_disks
 from vmbackup.hypervisor.names import CheckpointName
 from vmbackup.hypervisor.source import Anchor, DiskInfo, DomainInfo, Mode
 from vmbackup.hypervisor.tidy import checkpoints
@@ -253,13 +254,36 @@ def _why_reread(disk: DomainDisk, request: Request, chain: _Chain) -> str | None
         return f"the disk shrank from {earlier.virtual_size} to {disk.info.virtual_size} bytes"
     if disk.info.path != earlier.path and not _by_snapshot(disk.info, earlier):
         return f"it is another image than in the newest restore point, which has {earlier.path}"
-    if disk.info.path == earlier.path and earlier.inode is not None and disk.info.inode != earlier.inode:
-        return f"{earlier.path} is another file than in the newest restore point"
+    if other := _other_file(disk.info, earlier):
+        return f"{other} is another file than in the newest restore point"
+    if disk.info.path == earlier.path and (new := _new_below(disk.info, earlier)):
+        return f"it is another image than in the newest restore point: {new} lies below it"
     if any(disk.info.attributes.get(name) != earlier.attributes.get(name) for name in _RAW_DATA):
         return "its raw data is another file than in the newest restore point"
     if disk.target not in chain.sizes:
         return "the checkpoint of the newest restore point does not cover the disk"
     return chain.broken.get(disk.target) or request.reread.get(disk.target)
+
+
+def _files(info: DiskInfo) -> dict[str, int | None]:
+    """The disk's image and those below it, by path, with their inodes as far as these are known."""
+    paths, inodes = (info.attributes.get(name, "").split("\n") for name in (BELOW, BELOW_INODES))
+    pairs = zip_longest(paths, inodes, fillvalue="")
+    below = {path: int(inode) if inode.isdecimal() else None for path, inode in pairs if path}
+    return below | {info.path: info.inode}
+
+
+def _other_file(now: DiskInfo, earlier: DiskInfo) -> str | None:
+    """The image of the disk, or one below it, in whose place there is another file."""
+    was = {path: inode for path, inode in _files(earlier).items() if inode is not None}
+    return next((path for path, inode in _files(now).items() if was.get(path, inode) != inode), None)
+
+
+def _new_below(now: DiskInfo, earlier: DiskInfo) -> str | None:
+    """An image below the same one as ever that did not lie there, by no name: `qemu-img rebase`."""
+    was = _files(earlier)
+    new = ((path, inode) for path, inode in _files(now).items() if path not in was)
+    return next((path for path, inode in new if inode is None or inode not in was.values()), None)
 
 
 def _by_snapshot(now: DiskInfo, earlier: DiskInfo) -> bool:

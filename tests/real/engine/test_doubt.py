@@ -112,3 +112,32 @@ def test_a_sound_chain_of_two_disks_raises_no_doubt(horse: Workhorse, kit: Kit, 
         assert reasons(point) == {"vda": None, "vdb": None}
         assert point.warnings == ()
         kit.check(horse, point.id)
+
+
+@pytest.mark.parametrize("how", ["replaced", "rebased"])
+def test_another_image_below(make_domain: Callable[..., Workhorse], kit: Kit, how: str) -> None:
+    """What a disk builds on is no longer what it was, as its own bitmap does not tell: on, off, and back again."""
+    made = make_domain(Disk(size=8 * MiB), start=False)
+    top, base, other = made.path("vda"), made.folder / "base.qcow2", made.folder / "other.qcow2"
+    for image, places in ((base, "-c 'write -P 1 0 8M'"), (other, "-c 'write -P 1 0 8M' -c 'write -P 2 4M 64k'")):
+        Disk(size=8 * MiB).create(image)
+        subprocess.run(f"qemu-io -f qcow2 {places} {image}", shell=True, check=True, capture_output=True)
+    top.unlink()
+    Disk(size=8 * MiB).create(top, backing=base)
+    made.start()
+    made.write("vda", 0, K64, 9)
+    kit.backup(made)
+    made.stop()
+    assert reasons(kit.backup(made)) == {"vda": None}
+    if how == "replaced":
+        os.replace(other, base)
+    else:
+        subprocess.run(["qemu-img", "rebase", "-u", "-b", str(other), "-F", "qcow2", str(top)], check=True)
+    point = kit.backup(made)
+    assert "is another" in (reasons(point)["vda"] or "")
+    kit.check(made, point.id)
+    made.start()
+    made.write("vda", MiB, K64, 7)
+    again = kit.backup(made)
+    assert reasons(again) == {"vda": None}
+    kit.check(made, again.id)
