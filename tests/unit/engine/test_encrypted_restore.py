@@ -106,6 +106,18 @@ def test_never_silently_plain(kit: RamKit, tmp_path: Path) -> None:
     assert into(kit, replace(options, plain=True)).read_bytes() == kit.disk().data
 
 
+def test_a_passphrase_that_encrypts_nothing_is_refused(tmp_path: Path) -> None:
+    """Who names one takes the image for a secret one."""
+    kit = RamKit(tmp_path, {"vda": SIZE}, chunk_size=64 << 10)
+    kit.backup()
+    options = RestoreOptions(tmp_path / "out", passphrases={"": b"open sesame"})
+    with pytest.raises(UsageError, match=r"no disk of restore point .* was encrypted") as told:
+        into(kit, options)
+    assert "vda=FILE" in told.value.hint
+    assert not (tmp_path / "out").exists()
+    assert into(kit, replace(options, plain=True)).exists()
+
+
 def test_gone_on_with(kit: RamKit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An encrypted image is one too that is gone on with."""
     options = RestoreOptions(tmp_path / "out", workers=2, passphrases=KEY, sync_seconds=0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vmbackup.engine.images.existing_image import DiskUsers, nobody
-from vmbackup.engine.images.image_options import Format, ImageWishes, Preallocation, image_options
+from vmbackup.engine.images.image_options import Format, ImageWishes, Preallocation, image_options, was_encrypted
 from vmbackup.engine.images.new_files import NewFiles, is_in_the_way, there_already
 from vmbackup.engine.images.new_image import new_target
 from vmbackup.engine.pipeline.pipeline import default_workers
@@ -129,7 +129,22 @@ def choose_targets(point: Point, options: RestoreOptions) -> Targets:
     onto = tuple(choose_target(point, disk, options.to[disk.target], wishes, options.users) for disk in named)
     if len({one.image.identity for one in onto}) < len(onto):
         raise UsageError("two disks cannot go onto one image", "name another --to for one of them")
-    return Targets(new, onto)
+    found = Targets(new, onto)
+    _refuse_idle_passphrase(point, found, options)
+    return found
+
+
+def _refuse_idle_passphrase(point: Point, found: Targets, options: RestoreOptions) -> None:
+    """One for all that were encrypted, where none was: whoever named it takes the images for secret ones."""
+    if "" not in options.passphrases or options.plain or any(one.image.encrypted for one in found.onto):
+        return
+    disks = (*found.new, *(one.disk for one in found.onto))
+    if not any(was_encrypted(disk) for disk in disks):
+        target = disks[0].target if disks else "vda"
+        raise UsageError(
+            f"no disk of restore point {point.id} that is restored was encrypted, and the passphrase encrypts nothing",
+            f"leave --luks-passphrase-file out, or encrypt a disk's image: --luks-passphrase-file {target}=FILE",
+        )
 
 
 def _refuse_existing(disk: DiskRecord, path: Path) -> None:
