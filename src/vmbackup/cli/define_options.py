@@ -2,7 +2,8 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -111,9 +112,16 @@ class DefineRequest:
         return cls(**{**given, "networks": dict(map(_pair, given["networks"]))})
 
     def plan(
-        self, host: "Host", documents: Mapping[str, bytes], images: Mapping[str, "ImagePlace"]
+        self,
+        host: "Host",
+        documents: Mapping[str, bytes],
+        images: Mapping[str, "ImagePlace"],
+        boot_files: Mapping[str, Path],
     ) -> "Definition":
-        """The guest as it will be; `images`, by target, need not be there yet. Raises VmbackupError."""
+        """The guest as it will be; `images`, by target, and `boot_files`, by path, need not be there yet.
+
+        Raises VmbackupError.
+        """
         from vmbackup.hypervisor.define.define import DefineOptions
         from vmbackup.hypervisor.rebuild.wishes import NewDisk
 
@@ -122,7 +130,9 @@ class DefineRequest:
             for target, image in images.items()
         }
         without: Any = frozenset(self.without)
-        options = DefineOptions(self.name, self.keep_uuid, self.keep_mac, self.networks, without)
+        options = DefineOptions(
+            self.name, self.keep_uuid, self.keep_mac, self.networks, without, boot_files=boot_files
+        )
         return host.plan_definition(documents, disks, options)
 
     def carry_out(self, host: "Host", definition: "Definition") -> DefinedGuest:
@@ -155,12 +165,17 @@ def planned_guest(
         yield None
         return
     from vmbackup.cli import access
+    from vmbackup.engine.restore.boot_files import FOLDER, BootFiles
     from vmbackup.engine.restore.image_places import image_places
 
     places = image_places(point, options)
     documents = repository.documents(point)
+    makes_new = any(place.new for place in places.values())
+    boot_folder = options.output / FOLDER if options.output is not None and makes_new else None
+    boot_files, notes = BootFiles(repository, point).places(boot_folder)
     with access.opened_host(config) as host:
-        definition = request.plan(host, documents, places)
+        definition = request.plan(host, documents, places, boot_files)
+        definition = replace(definition, warnings=(*definition.warnings, *notes))
         yield PlannedGuest(definition, lambda: request.carry_out(host, definition))
 
 

@@ -49,6 +49,10 @@ def point_document(point: "PointSummary", there: frozenset[tuple[str, str]]) -> 
         "consistency": point.consistency,
         "parent": point.parent,
         "disks": [_disk(disk) for disk in point.disks],
+        "files": [
+            {"path": file.path, "kind": file.kind, "size": file.size, "stored_bytes": file.stored_bytes}
+            for file in point.files
+        ],
         "duration_seconds": point.duration_seconds,
         "warnings": list(point.warnings),
         "host": point.host,
@@ -82,7 +86,7 @@ def mode_of(point: "PointSummary") -> str:
 
 def stored(point: "PointSummary") -> int:
     """Bytes that the point added to the repository."""
-    return sum(disk.stored_bytes for disk in point.disks)
+    return sum(disk.stored_bytes for disk in point.disks) + sum(file.stored_bytes for file in point.files)
 
 
 def points_table(points: Sequence["PointSummary"], among: Iterable["PointSummary"]) -> str:
@@ -112,3 +116,9 @@ def disks_table(point: "PointSummary") -> str:
         for disk in point.disks
     )
     return table(titles, rows, right=("SIZE", "READ", "CHANGED", "STORED"))
+
+
+def files_table(point: "PointSummary") -> str:
+    """A line a file that the guest is started from; "" where there are none."""
+    rows = [(file.path, file.kind, format_size(file.size), format_size(file.stored_bytes)) for file in point.files]
+    return table(("FILE", "KIND", "SIZE", "STORED"), rows, right=("SIZE", "STORED")) if rows else ""

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from vmbackup.cli.output import clean, say, say_json, table, warn
+from vmbackup.cli.restore_result import boot_file_document
 
 if TYPE_CHECKING:
     from vmbackup.cli.define_options import DefinedGuest
@@ -29,12 +30,15 @@ def show(done: "ChainSummary", domain: str, guest: "DefinedGuest | None", *, jso
         files = [{**vars(file), "path": str(file.path)} for file in done.files]
         duration = round(done.duration_seconds, 3)
         said = {"point": done.point, "files": files, "duration_seconds": duration, "warnings": warnings}
+        said["boot_files"] = [boot_file_document(file) for file in done.boot_files]
         say_json(said | ({"domain": guest.document()} if guest else {}))
         return 3 if warnings else 0
     rows = [
         (f.target, f.point, f.path.name, f.backing or "-", format_size(f.virtual_size), format_size(f.written_bytes))
         for f in done.files
     ]
+    beside = [(f.kind, done.point, f"{f.restored.parent.name}/{f.restored.name}", f.size) for f in done.boot_files]
+    rows += [(kind, point, name, "-", format_size(size), format_size(size)) for kind, point, name, size in beside]
     folder, took = clean(str(done.files[0].path.parent)), format_duration(done.duration_seconds)
     say(f"{clean(domain)} up to {done.point} in {folder}, in {took}:")
     say(table(("DISK", "POINT", "FILE", "BACKING FILE", "SIZE", "WRITTEN"), rows, right=("SIZE", "WRITTEN")))

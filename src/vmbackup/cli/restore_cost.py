@@ -24,13 +24,17 @@ def tell_cost(
 ) -> int:
     """Prints it; gives the exit code."""
     from vmbackup.engine.restore.cost import Cost
+    from vmbackup.repository.records import FileRecord
 
     total = sum((each.cost for each in foreseen), Cost())
     document = {
         "point": point.id,
         "dry_run": True,
         "store": settings.url,
-        "disks": [_disk(each) for each in foreseen],
+        "disks": [_disk(each) for each in foreseen if not isinstance(each.disk, FileRecord)],
+        "boot_files": [
+            _disk(each) | {"kind": each.disk.kind} for each in foreseen if isinstance(each.disk, FileRecord)
+        ],
         "read_bytes": total.read_bytes,
         "requests": total.requests,
         "egress": _egress(settings, total),

@@ -1,12 +1,13 @@
 """What a restore made, told."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmbackup.cli.options import State
 from vmbackup.cli.output import clean, say, say_json, table, warn
 
 if TYPE_CHECKING:
     from vmbackup.cli.define_options import DefinedGuest
+    from vmbackup.engine.restore.boot_files import RestoredBootFile
     from vmbackup.engine.restore.flat import RestoreSummary
     from vmbackup.repository.points import Point
 
@@ -22,6 +23,7 @@ def tell(state: State, point: "Point", done: "RestoreSummary", guest: "DefinedGu
     rows = [
         (f.target, str(f.path), f.format, format_size(f.virtual_size), format_size(f.written_bytes)) for f in done.files
     ]
+    rows += [(f.kind, str(f.restored), "-", format_size(f.size), format_size(f.size)) for f in done.boot_files]
     say(f"{clean(point.domain)} as of {done.point}, in {format_duration(done.duration_seconds)}:")
     say(table(("DISK", "FILE", "FORMAT", "SIZE", "WRITTEN"), rows, right=("SIZE", "WRITTEN")))
     for line in guest.lines() if guest else ():
@@ -29,6 +31,11 @@ def tell(state: State, point: "Point", done: "RestoreSummary", guest: "DefinedGu
     for warning in warnings:
         warn(warning)
     return 3 if warnings else 0
+
+
+def boot_file_document(file: "RestoredBootFile") -> dict[str, Any]:
+    """In JSON. `path`: where it was."""
+    return {"path": file.path, "kind": file.kind, "restored": str(file.restored), "size": file.size}
 
 
 def _say_json(done: "RestoreSummary", guest: "DefinedGuest | None", warnings: list[str]) -> None:
@@ -45,4 +52,5 @@ def _say_json(done: "RestoreSummary", guest: "DefinedGuest | None", warnings: li
     ]
     duration = round(done.duration_seconds, 3)
     said = {"point": done.point, "files": files, "duration_seconds": duration, "warnings": warnings}
+    said["boot_files"] = [boot_file_document(file) for file in done.boot_files]
     say_json(said | ({"domain": guest.document()} if guest else {}))

@@ -54,7 +54,7 @@ def _freed(repository: "Repository", point: "Point", others: list["Point"]) -> i
 def _text(point: "PointSummary", every: "Sequence[PointSummary]", freed: int | None, drilled: str) -> str:
     from vmbackup.cli.groups import group_facts, present
     from vmbackup.cli.output import facts, local_time
-    from vmbackup.cli.points import disks_table
+    from vmbackup.cli.points import disks_table, files_table
     from vmbackup.config.units import format_duration, format_size
 
     pairs = [
@@ -75,4 +75,4 @@ def _text(point: "PointSummary", every: "Sequence[PointSummary]", freed: int | N
         pairs.append(("quiesce", point.quiesce_note))
     pairs += [("reread", f"{disk.target}: {disk.reason}") for disk in point.disks if disk.reason]
     pairs += [("warning", warning) for warning in point.warnings]
-    return f"{facts(pairs)}\n\n{disks_table(point)}"
+    return "\n\n".join(filter(None, (facts(pairs), disks_table(point), files_table(point))))

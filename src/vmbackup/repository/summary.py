@@ -25,6 +25,16 @@ class DiskSummary:
 
 
 @dataclass(frozen=True)
+class FileSummary:
+    """A file of its host that the guest is started from; `stored_bytes`: what this point added of it."""
+
+    path: str
+    kind: str
+    size: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
 class PointSummary:
     """A restore point. `parent` is an id, or None; `written_bytes` (of all objects) is known right after the run.
 
@@ -50,6 +60,7 @@ class PointSummary:
     written_bytes: int | None = None
     copied_from: str | None = None
     group: Mapping[str, Any] | None = None
+    files: tuple[FileSummary, ...] = ()
 
 
 def summary(point: Point, parent: Point | None, *, written_bytes: int | None = None) -> PointSummary:
@@ -76,4 +87,5 @@ def summary(point: Point, parent: Point | None, *, written_bytes: int | None = N
         written_bytes,
         point.copied_from["repository"][:8] if point.copied_from else None,
         public.get("group"),
+        tuple(FileSummary(file.path, file.kind, file.size, file.stored_bytes) for file in point.files),
     )

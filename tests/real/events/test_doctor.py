@@ -101,7 +101,7 @@ def test_a_domain_without_disks(make_domain: MakeDomain, host: Host) -> None:
 
 @pytest.mark.parametrize("runs", [True, False])
 def test_a_kernel_of_the_host(make_domain: MakeDomain, host: Host, runs: bool) -> None:
-    """No restore point holds it: it is named, running or off, with the command that keeps it."""
+    """It is in each restore point, of the guest running or off; where it is gone the next start fails."""
     horse = make_domain(Disk(size=MiB))
     kernel = horse.folder / "vmlinuz"
     kernel.write_bytes(b"kernel")
@@ -110,9 +110,7 @@ def test_a_kernel_of_the_host(make_domain: MakeDomain, host: Host, runs: bool) -
     if not runs:
         horse.stop()
     found = check(host, horse, "boot-files")
-    assert found.status == "warn"
-    subprocess.run(shlex.split(found.fix), check=True, capture_output=True, cwd=horse.folder)
-    assert (horse.folder / f"{horse.name}-boot-files.tar.gz").stat().st_size
+    assert (found.status, str(kernel) in found.message) == ("ok", True)
     kernel.unlink()
     assert check(host, horse, "boot-files").status == "fail"
 

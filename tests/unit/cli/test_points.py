@@ -141,6 +141,7 @@ def test_restore(run: Run, found: PointList, restored: list[tuple[Point, Restore
         ],
         "duration_seconds": 1.235,
         "warnings": [],
+        "boot_files": [],
     }
 
 

@@ -642,6 +642,25 @@ def test_acpi_tables_of_the_host() -> None:
     assert made.lacking == ()
 
 
+def test_boot_files_that_are_brought_along() -> None:
+    """Each element leads to the copy, and says why there is one; what is here as it was stays as it is."""
+    xml = (GUESTS / "virt-install.xml").read_text()
+    tags = "<loader type='rom'>/srv/own.bin</loader><kernel> /boot/k </kernel><initrd>/boot/i</initrd>"
+    tags += "<cmdline>x</cmdline>"
+    tables = "<acpi><table type='slic'>/srv/slic</table><table type='raw'>/srv/raw</table></acpi>"
+    start, _, end = xml.partition("<os")
+    xml = f"{start}<os><type arch='x86_64' machine='q35'>hvm</type>{tags}{tables}</os>{end.partition('</os>')[2]}"
+    here = replace(DEBIAN, present=lambda path: path in ("/boot/k", "/boot/i", "/srv/raw"))
+    copies = {path: Path(f"/new{path}") for path in ("/srv/own.bin", "/boot/k", "/srv/slic")}
+    made, root = rebuilt(xml, here, boot_files=copies)
+    found = [root.findtext(f"./os/{tag}") for tag in ("loader", "kernel", "initrd", "cmdline")]
+    assert found == ["/new/srv/own.bin", "/new/boot/k", "/boot/i", "x"]
+    assert [each.text for each in root.findall("./os/acpi/table")] == ["/new/srv/slic", "/srv/raw"]
+    assert "the kernel /boot/k is another file here: the restored copy /new/boot/k instead" in made.notes
+    assert "the acpi /srv/slic is not here: the restored copy /new/srv/slic instead" in made.notes
+    assert made.lacking == ()
+
+
 # The host's hardware
 
 

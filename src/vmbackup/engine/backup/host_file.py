@@ -5,9 +5,9 @@ import stat
 import time
 from collections.abc import Iterator
 
+from vmbackup.hypervisor.boot_files import check_fit
 from vmbackup.hypervisor.source import BootFile
 from vmbackup.nbd.extents import Extent, Kind
-from vmbackup.repository.point_json import MOST_FILE
 
 # Nanoseconds since a file's last change: clocks of file systems tick in steps, and two changes may have one time.
 _SETTLED = 2_000_000_000
@@ -19,7 +19,7 @@ class HostFile:
     def __init__(self, file: BootFile) -> None:
         """Raises OSError, and ValueError where it is nothing to be read whole."""
         self.file = file
-        _check(os.stat(file.path))  # before it is opened: opening a pipe or a device does something
+        check_fit(os.stat(file.path))  # before it is opened: opening a pipe or a device does something
         self._fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             self.look()
@@ -30,7 +30,7 @@ class HostFile:
     def look(self) -> None:
         """What is read from now on is of the file as it is now. Raises ValueError, OSError."""
         found = os.fstat(self._fd)
-        _check(found)
+        check_fit(found)
         self.size, self.mode = found.st_size, stat.S_IMODE(found.st_mode)
         times = found.st_mtime_ns, found.st_ctime_ns
         told = " ".join(map(str, (found.st_dev, found.st_ino, found.st_size, *times)))
@@ -95,10 +95,3 @@ class HostFileReader:
     def close(self) -> None:
         """See DiskReader."""
         self._cookies.clear()
-
-
-def _check(found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError("it is no plain file")
-    if found.st_size > MOST_FILE:
-        raise ValueError(f"it has more than {MOST_FILE >> 30} GiB")

@@ -30,13 +30,17 @@ class Making:
 
 
 class NewFiles:
-    """New files of a folder under `NAME.partial`, published together; what is neither published nor kept is removed."""
+    """New files of a folder under `NAME.partial`, published together; what is neither published nor kept is removed.
+
+    A name may lead into a folder below it, which is made for that.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._names: list[str] = []
         self._makings: dict[str, tuple[Making, Begun]] = {}
         self._reserved: list[Begun] = []
+        self._made: list[Path] = []  # folders below
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -53,6 +57,9 @@ class NewFiles:
             if begun is not None and making is not None:
                 begun.release() if making.kept else begun.remove()
         self._free()
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # with something in it
+                folder.rmdir()
 
     @property
     def kept(self) -> list[Path]:
@@ -68,10 +75,21 @@ class NewFiles:
         path = self._partial(name)
         self._names.append(name)
         try:
+            self._make_folder(path.parent)
             path.unlink(missing_ok=True)
             yield path
         except OSError as error:
             raise TargetError(f"cannot write {path}: {error.strerror}") from error
+
+    def drop(self, name: str) -> None:
+        """One that is not to be made after all."""
+        self._partial(name).unlink(missing_ok=True)
+        self._names.remove(name)
+
+    def _make_folder(self, folder: Path) -> None:
+        if not folder.is_dir():
+            folder.mkdir()
+            self._made.append(folder)
 
     @contextlib.contextmanager
     def begin(self, name: str, description: Mapping[str, str]) -> Iterator[Making]:
@@ -105,13 +123,18 @@ class NewFiles:
         with contextlib.ExitStack() as undo:
             self._give_names(undo)
             undo.pop_all()
-        sync_folder(self._folder)
+        self._sync()
         for name in self._names:
             self._partial(name).unlink(missing_ok=True)
         for _, begun in self._makings.values():
             begun.remove()
         self._free()
+        self._sync()
         self._names, self._makings = [], {}
+
+    def _sync(self) -> None:
+        for folder in sorted({(self._folder / name).parent for name in self._names} - {self._folder}):
+            sync_folder(folder)
         sync_folder(self._folder)
 
     def _give_names(self, undo: contextlib.ExitStack) -> None:

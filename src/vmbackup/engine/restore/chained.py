@@ -12,6 +12,7 @@ from vmbackup.engine.images.new_image import new_target
 from vmbackup.engine.images.overlay_target import OverlayTarget
 from vmbackup.engine.images.targets import Target
 from vmbackup.engine.pipeline.pipeline import default_workers
+from vmbackup.engine.restore.boot_files import BootFiles, RestoredBootFile, lost
 from vmbackup.engine.restore.changed_runs import changed_runs
 from vmbackup.engine.restore.chosen_disks import choose_disks
 from vmbackup.engine.restore.cost import Foreseen, disk_cost
@@ -63,6 +64,7 @@ class ChainSummary:
     files: tuple[ChainFile, ...]
     duration_seconds: float
     warnings: tuple[str, ...] = ()
+    boot_files: tuple[RestoredBootFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def _order(point: Point) -> tuple[int, float, bytes]:
 def restore_chain(
     repository: Repository, points: Sequence[Point], options: ChainOptions, progress: Progress
 ) -> ChainSummary:
-    """Writes a chain for each disk of the last of `points`, and that point's documents, into a folder.
+    """Writes a chain for each disk of the last of `points`, and that point's documents and boot files, into a folder.
 
     All files get their names once all are whole and synced; after an error none is left. Raises TargetError,
     UsageError (too long a chain), DamageError naming point and disk, NotFoundError (no such disk), AccessError.
@@ -109,16 +111,21 @@ def restore_chain(
     last = points[-1]
     chains = _chains(repository, points, options)
     documents = new_documents(options.output, repository.documents(last))
+    boot_files = BootFiles(repository, last)
+    lacking = boot_files.lacking_in(options.output)
+    workers = options.workers or default_workers()
     maker = _Maker(repository, options, progress)
     with NewFiles(options.output) as files:
         for chain in chains:  # the newest stands for all of a disk's
             files.reserve(chain[-1].name, {"chain": chain[-1].point.key})
         for level in (level for chain in chains for level in chain):
             (options.output / level.name).unlink(missing_ok=True)  # named by a restore that was killed as it did
+        beside = tuple(boot_files.restore(files, options.output, lacking, workers, progress))
         made = [maker.make(level, files) for chain in chains for level in chain]
         write_documents(files, documents)
         files.publish()
-    return ChainSummary(last.id, tuple(made), time.monotonic() - started)
+    warnings = tuple(lost(last.files, beside))
+    return ChainSummary(last.id, tuple(made), time.monotonic() - started, warnings, beside)
 
 
 def chain_cost(repository: Repository, points: Sequence[Point], options: ChainOptions) -> list[Foreseen]:
@@ -135,8 +142,10 @@ def chain_cost(repository: Repository, points: Sequence[Point], options: ChainOp
         path, backing = options.output / level.name, level.below.name if level.below else None
         foreseen.append(Foreseen(level.point, level.disk, path, cost, backing))
         space.add(path, cost.data_bytes)
+    for each in (beside := BootFiles(repository, points[-1]).foreseen(options.output)):
+        space.add(each.path, each.cost.data_bytes)
     space.check()
-    return foreseen
+    return [*foreseen, *beside]
 
 
 def _chains(repository: Repository, points: Sequence[Point], options: ChainOptions) -> list[list[_Level]]:

@@ -15,7 +15,7 @@ from vmbackup.repository.maps import Extent
 from vmbackup.repository.moves import Place
 from vmbackup.repository.nodes import ZERO
 from vmbackup.repository.points import Point
-from vmbackup.repository.records import DiskRecord, MapRecord
+from vmbackup.repository.records import MapRecord
 from vmbackup.repository.repository import Repository
 from vmbackup.repository.usage import session_of
 
@@ -40,10 +40,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Foreseen:
-    """A disk, where it would go, and what that reads. Of a level of a chain: its point, and the file below it."""
+    """A disk or boot file, where it would go, what that reads. Of a level of a chain: its point, and the file below."""
 
     point: Point
-    disk: DiskRecord
+    disk: MapRecord
     path: Path
     cost: Cost
     backing: str | None = None

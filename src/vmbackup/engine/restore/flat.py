@@ -11,6 +11,7 @@ from vmbackup.engine.images.image_options import Format, ImageWishes, Preallocat
 from vmbackup.engine.images.new_files import NewFiles, is_in_the_way, there_already
 from vmbackup.engine.images.new_image import new_target
 from vmbackup.engine.pipeline.pipeline import default_workers
+from vmbackup.engine.restore.boot_files import BootFiles, RestoredBootFile, lost
 from vmbackup.engine.restore.chosen_disks import choose_disks
 from vmbackup.engine.restore.disk_job import DiskJob
 from vmbackup.engine.restore.documents import new_documents, write_documents
@@ -79,10 +80,11 @@ class RestoreSummary:
     files: tuple[RestoredFile, ...]
     duration_seconds: float
     warnings: tuple[str, ...] = ()
+    boot_files: tuple[RestoredBootFile, ...] = ()
 
 
 def restore(repository: Repository, point: Point, options: RestoreOptions, progress: Progress) -> RestoreSummary:
-    """Writes `<target>.qcow2` or `.raw` for each disk and `domain.xml` into a folder, all with mode 0600.
+    """Writes `<target>.qcow2` or `.raw` for each disk, `domain.xml` and `boot-files/*` into a folder, with mode 0600.
 
     All files get their names once all are whole and synced. After an error or a kill, an image of which much was
     written stays as `NAME.partial`: the same restore goes on with it. What goes onto an image that is there is written
@@ -97,10 +99,14 @@ def restore(repository: Repository, point: Point, options: RestoreOptions, progr
         return DiskJob(repository, point, disk, workers, progress)
 
     made: list[RestoredFile] = []
+    boot_files: list[RestoredBootFile] = []
+    notes: list[str] = []
     if targets.new and options.output is not None:
-        made += _restore_into(options.output, [job(disk) for disk in targets.new], options)
+        made, boot_files = _restore_into(options.output, [job(disk) for disk in targets.new], options)
+        notes = lost(point.files, boot_files)
     made += [_restore_onto(job(one.disk), one, options) for one in targets.onto]
-    return RestoreSummary(point.id, tuple(made), time.monotonic() - started, _warnings(targets))
+    warnings = (*_warnings(targets), *notes)
+    return RestoreSummary(point.id, tuple(made), time.monotonic() - started, warnings, tuple(boot_files))
 
 
 @dataclass(frozen=True)
@@ -154,12 +160,17 @@ def _refuse_existing(disk: DiskRecord, path: Path) -> None:
         raise there_already(path)
 
 
-def _restore_into(folder: Path, jobs: list[DiskJob], options: RestoreOptions) -> list[RestoredFile]:
-    """New images and the documents of their point, published together."""
+def _restore_into(
+    folder: Path, jobs: list[DiskJob], options: RestoreOptions
+) -> tuple[list[RestoredFile], list[RestoredBootFile]]:
+    """New images, and the documents and boot files of their point, published together."""
     first = jobs[0]
     documents = new_documents(folder, first.repository.documents(first.point))
+    boot_files = BootFiles(first.repository, first.point)
+    lacking = boot_files.lacking_in(folder)
     with NewFiles(folder) as files:
         try:
+            beside = list(boot_files.restore(files, folder, lacking, first.workers, first.progress))
             made = [_restore_new(job, options, files) for job in jobs]
             write_documents(files, documents)
             files.publish()
@@ -167,7 +178,7 @@ def _restore_into(folder: Path, jobs: list[DiskJob], options: RestoreOptions) ->
             for path in files.kept:
                 first.progress.note(f"{path} stays: the same command goes on with it; to give up, delete it")
             raise
-    return made
+    return made, beside
 
 
 def _restore_new(job: DiskJob, options: RestoreOptions, files: NewFiles) -> RestoredFile:

@@ -2,6 +2,7 @@
 
 from vmbackup.engine.images.image_options import image_options
 from vmbackup.engine.images.new_files import partial
+from vmbackup.engine.restore.boot_files import BootFiles
 from vmbackup.engine.restore.cost import Foreseen, disk_cost
 from vmbackup.engine.restore.disk_job import DiskJob
 from vmbackup.engine.restore.documents import new_documents
@@ -10,6 +11,7 @@ from vmbackup.engine.restore.free_space import SpaceNeeded
 from vmbackup.engine.restore.onto import check_onto
 from vmbackup.progress import SILENT
 from vmbackup.repository.points import Point
+from vmbackup.repository.records import FileRecord
 from vmbackup.repository.repository import Repository
 
 
@@ -28,6 +30,8 @@ def forecast(repository: Repository, point: Point, options: RestoreOptions) -> l
     places |= {one.disk.target: one.image.path for one in targets.onto}
     disks = [*targets.new, *(one.disk for one in targets.onto)]
     foreseen = [Foreseen(point, disk, places[disk.target], disk_cost(repository, point, disk)) for disk in disks]
+    if targets.new and options.output is not None:
+        foreseen += BootFiles(repository, point).foreseen(options.output)
     _check_space(targets, options, foreseen)
     return foreseen
 
@@ -43,4 +47,7 @@ def _check_space(targets: Targets, options: RestoreOptions, foreseen: list[Fores
     for one in targets.onto:
         if not one.image.is_device:
             space.add(one.image.real, costs[one.disk.target].data_bytes)
+    for each in foreseen:
+        if isinstance(each.disk, FileRecord):
+            space.add(each.path, each.cost.data_bytes)
     space.check()

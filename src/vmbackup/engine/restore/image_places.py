@@ -10,12 +10,13 @@ from vmbackup.repository.points import Point
 
 @dataclass(frozen=True)
 class ImagePlace:
-    """An image, there or not yet. `format`: as libvirt calls it (an encrypted raw one is raw)."""
+    """An image, there or not yet (`new`). `format`: as libvirt calls it (an encrypted raw one is raw)."""
 
     path: Path
     format: str
     device: bool = False
     encrypted: bool = False
+    new: bool = False
 
 
 def image_places(point: Point, options: RestoreOptions) -> dict[str, ImagePlace]:
@@ -24,7 +25,8 @@ def image_places(point: Point, options: RestoreOptions) -> dict[str, ImagePlace]
     places = {}
     for disk in targets.new:
         image = image_options(disk, options.wishes)
-        places[disk.target] = ImagePlace(options.new_path(disk), image.format, encrypted=image.passphrase is not None)
+        encrypted = image.passphrase is not None
+        places[disk.target] = ImagePlace(options.new_path(disk), image.format, encrypted=encrypted, new=True)
     for one in targets.onto:
         there = one.image
         places[one.disk.target] = ImagePlace(there.path, there.format, there.is_device, there.encrypted)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vmbackup.engine.backup.run import BackupOptions, backup
 from vmbackup.engine.pipeline.pipeline import default_workers
+from vmbackup.engine.restore.boot_files import BootFiles
 from vmbackup.engine.restore.chosen_disks import choose_disks
 from vmbackup.engine.restore.in_place_disk import InPlaceDisk
 from vmbackup.errors import HypervisorError, NotFoundError, TargetError
@@ -99,6 +100,7 @@ def restore_in_place(
     with stopped_guest(host, domain) as guest:
         work = _Work(repository, guest, point, options, progress, kept)
         files = work.run(disks)
+    notes.append(BootFiles(repository, point).untouched())
     warnings = tuple(note for note in (*notes, *work.notes) if note)
     return InPlaceSummary(point.id, files, kept, time.monotonic() - started, warnings)
 

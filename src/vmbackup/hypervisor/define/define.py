@@ -5,9 +5,10 @@ import uuid as uuids
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from vmbackup.errors import HypervisorError, NotFoundError, UsageError
+from vmbackup.errors import HypervisorError, NotFoundError, TargetError, UsageError
 from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor.checks.host import closed_to, qemu_user
 from vmbackup.hypervisor.connection import Connection
@@ -31,8 +32,8 @@ class DefineOptions:
     """How a restored guest is defined.
 
     Without `name` the guest keeps its own; with another it is a copy, and gets a UUID and MAC addresses of its own
-    unless `keep_uuid`, `keep_mac`. `networks` and `without`: as in `Wishes`. `autostart`: it may be started with the
-    host, if it was.
+    unless `keep_uuid`, `keep_mac`. `networks`, `without` and `boot_files`: as in `Wishes`. `autostart`: it may be
+    started with the host, if it was.
     """
 
     name: str | None = None
@@ -41,17 +42,19 @@ class DefineOptions:
     networks: Mapping[str, str] = field(default_factory=dict)
     without: frozenset[Kind] = frozenset()
     autostart: bool = True
+    boot_files: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Definition:
-    """A guest, ready to be defined: nothing of it is on the host yet."""
+    """A guest, ready to be defined: nothing of it is on the host yet. `copies`: files made for it to start from."""
 
     rebuilt: Rebuilt
     documents: Mapping[str, bytes]
     owner: tuple[int, int] | None
     warnings: tuple[str, ...]
     autostart: bool = False
+    copies: tuple[Path, ...] = ()
 
 
 def plan_definition(
@@ -85,8 +88,9 @@ def plan_definition(
     connection.call("try the guest's definition", partial(_try, xml=rebuilt.xml), rebuilt.name, again=False)
     taken = [f"{mac} is also a MAC address of domain {name}" for name, mac in shared_macs(rebuilt, others)]
     warnings = (*map(str, rebuilt.lacking), *rebuilt.warnings, *taken)
+    copies = tuple(options.boot_files.values())
     if not options.autostart or not starts_with_host(documents):
-        return Definition(rebuilt, documents, owner, warnings)
+        return Definition(rebuilt, documents, owner, warnings, copies=copies)
     copy = rebuilt.name != (original.findtext("name") or "")
     note = (
         f"the original was started with its host, this copy is not: virsh autostart {rebuilt.name}"
@@ -94,7 +98,7 @@ def plan_definition(
         else "it is started with this host, as it was with its own"
     )
     told = replace(rebuilt, notes=(*rebuilt.notes, note))
-    return Definition(told, documents, owner, warnings, autostart=not copy)
+    return Definition(told, documents, owner, warnings, autostart=not copy, copies=copies)
 
 
 def define(connection: Connection, domain_folders: str, definition: Definition) -> None:
@@ -104,6 +108,8 @@ def define(connection: Connection, domain_folders: str, definition: Definition) 
     """
     rebuilt, state = definition.rebuilt, GuestState(domain_folders)
     refuse_taken(rebuilt, connection.call("list the domains", domains_here))
+    for path in definition.copies:
+        _hand_over(path, definition.owner)
     state.put(rebuilt, definition.documents, definition.owner)
     try:
         connection.call("define the guest", lambda raw: _define(raw, definition), rebuilt.name, again=False)
@@ -112,6 +118,17 @@ def define(connection: Connection, domain_folders: str, definition: Definition) 
         raise
     connection.call("look for old checkpoints", partial(_forget_checkpoints, name=rebuilt.name), rebuilt.name)
     state.drop_stale_checkpoints(rebuilt.name)
+
+
+def _hand_over(path: Path, owner: tuple[int, int] | None) -> None:
+    """QEMU's user reads it: of a loader libvirt itself does not see to that."""
+    try:
+        if owner is not None and os.geteuid() == 0:
+            os.chown(path, *owner)
+        os.stat(path)
+    except OSError as error:
+        hint = "'vmbackup verify' tells what is damaged; a file of the same content where it was before does as well"
+        raise TargetError(f"the guest is started from {path}: {error.strerror}", hint) from error
 
 
 def _define(raw: Any, definition: Definition) -> None:
@@ -166,6 +183,7 @@ def _wishes(
         nvram_bytes=len(variables or b""),
         tpm=TPM_STATES.get(version, "") in documents,
         without=options.without,
+        boot_files=options.boot_files,
     )
 
 

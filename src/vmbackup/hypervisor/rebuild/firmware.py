@@ -2,6 +2,7 @@
 
 import fnmatch
 
+from vmbackup.hypervisor.boot_files import KINDS
 from vmbackup.hypervisor.define.capabilities import Firmware
 from vmbackup.hypervisor.rebuild.draft import Draft, drop
 from vmbackup.hypervisor.xmltree import Element, element
@@ -15,6 +16,7 @@ def fit(draft: Draft) -> None:
     """All of it."""
     found = draft.root.find("os")
     if found is not None:
+        _bring(draft, found)
         _kernel(draft, found)
         _loader(draft, found)
     _tpm(draft)
@@ -28,8 +30,24 @@ def uses_uefi(os: Element) -> bool:
     return not stateless and (os.get("firmware") == "efi" or pflash or os.find("nvram") is not None)
 
 
+def _bring(draft: Draft, os: Element) -> None:
+    """Files that were brought along are found where they are put."""
+    for tag, kind in KINDS.items():
+        for each in os.findall(tag):
+            path = (each.text or "").strip()
+            place = draft.wishes.boot_files.get(path)
+            if place is not None:
+                each.text = str(place)
+                why = "is another file here" if draft.host.present(path) else "is not here"
+                draft.note(f"the {kind} {path} {why}: the restored copy {place} instead")
+
+
+def _is_here(draft: Draft, path: str) -> bool:
+    return draft.host.present(path) or path in map(str, draft.wishes.boot_files.values())
+
+
 def _kernel(draft: Draft, os: Element) -> None:
-    """Files of the host that the guest is started from are in no restore point."""
+    """Files of its host that the guest is started from, where they are not here nor brought along."""
     if missing := _missing(draft, os, *_KERNEL_FILES):
         drop(os, *_KERNEL_FILES, "cmdline")
         draft.lack(
@@ -49,13 +67,13 @@ def _kernel(draft: Draft, os: Element) -> None:
 def _missing(draft: Draft, os: Element, *tags: str) -> list[str]:
     """The paths in these elements that this host has not."""
     paths = [(each.text or "").strip() for tag in tags for each in os.findall(tag)]
-    return [path for path in paths if path and not draft.host.present(path)]
+    return [path for path in paths if path and not _is_here(draft, path)]
 
 
 def _loader(draft: Draft, os: Element) -> None:
     loader = os.find("loader")
     path = (loader.text or "").strip() if loader is not None else ""
-    if path and not draft.host.present(path):
+    if path and not _is_here(draft, path):
         _other_loader(draft, os, path)
     elif not path and os.get("firmware") == "efi" and draft.wishes.nvram_bytes:
         _loader_of_that_size(draft, os)

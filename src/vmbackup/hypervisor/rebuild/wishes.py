@@ -57,7 +57,8 @@ class Wishes:
     host ("none": the interface goes; "*" stands for every other), or None for a guest without any interface.
     `disks`: by target; a disk that is not named is left out, with a note. `nvram`: where the UEFI variables of the
     restore point will lie, with their length in bytes; None where it has none. `tpm`: its TPM's state will be put in
-    place. `without`: kinds that the guest may do without where this host lacks them.
+    place. `without`: kinds that the guest may do without where this host lacks them. `boot_files`: of the files of its
+    host that the guest is started from, by path, those that will lie elsewhere here.
     """
 
     name: str | None = None
@@ -69,6 +70,7 @@ class Wishes:
     nvram_bytes: int = 0
     tpm: bool = False
     without: frozenset[Kind] = frozenset()
+    boot_files: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
