@@ -1,6 +1,6 @@
 """`vmbackup recover`: puts right what dead runs left on domains."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -22,17 +22,18 @@ def command(state: State, domains: tuple[str, ...]) -> int:
 
     Guests are thawed first. Then stale backup jobs are ended, scratch files and sockets removed, and checkpoints
     deleted that no restore point names. A domain that a backup works on is left alone. The next backup of a domain does
-    the same by itself. Throw-away guests of drills that were killed are removed.
+    the same by itself. Throw-away guests of drills that were killed are removed, with their files.
     """
     from vmbackup.cli import access
     from vmbackup.cli.output import say_json
     from vmbackup.engine.backup.recover import recover
+    from vmbackup.engine.drill.bench import drilled
 
     config = access.load_config(state)
     with access.opened_host(config) as host:
-        done = recover(host, _intents(host, domains), _candidates(config))
-        if not domains:
-            _end_drills(host, done)
+        wanted = _wanted(host, domains, drilled(host)) if domains else None
+        done = recover(host, _intents(host, wanted), _candidates(config))
+        _end_drills(host, done, wanted)
     if state.json:
         failed = [{"domain": t.domain, "error": t.message, "hint": t.hint} for t in done.failed]
         recovered = [{"domain": domain, "what": what} for domain, what in done.done]
@@ -42,25 +43,41 @@ def command(state: State, domains: tuple[str, ...]) -> int:
     return 3 if done.failed else 0
 
 
-def _end_drills(host: "Host", done: "Recovery") -> None:
+def _end_drills(host: "Host", done: "Recovery", wanted: Collection[str] | None) -> None:
     from vmbackup.engine.backup.recover import Trouble
     from vmbackup.engine.drill.bench import left_over
     from vmbackup.errors import HypervisorError, TargetError
 
     try:
-        done.done.extend(left_over(host))
+        done.done.extend(left_over(host, wanted))
     except (HypervisorError, TargetError) as error:
         done.failed.append(Trouble("a drill", error.message, error.hint or "run 'vmbackup recover' again"))
 
 
-def _intents(host: "Host", domains: Sequence[str]) -> "list[Intent]":
-    """The runs, dead or alive, on these domains, or on all. NotFoundError for a domain that nobody knows."""
+def _wanted(host: "Host", domains: Sequence[str], drills: Collection[str]) -> set[str]:
+    """The names and UUIDs of these domains, as far as they are known; NotFoundError for one that nobody knows.
+
+    A domain need not be there any more: it may have left a run, or a drill of its restore point.
+    """
+    from vmbackup.errors import NotFoundError
+
     intents = host.intents()
-    if not domains:
-        return intents
-    known = {text for intent in intents for text in (intent.domain_name, intent.domain_uuid)}
-    wanted = {name if name in known else host.domain(name).uuid for name in domains}
-    return [intent for intent in intents if wanted & {intent.domain_name, intent.domain_uuid}]
+    wanted = set(domains)
+    for name in domains:
+        try:
+            domain = host.domain(name)
+        except NotFoundError:
+            if name not in drills and not any(name in (each.domain_name, each.domain_uuid) for each in intents):
+                raise
+        else:
+            wanted |= {domain.name, domain.uuid}
+    return wanted
+
+
+def _intents(host: "Host", wanted: Collection[str] | None) -> "list[Intent]":
+    """The runs, dead or alive, on these domains, or on all."""
+    intents = host.intents()
+    return intents if wanted is None else [i for i in intents if {i.domain_name, i.domain_uuid} & set(wanted)]
 
 
 def _candidates(config: "Config") -> "Iterator[Candidate]":

@@ -142,12 +142,25 @@ def running(world: World) -> Iterator[subprocess.Popen[bytes]]:
     world.program.json("recover")
 
 
-def test_killed(world: World, running: subprocess.Popen[bytes]) -> None:
-    """libvirt ends the guest at once; `recover` takes away the rest, and says so."""
+def family(pid: int) -> set[int]:
+    """The processes that one has started, and those that they have."""
+    found: set[int] = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, path.read_text().split()):
+            found |= {child} | family(child)
+    return found
+
+
+@pytest.mark.parametrize("named", ["nothing", "name", "uuid"])
+def test_killed(world: World, running: subprocess.Popen[bytes], named: str) -> None:
+    """libvirt ends the guest at once, helpers end; `recover`, also of this guest, takes away the rest, and says so."""
+    helpers = family(running.pid)
     running.send_signal(signal.SIGKILL)
     wait(lambda: not world.domains(), 60)
+    wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in helpers), 60)
     assert world.left()
-    assert world.program.json("recover")["recovered"] == [
+    whose = {"nothing": [], "name": [world.name], "uuid": [world.horse.uuid]}[named]
+    assert world.program.json("recover", *whose)["recovered"] == [
         {"domain": world.name, "what": "removed the throw-away guest and files of a drill that was killed"}
     ]
     assert world.left() == []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vmbackup.engine.drill import bench as drill_bench
-from vmbackup.engine.drill.bench import Bench, left_over
+from vmbackup.engine.drill.bench import Bench, drilled, left_over
 from vmbackup.errors import HypervisorError, JobConflictError
 
 UUID = "f707ff3b-b71b-4e4e-8f78-acacb883c7e3"
@@ -87,6 +87,42 @@ def test_what_a_killed_one_left_goes(
     with Bench.taken(host, "local/web", "web1") as bench:
         assert not bench.path("0.qcow2").exists()
     assert everything(tmp_path) == ["libvirt/swtpm/other"]
+
+
+def test_those_of_one_guest(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name or its UUID; what others left, and what nobody knows whose it is, stays."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Bench, "clear", lambda _self: None)
+        for number, name in enumerate(("web1", "web1", "db")):
+            with Bench.taken(host, f"{number}/{name}", name, f"uuid of {name}"):
+                pass
+    (tmp_path / "state/drills/vmbackup-drill-000000000000.json").write_text("{cut")
+    assert drilled(host) == {"web1", "uuid of web1", "db", "uuid of db"}
+    assert list(left_over(host, {"other"})) == []
+    assert [guest for guest, _ in left_over(host, {"web1"})] == ["web1", "web1"]
+    assert drilled(host) == {"db", "uuid of db"}
+    assert [guest for guest, _ in left_over(host, {"uuid of db"})] == ["db"]
+    assert everything(tmp_path) == ["state/drills/vmbackup-drill-000000000000.json"]
+
+
+def test_one_that_cannot_be_ended_keeps_no_other_alive(
+    host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Bench, "clear", lambda _self: None)
+        places = {}
+        for name in ("web1", "db", "app"):
+            with Bench.taken(host, f"local/{name}", name) as bench:
+                places[bench.place.name] = name
+
+    def end(_connection: object, name: str) -> None:
+        if places[name] == "db":
+            raise HypervisorError("libvirt does not answer")
+
+    monkeypatch.setattr(drill_bench, "end", end)
+    with pytest.raises(HypervisorError, match="libvirt does not answer"):
+        list(left_over(host))
+    assert drilled(host) == {"db"}
 
 
 def test_a_guest_that_cannot_be_ended_keeps_its_files(

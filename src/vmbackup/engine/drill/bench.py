@@ -5,13 +5,13 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from vmbackup.engine.images.target_errors import told
-from vmbackup.errors import JobConflictError, TargetError
+from vmbackup.errors import HypervisorError, JobConflictError, TargetError
 from vmbackup.hypervisor import Host
 from vmbackup.hypervisor.names import throwaway_name
 from vmbackup.hypervisor.started.throwaway import end, remove_state
@@ -23,12 +23,17 @@ _PASSABLE, _PRIVATE = 0o711, 0o700
 
 @dataclass(frozen=True)
 class Place:
-    """What a drill has on the host. `name`: of the domain; `guest`: whose drill it is, in words."""
+    """What a drill has on the host. `name`, `uuid`: of its domain; `guest`, `origin`: name and UUID of whose it is."""
 
     name: str
     guest: str
     folder: str
     uuid: str = ""
+    origin: str = ""
+
+    def is_of(self, wanted: Collection[str] | None) -> bool:
+        """Whether it is a drill of one of these guests, names or UUIDs; None for all."""
+        return wanted is None or self.guest in wanted or self.origin in wanted
 
 
 class Bench:
@@ -40,10 +45,13 @@ class Bench:
 
     @classmethod
     @contextlib.contextmanager
-    def taken(cls, host: Host, stable: str, guest: str) -> Iterator[Self]:
-        """The place of the guest that `stable` names. Raises JobConflictError, TargetError."""
+    def taken(cls, host: Host, stable: str, guest: str, origin: str = "") -> Iterator[Self]:
+        """The place of the guest that `stable` names, for people `guest`, its UUID `origin`.
+
+        Raises JobConflictError, TargetError.
+        """
         name = throwaway_name(stable)
-        place = Place(name, guest, os.path.join(host.places.scratch_dir, _SCRATCH, name))
+        place = Place(name, guest, os.path.join(host.places.scratch_dir, _SCRATCH, name), origin=origin)
         descriptor = _locked(_path(host, name))
         if descriptor is None:
             raise JobConflictError(f"another drill of {guest} goes on", "wait for it, or end it; then drill again")
@@ -70,7 +78,7 @@ class Bench:
 
     def write_down(self, uuid: str = "") -> None:
         """Before anything of that UUID is on the host."""
-        self.place = Place(self.place.name, self.place.guest, self.place.folder, uuid)
+        self.place = replace(self.place, uuid=uuid)
         data = json.dumps(asdict(self.place)).encode()
         with told(_path(self._host, self.place.name)):
             os.pwrite(self._descriptor, data, 0)
@@ -83,23 +91,53 @@ class Bench:
         _path(self._host, self.place.name).unlink(missing_ok=True)
 
 
-def left_over(host: Host) -> Iterator[tuple[str, str]]:
+def left_over(host: Host, wanted: Collection[str] | None = None) -> Iterator[tuple[str, str]]:
     """Takes away what killed drills left on this host; tells of each whose it was, and what was done.
 
-    Raises HypervisorError, TargetError. A drill that goes on is left alone.
+    `wanted`: of these guests alone, names or UUIDs. A drill that goes on is left alone. Raises HypervisorError,
+    TargetError once all were tried: what could not be taken away is left for the next try.
     """
-    folder = Path(host.places.state_dir) / FOLDER
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        descriptor = _locked(path)
-        if descriptor is None:
-            continue
+    trouble: list[HypervisorError | TargetError] = []
+    for path in _written(host):
         try:
-            guest = _clear(host, descriptor)
-            path.unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
+            guest = _take_away(host, path, wanted)
+        except (HypervisorError, TargetError) as error:
+            trouble.append(error)
+            continue
         if guest:
             yield guest, "removed the throw-away guest and files of a drill that was killed"
+    if trouble:
+        raise trouble[0]
+
+
+def drilled(host: Host) -> set[str]:
+    """The guests, names and UUIDs, of which a drill goes on or was killed on this host."""
+    places = []
+    for path in _written(host):
+        with contextlib.suppress(OSError):
+            places.append(_parsed(path.read_bytes()))
+    return {text for place in places if place for text in (place.guest, place.origin) if text}
+
+
+def _written(host: Host) -> list[Path]:
+    folder = Path(host.places.state_dir) / FOLDER
+    return sorted(folder.glob("*.json")) if folder.is_dir() else []
+
+
+def _take_away(host: Host, path: Path, wanted: Collection[str] | None) -> str | None:
+    """What one killed drill left; gives whose it was, None where it is not wanted, goes on, or left nothing."""
+    descriptor = _locked(path)
+    if descriptor is None:
+        return None
+    try:
+        place = _read(descriptor)
+        if wanted is not None and not (place and place.is_of(wanted)):
+            return None
+        guest = _clear(host, descriptor)
+        path.unlink(missing_ok=True)
+        return guest
+    finally:
+        os.close(descriptor)
 
 
 def _clear(host: Host, descriptor: int) -> str | None:
@@ -121,8 +159,12 @@ def _clear(host: Host, descriptor: int) -> str | None:
 
 def _read(descriptor: int) -> Place | None:
     """None where nothing is written down, or not to the end: then nothing is there yet."""
+    return _parsed(os.pread(descriptor, 1 << 16, 0))
+
+
+def _parsed(data: bytes) -> Place | None:
     try:
-        found = Place(**json.loads(os.pread(descriptor, 1 << 16, 0)))
+        found = Place(**json.loads(data))
     except (ValueError, TypeError):
         return None
     return found if all(isinstance(value, str) for value in asdict(found).values()) else None

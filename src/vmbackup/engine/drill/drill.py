@@ -96,7 +96,7 @@ def drill(
     for guest, what in left_over(host):
         progress.note(f"{guest}: {what}")
     owner = image_owner(host.connection)
-    with Bench.taken(host, f"{repository.id}/{point.uuid}", point.domain) as bench:
+    with Bench.taken(host, f"{repository.id}/{point.uuid}", point.domain, point.uuid) as bench:
         report, problem = _Drill(host, repository, point, options, clocks).carry_out(bench, owner)
     drills.record(repository, point, report.seen)
     if problem is not None:
