@@ -101,7 +101,7 @@ def _disturbed(scene: Scene, cycle: Cycle) -> str | None:
     one_sentence(failure)
     assert any(word in failure.message for word in event.ends), f"{cycle.name}: {failure.message} ({failure.hint})"
     scene.clean()
-    scene.expected = event.then or scene.expected
+    scene.expected = scene.expected or event.then  # what was lost before goes first
     return failure.message
 
 
