@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -181,3 +183,57 @@ def test_a_scratch_folder_that_qemu_cannot_pass(lab: Lab, make_domain: MakeDomai
         assert other.intents() == []
     assert horse.checkpoints() == []
     assert list(closed.iterdir()) == []
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_scratch_file_that_cannot_be_removed(
+    make_domain: MakeDomain, host: Host, scratch_dir: Path, short_seal: None, committed: bool
+) -> None:
+    """Its file system became read-only, say: the run ends as it would, and later ones try again until it is gone."""
+    horse = make_domain(Disk(size=MiB))
+    shadow = Shadow(host, horse)
+    with shadow.begin() as running:
+        (file,) = scratch_dir.iterdir()
+        file.unlink()
+        file.mkdir()
+        (file / "x").touch()  # neither libvirt nor we can remove that
+        if committed:
+            images = shadow.read(running)
+            running.seal()
+            shadow.commit(running, images)
+    assert f"could not remove {file}" in " ".join(running.notes)
+    assert [intent.scratch_bytes for intent in host.intents()] == [0]
+    shadow.run()
+    assert shadow.modes == {"vda": "incremental" if committed else "full"}
+    domain = host.domain(horse.name)
+    (left,) = host.recover(domain, lambda _name: committed)
+    assert str(file) in " ".join(left.trouble)
+    shutil.rmtree(file)
+    (left,) = host.recover(domain, lambda _name: committed)
+    assert left.trouble == ()
+    assert host.recover(domain, lambda _name: committed) == []
+    assert len(horse.checkpoints()) == 1
+
+
+def test_scratch_that_fails(lab: Lab, host: Host, scratch_dir: Path) -> None:
+    """QEMU gives the guest its error: the job is ended at the first, so that the guest sees no more of them."""
+    guest = BootSectorGuest(lab)
+    try:
+        with begin(host, guest.name) as running:
+            (file,) = scratch_dir.iterdir()
+            if subprocess.run(["chattr", "+i", str(file)], check=False, capture_output=True).returncode:
+                pytest.skip("a file that refuses writes is needed: put $VMBACKUP_LAB_DIR on ext4, xfs or btrfs")
+            try:
+                guest.write(30)
+                assert guest.answer(20) == "e"
+                with pytest.raises(HypervisorError, match="could not be written and the guest was given I/O errors"):
+                    wait_for_loss(running)
+            finally:
+                subprocess.run(["chattr", "-i", str(file)], check=False, capture_output=True)
+        guest.write(31)
+        assert guest.answer(20) == "k"
+        assert guest.domain.jobInfo()[0] == 0
+        assert guest.domain.listAllCheckpoints(0) == []
+        host.recover(host.domain(guest.name), lambda _name: False)  # where libvirt or we came before the second chattr
+    finally:
+        guest.remove()

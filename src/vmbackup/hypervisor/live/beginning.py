@@ -162,8 +162,10 @@ class Beginning:
 
         try:
             self._connection.call("undo the begin", undo, self.info.name)
-            cleanup.unlink_all((intent.socket, *intent.scratch))
-            if not self._freezer.thaw_failed:
+            cleanup.unlink_all(files := (intent.socket, *intent.scratch))
+            if cleanup.left_of(files):
+                self._store.update(intent, scratch_bytes=0)
+            elif not self._freezer.thaw_failed:
                 self._store.remove(intent.session)
         except VmbackupError:
             return  # the intent stays, and the next run puts it right

@@ -153,6 +153,7 @@ class LiveJob:
         try:
             clean = self._finish_committed() if committed else self._finish_failed()
             clean = self._thaw_late() and clean
+            clean = self._no_files_left() and clean
             if clean:
                 self._store.remove(self._intent.session)
         except Exception as error:  # the run's own outcome must not be hidden by its cleaning up
@@ -189,8 +190,20 @@ class LiveJob:
             if self._ended:
                 return
             self._connection.call("end the backup job", self._end_on, self.domain.name)
-            cleanup.unlink_all((self._intent.socket, *self._intent.scratch))
+            cleanup.unlink_all(self._files)
             self._ended = True
+
+    @property
+    def _files(self) -> tuple[str, ...]:
+        return self._intent.socket, *self._intent.scratch
+
+    def _no_files_left(self) -> bool:
+        """Such as on a file system that an error made read-only: they wait for the next run, and reserve no space."""
+        left = cleanup.left_of(self._files)
+        if left:
+            self._intent = self._store.update(self._intent, scratch_bytes=0)
+            self.notes.append(f"{left} (the next run tries again)")
+        return left is None
 
     def _end_on(self, raw: Any) -> None:
         domain = handle(raw, self.domain)

@@ -106,7 +106,7 @@ class JobWatch:
     def _scratch_error(self, event: Event) -> HypervisorError:
         if event.reason == "enospc" and self._scratch:
             return self._scratch.error()
-        done = "paused" if event.paused else "given I/O errors"
+        done = "paused until the run was ended" if event.paused else "given I/O errors"
         return HypervisorError(
             f"a scratch file of {self._info.name} could not be written and the guest was {done}",
             "scratch_dir must be on reliable local storage; 'dmesg' tells more",

@@ -144,3 +144,9 @@ def unlink_all(paths: Iterable[str]) -> list[str]:
         except OSError:
             continue
     return gone
+
+
+def left_of(paths: Iterable[str]) -> str | None:
+    """After unlink_all: which of these could not go, in words; None where all have."""
+    left = [path for path in paths if os.path.lexists(path)]
+    return f"could not remove {', '.join(left)}" if left else None

@@ -60,9 +60,11 @@ class _Recovery:
         self._step("thaw the guest", self._thaw)
         if not self._step("end the backup job", self._end_job):
             return self._leftover(None)  # the files are in use, the checkpoint may be: all that later
-        gone = cleanup.unlink_all((intent.socket, *intent.scratch))
+        gone = cleanup.unlink_all(files := (intent.socket, *intent.scratch))
         if gone:
             self._done.append(f"removed {len(gone)} files of scratch and socket")
+        if left := cleanup.left_of(files):
+            self._trouble.append(left)
         verdict = self._verdict(committed)
         if verdict is True:
             for name in intent.superseded:
