@@ -30,7 +30,7 @@ class Boots(Guest):
 
     def __init__(self) -> None:
         super().__init__()
-        self.answers_at, self.gone_at, self.paused_at = 23.0, 1e9, 1e9
+        self.answers_at, self.gone_at, self.paused_at, self.unread_at = 23.0, 1e9, 1e9, 1e9
         self.printed: dict[float, bytes] = {1.0: b"SeaBIOS\r\n", 20.0: b"web01 lo", 21.0: b"gin: "}
         self.console, self.unread = Console(), []  # type: ignore[var-annotated]
         self.picture: bytes | Exception = PIXEL
@@ -47,6 +47,8 @@ class Boots(Guest):
         return "gone" if self.now >= self.gone_at else "error" if self.now >= self.paused_at else "running"
 
     def listen(self) -> list[str]:
+        if self.now >= self.unread_at:
+            self.unread[:] = ["data/x is missing"]
         due = [second for second in self.printed if second <= self.now]
         return [line for second in due for line in self.console.feed(self.printed.pop(second))]
 
@@ -175,11 +177,28 @@ def test_a_check_that_does_not_hold(kit: Kit, guest: Boots) -> None:
 
 
 def test_a_part_that_could_not_be_read(kit: Kit, guest: Boots) -> None:
-    """It is told as the reason of a failure, and is one where the guest has booted all the same."""
-    guest.unread = ["data/x is missing"]
+    """It ends the drill at once, as the reason of its failure; also where the guest has booted all the same."""
+    guest.unread_at = 5.0
+    error = failed(kit, guest, boot_seconds=600.0)
+    why = "a part of the restore point could not be read: data/x is missing"
+    assert error.message == f"the drill was ended before it had booted, for {why}"
+    assert "verify --read-data" in error.hint
+    assert 5 <= guest.now < 6
+    assert error.report.seen.boot_seconds is None
+
+
+def test_a_part_that_could_not_be_read_during_the_checks(kit: Kit, guest: Boots) -> None:
+    guest.unread_at = 30.0
+    guest.commands = {"systemctl": ended(3, b"activating\n")}
+    error = failed(kit, guest, checks=(SSH,), checks_seconds=600.0)
+    assert error.message.startswith("the drill was ended during the checks, for a part of the restore point could not")
+    assert 30 <= guest.now < 32
+
+
+def test_a_part_that_could_not_be_read_of_a_guest_that_booted(kit: Kit, guest: Boots) -> None:
+    guest.unread_at = guest.answers_at = 0.0
     error = failed(kit, guest)
     assert error.message == "it booted, but a part of the restore point could not be read: data/x is missing"
-    assert "verify --read-data" in error.hint
 
 
 def test_a_screen_that_gives_no_picture(kit: Kit, guest: Boots) -> None:

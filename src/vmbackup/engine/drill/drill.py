@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from vmbackup.engine.drill.bench import Bench, left_over
 from vmbackup.engine.drill.checks import ANSWER_SECONDS, Check, Checked, Checker
-from vmbackup.engine.drill.guest import DrillGuest, running
+from vmbackup.engine.drill.guest import DrillGuest, UnreadableError, running, with_cause
 from vmbackup.engine.drill.picture import to_png
 from vmbackup.errors import DamageError, HypervisorError, VmbackupError
 from vmbackup.hypervisor import Host
@@ -124,8 +124,10 @@ class _Drill:
                 try:
                     boot_seconds = self._booted(guest, began)
                     self._check(guest)
+                except UnreadableError:
+                    raise
                 except HypervisorError as error:
-                    raise _with_cause(error, guest) from error
+                    raise with_cause(error, guest.unread) from error
                 finally:
                     self._look(guest)
         except (HypervisorError, DamageError) as error:
@@ -175,7 +177,12 @@ class _Drill:
         return None
 
     def _alive(self, guest: DrillGuest, when: str) -> None:
-        """Raises HypervisorError where the guest is of no use any more."""
+        """Raises HypervisorError where the guest is of no use any more.
+
+        What it could not read it may wait for until the time is over, and could not be told from a whole restore point.
+        """
+        if guest.unread:
+            raise UnreadableError(f"the drill was ended {when}", guest.unread)
         state = guest.domain.state()
         if state == "gone":
             raise HypervisorError(f"the guest ended {when}")
@@ -210,11 +217,3 @@ def _shown(report: DrillReport) -> str:
     """The end of what the console showed: all that whoever looks later has of a guest that is gone."""
     lines = report.console[-_HINT_LINES:]
     return f"its console showed last: {' / '.join(lines)}" if lines else ""
-
-
-def _with_cause(error: HypervisorError, guest: DrillGuest) -> HypervisorError:
-    """The error, and what of the restore point could not be read: then that is why."""
-    if not guest.unread:
-        return error
-    told = f"{error.message}, but a part of the restore point could not be read: {guest.unread[0]}"
-    return HypervisorError(told, "'vmbackup verify --read-data' tells what suffers")

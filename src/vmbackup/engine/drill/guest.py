@@ -97,8 +97,24 @@ def running(
         state.put(rebuilt, documents, None)
         if rebuilt.nvram is not None:
             _open(rebuilt.nvram, owner)
-        domain = stack.enter_context(Throwaway.start(host.connection, rebuilt.xml))
+        try:
+            domain = stack.enter_context(Throwaway.start(host.connection, rebuilt.xml))
+        except HypervisorError as error:
+            raise with_cause(error, unread) from error
         yield DrillGuest(domain, isolated, unread)
+
+
+class UnreadableError(HypervisorError):
+    """Part of the restore point could not be read, and `what` came of that."""
+
+    def __init__(self, what: str, unread: Sequence[str], word: str = "for") -> None:
+        told = f"{what}, {word} a part of the restore point could not be read: {unread[0]}"
+        super().__init__(told, "'vmbackup verify --read-data' tells what suffers")
+
+
+def with_cause(error: HypervisorError, unread: Sequence[str]) -> HypervisorError:
+    """The error, and what of the restore point could not be read: then that is why."""
+    return UnreadableError(error.message, unread, "but") if unread else error
 
 
 @contextlib.contextmanager
