@@ -130,5 +130,12 @@ def test_notes_that_mean_nothing_are_no_hindrance(kit: RamKit, tmp_path: Path) -
     for number, text in enumerate(("", "nonsense", "[1]", '{"point": 1}')):
         (folder / f"{number}.raw.partial.json").write_text(text)
         (folder / f"{number}.raw.partial").write_text("")
+    (folder / "empty.json").write_text("")
+    (folder / "vdb.raw.partial.json").write_text("")
+    for name in ("empty.json", "0.raw.partial.json", "vdb.raw.partial.json"):
+        os.utime(folder / name, (1, 1))
     flat(kit, folder)
     assert (folder / "vda.raw").read_bytes() == kit.disk().data
+    assert not (folder / "0.raw.partial.json").exists()  # old and empty: of a restore that was killed at once
+    assert not (folder / "vdb.raw.partial.json").exists()
+    assert (folder / "empty.json").exists()

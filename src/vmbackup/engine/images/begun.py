@@ -84,10 +84,10 @@ def _text(description: Mapping[str, str]) -> bytes:
     return json.dumps(dict(description), sort_keys=True).encode()
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, names: str = "*.json") -> None:
     """Removes empty notes that nobody holds: of restores that were killed before they wrote anything. Never raises."""
     with contextlib.suppress(OSError):
-        for note in folder.glob("*.json"):
+        for note in folder.glob(names):
             with contextlib.suppress(OSError):
                 _remove_empty(note)
 

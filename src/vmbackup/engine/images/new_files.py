@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from vmbackup.durable import sync_folder
-from vmbackup.engine.images.begun import Begun
+from vmbackup.engine.images.begun import Begun, sweep
 from vmbackup.errors import TargetError
 
 # What link(2) says on FAT, exFAT, many a FUSE and SMB.
@@ -45,6 +45,7 @@ class NewFiles:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TargetError(f"cannot make {folder}: {error.strerror}") from error
+        sweep(folder, "*.partial.json")
 
     def __enter__(self) -> Self:
         return self
