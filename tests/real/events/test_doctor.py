@@ -57,12 +57,17 @@ def test_a_block_job(make_domain: MakeDomain, host: Host) -> None:
 
 
 def test_a_transient_domain(make_domain: MakeDomain, host: Host) -> None:
-    """The command that is named makes it persistent."""
-    horse = make_domain(Disk(size=MiB))
+    """The command that is named makes it persistent, with the password of its screen, which it shows to nobody."""
+    horse = make_domain(Disk(size=MiB), start=False)
+    screen = f"<graphics type='vnc' passwd='secret'><listen type='socket' socket='{horse.folder}/vnc'/></graphics>"
+    horse.redefine(horse.domain.XMLDesc(2).replace("</devices>", f"{screen}</devices>"))
+    horse.start()
     horse.domain.undefine()
     found = check(host, horse, "definition")
     subprocess.run(["sh", "-ec", found.fix], check=True, capture_output=True, cwd=horse.folder)
     assert horse.domain.isPersistent()
+    assert "passwd='secret'" in horse.domain.XMLDesc(1 | 2)
+    assert (horse.folder / "guest.xml").stat().st_mode & 0o077 == 0
     assert [each for each in host.checks([host.domain(horse.name)]) if each.name == "definition"] == []
 
 

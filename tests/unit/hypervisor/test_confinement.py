@@ -53,6 +53,13 @@ def test_selinux_names_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert found.status == status
     assert found.fix == "semodule -i /usr/share/doc/vmbackup/vmbackup.cil"
     assert (ROOT / "systemd" / "vmbackup.cil").is_file()
+    # As `make install PREFIX=...` puts it there.
+    module = tmp_path / "share/doc/vmbackup/vmbackup.cil"
+    module.parent.mkdir(parents=True)
+    module.touch()
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "lib/vmbackup"))
+    (found,) = confinement_checks(capabilities("selinux"), SCRATCH)
+    assert found.fix == f"semodule -i {module}"
 
 
 def test_the_rule_that_is_shipped_is_that_of_the_default_folder() -> None:

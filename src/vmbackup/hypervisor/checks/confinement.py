@@ -7,6 +7,7 @@ A guest that `boot` or `drill` starts opens a socket of ours below scratch_dir.
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from vmbackup.hypervisor.xmltree import parse
 # Where a rule of the operator's stands: Debian 12 and Ubuntu 22.04 read the first, later ones any file of the second.
 _LOCAL, _FOLDER = "etc/apparmor.d/local/abstractions/libvirt-qemu", "etc/apparmor.d/abstractions/libvirt-qemu.d"
 _MODULE = "vmbackup"  # the name of systemd/vmbackup.cil
-_SHIPPED = "/usr/share/doc/vmbackup/vmbackup.cil"
+_SHIPPED = Path("/usr/share/doc/vmbackup/vmbackup.cil")
 _TIMEOUT = 30.0  # seconds; semodule reads a store
 
 
@@ -54,7 +55,13 @@ def _selinux() -> Check:
         return Check("selinux", "QEMU", "ok", f"the module {_MODULE} is loaded")
     message = "the module that lets it open the sockets of booted guests is not loaded: 'boot' and 'drill' may fail"
     tool = "" if shutil.which("semodule") else "dnf install policycoreutils && "
-    return Check("selinux", "QEMU", "warn", message, f"{tool}semodule -i {_SHIPPED}")
+    return Check("selinux", "QEMU", "warn", message, f"{tool}semodule -i {_shipped(Path(sys.prefix))}")
+
+
+def _shipped(environment: Path) -> Path:
+    """Where `make install` has put the module, whose program is in PREFIX/lib/vmbackup."""
+    own = environment.parent.parent / _SHIPPED.relative_to("/usr")
+    return own if own.is_file() else _SHIPPED
 
 
 def _text(path: Path) -> str:

@@ -29,7 +29,9 @@ def guest_checks(
     yield from _state(domain, info)
     if not info.persistent:
         message = "it is transient: libvirt forgets it, and our checkpoint, when it stops; restore points keep its XML"
-        define = f"virsh dumpxml {_q(info.name)} >guest.xml && virsh define guest.xml"
+        # With its secrets, a screen's password for one, which nobody else may read meanwhile.
+        dump = f"(umask 077; virsh dumpxml --security-info {_q(info.name)} >guest.xml)"
+        define = f"{dump} && virsh define guest.xml"
         yield Check("definition", info.name, "warn", message, define)
     kept = [disk for disk in disks if not disk.left_out]
     if not kept:
