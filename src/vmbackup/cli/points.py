@@ -90,13 +90,17 @@ def stored(point: "PointSummary") -> int:
 
 
 def points_table(points: Sequence["PointSummary"], among: Iterable["PointSummary"]) -> str:
-    """A line a restore point; with its group where any has one. `among`: all that are there."""
-    titles, there = ("POINT", "DOMAIN", "TIME", "MODE", "STORED"), present(among)
-    rows = [(p.id, p.domain, local_time(p.time, seconds=False), mode_of(p), format_size(stored(p))) for p in points]
-    groups = [group_column(point.group, there) for point in points]
-    if any(groups):
-        titled = [(*row, group) for row, group in zip(rows, groups, strict=True)]
-        return table((*titles, "GROUP"), titled, right=("STORED",))
+    """A line a restore point; with status and group where these tell anything. `among`: all that are there."""
+    titles, there = ["POINT", "DOMAIN", "TIME", "MODE", "STORED"], present(among)
+    rows = [[p.id, p.domain, local_time(p.time, seconds=False), mode_of(p), format_size(stored(p))] for p in points]
+    more = {
+        "STATUS": ["" if point.status == "success" else point.status for point in points],
+        "GROUP": [group_column(point.group, there) for point in points],
+    }
+    for title, column in more.items():
+        if any(column):
+            titles.append(title)
+            rows = [[*row, cell] for row, cell in zip(rows, column, strict=True)]
     return table(titles, rows, right=("STORED",))
 
 

@@ -105,6 +105,12 @@ class Point:
         return int(self.public["seq"])
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Those of the backup, each as whoever restores the point is told of it."""
+        told = map(str, self.public.get("warnings", ()))
+        return tuple(f"restore point {self.id} was made with a warning: {warning}" for warning in told)
+
+    @property
     def domain(self) -> str:
         """The guest's name at that time."""
         return str(self.public["domain"]["name"])

@@ -57,6 +57,16 @@ def test_list(run: Run, found: PointList) -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_a_point_with_a_warning_is_seen_in_the_list(run: Run, found: PointList) -> None:
+    SECOND.public["warnings"] = ["disk vda may be half restored"]
+    try:
+        lines = run("list").out.splitlines()
+    finally:
+        SECOND.public["warnings"] = []
+    assert lines[0].endswith("STORED  STATUS")
+    assert [line.endswith("  warning") for line in lines[1:]] == [False, True, False]
+
+
 def test_list_of_a_domain_by_name_and_uuid(run: Run, found: PointList) -> None:
     for name in ("web1", UUID):
         assert [p["id"] for p in run("--json", "list", name).json["points"]] == [SECOND.id, FIRST.id]

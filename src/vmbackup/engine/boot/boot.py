@@ -91,7 +91,8 @@ class Boots:
                 self.domain(booted).start()
             booted = replace(booted, phase="booted")
             self.store.put(booted)
-        return BootSummary(booted, time.monotonic() - started, definition.rebuilt.notes, definition.warnings)
+        warnings = (*point.warnings, *definition.warnings)
+        return BootSummary(booted, time.monotonic() - started, definition.rebuilt.notes, warnings)
 
     def start(self, name: str) -> Booted:
         """Serves the point of a booted guest again, and starts or resumes the guest: after a restart of the host."""
