@@ -39,6 +39,12 @@ def earlier_disks(parent: Point | None, host: str) -> dict[str, DiskInfo]:
     return {disk.target: _info(disk, same_host=same_host) for disk in parent.disks}
 
 
+def maker_of(parent: Point | None, host: str) -> str | None:
+    """The name of the other host that made `parent`; None where this one did, or it is not told."""
+    maker = parent.public.get("host") if parent else None
+    return None if maker in (None, host) else str(maker).partition("/")[0]
+
+
 def _info(disk: DiskRecord, *, same_host: bool) -> DiskInfo:
     attributes = dict(disk.attributes)
     path, serial, bus = attributes.pop("path", ""), attributes.pop("serial", None), attributes.pop("bus", "")

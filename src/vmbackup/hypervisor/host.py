@@ -154,6 +154,7 @@ class Host:
         the repository is older than this host: then all is read whole and that checkpoint is left alone.
         Without it, the checkpoint of `parent` is taken to be the only one that counts.
 
+        `elsewhere` is the host that made the newest restore point, if not this one: what is off here may run there.
         `readers` is how many the caller will open of each disk at a time: their connections are made here.
         `lock` is what `reserve` gave; it is the job's from here on. Raises JobConflictError (another run, a
         foreign job), ScratchFullError, QuiesceError, HypervisorError; then nothing is left behind.
@@ -200,6 +201,7 @@ class Host:
             wanted.get("reread") or {},
             committed,
             self.half_done.of(domain.uuid),
+            wanted.get("elsewhere"),
         )
         recovered = self._recover_locked(domain.uuid, committed or _only(parent, repository_id))
         info = self.connection.call("look at the domain", lambda raw: describe(handle(raw, domain)), domain.name)

@@ -34,7 +34,8 @@ class Request:
 
     `earlier`: target -> the disks as the newest restore point has them, also those without a bitmap;
     `reread`: target -> a reason to read the disk whole although it could be incremental ("scheduled");
-    `half_done`: disks that a restore in place has left half changed.
+    `half_done`: disks that a restore in place has left half changed; `elsewhere`: the host that made the newest restore
+    point, if not this one.
     """
 
     repository_id: str
@@ -44,6 +45,7 @@ class Request:
     reread: Mapping[str, str] = field(default_factory=dict)
     committed: Committed | None = None
     half_done: HalfDone = field(default_factory=lambda: HalfDone(""))
+    elsewhere: str | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from vmbackup.engine.backup.shown import show
 from vmbackup.engine.backup.spotcheck import missed_change
 from vmbackup.engine.backup.wholereads import last_whole_read, scheduled
 from vmbackup.engine.care.heal import heal_older
-from vmbackup.engine.chain import SOURCE, anchor_of, committed_in, earlier_disks, record_of, typed_documents
+from vmbackup.engine.chain import SOURCE, anchor_of, committed_in, earlier_disks, maker_of, record_of, typed_documents
 from vmbackup.engine.identity import host_identity
 from vmbackup.engine.pipeline.lost import lost_parts
 from vmbackup.engine.pipeline.pace import Limit, Pacer
@@ -142,6 +142,7 @@ class GuestBackup:
                 "reread": self._rereads(run),
                 "committed": committed_in(self._repository, run.points, run.forgotten),
                 "readers": self._workers,
+                "elsewhere": maker_of(run.parent, run.host),
             }
         except BaseException:
             self._lock.release()

@@ -39,6 +39,7 @@ class Wanted(TypedDict, total=False):
     reread: Mapping[str, str] | None
     committed: Committed | None
     readers: int
+    elsewhere: str | None
 
 
 def domain_folder(places: Places, info: DomainInfo) -> str:

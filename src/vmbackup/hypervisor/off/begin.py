@@ -22,6 +22,7 @@ from vmbackup.hypervisor.off.hold import OffHold
 from vmbackup.hypervisor.off.hooks import OffHooks
 from vmbackup.hypervisor.off.image import OffImage, off_images
 from vmbackup.hypervisor.off.job import OffJob, OffParts, lost, prove
+from vmbackup.hypervisor.off.writers import refuse_writers
 from vmbackup.hypervisor.places import Places
 from vmbackup.hypervisor.plan import DiskPlan, Plan, Request, make_plan, require_disks
 from vmbackup.hypervisor.source import Anchor, Consistency, DomainInfo, QuiescePolicy
@@ -65,6 +66,7 @@ class OffBeginner:
             raise QuiesceError(f"domain {info.name}: {note}", "start it, or use --quiesce auto")
         plan, images = self._connection.call("plan the backup", lambda raw: self._plan(raw, info), info.name)
         require_disks(plan)
+        self._require_here(info, images)
         documents = self._call(
             "read the domain's XML", info, lambda domain: read_documents(domain, self._places.domain_folders)
         )
@@ -115,6 +117,18 @@ class OffBeginner:
         included = {disk.target for disk in plan.included}
         disks = [disk for disk in read_disks(raw, domain) if disk.target in included]
         return plan, off_images(raw, domain, disks)
+
+    def _require_here(self, info: DomainInfo, images: Mapping[str, OffImage]) -> None:
+        """Raises HypervisorError where a block device may be another guest's at this moment, here or elsewhere."""
+        elsewhere = None if self._request.full else self._request.elsewhere
+        for image in images.values():
+            refuse_writers(image.path)
+            if image.on_device and elsewhere:
+                raise HypervisorError(
+                    f"domain {info.name} is off here, and its newest restore point was made on {elsewhere}:"
+                    f" if it runs there, {image.path} must be left alone here",
+                    f"back it up there; if it runs nowhere, 'vmbackup backup {info.name} --full' reads it whole here",
+                )
 
     def _intent(self, info: DomainInfo, plan: Plan, sockets: Mapping[str, str]) -> Intent:
         tracked = [disk for disk in plan.included if disk.tracked]

@@ -16,6 +16,7 @@ from vmbackup.errors import HypervisorError, JobConflictError
 from vmbackup.hypervisor.off.image import OffImage
 from vmbackup.hypervisor.off.lease import Lease, traces
 from vmbackup.hypervisor.off.server import OffServer
+from vmbackup.hypervisor.off.writers import refuse_writers
 
 # Seconds between two looks at the leases: so long does a guest's start wait at most.
 _LOOK = 0.02
@@ -84,6 +85,7 @@ class OffHold:
         for image, lease in zip(self._images, self._leases, strict=True):
             bitmap = self._bitmaps.get(image.target)
             if not lease.held:
+                refuse_writers(image.path)
                 OffServer(image, self._sockets[image.target], bitmap=None, shared=False).end()  # nobody writes it now
                 os.unlink(self._sockets[image.target])
             server = OffServer(image, self._sockets[image.target], bitmap=bitmap, shared=not lease.held)

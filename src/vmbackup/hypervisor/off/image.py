@@ -13,6 +13,7 @@ from vmbackup.errors import HypervisorError, JobConflictError
 from vmbackup.hypervisor.disk_element import target_of
 from vmbackup.hypervisor.disk_secret import secret_of
 from vmbackup.hypervisor.disks import DomainDisk
+from vmbackup.hypervisor.off.writers import refuse_writers
 from vmbackup.hypervisor.qemu_secret import KEY_ID, QemuSecret
 from vmbackup.hypervisor.xmltree import Element, parse
 
@@ -60,7 +61,13 @@ class OffImage:
         """Takes one away, sound or not. Raises as `add_bitmap`."""
         self._run("bitmap", "--remove", name)
 
+    @property
+    def on_device(self) -> bool:
+        """Whether it lies on a block device."""
+        return _protocol(self.path) == "host_device"
+
     def _run(self, command: str, option: str, name: str) -> None:
+        refuse_writers(self.path)
         with ExitStack() as stack:
             secret = stack.enter_context(QemuSecret(self.secret)) if self.secret is not None else None
             arguments = ["qemu-img", command, option, *(secret.arguments if secret else ()), "--", self.name(), name]

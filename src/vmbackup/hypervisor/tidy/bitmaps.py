@@ -5,12 +5,14 @@ qcow2 with bitmaps of a vmbackup inside the guest.
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from vmbackup.errors import HypervisorError, JobConflictError
 from vmbackup.hypervisor.disk_element import target_of
 from vmbackup.hypervisor.disk_secret import secret_of
 from vmbackup.hypervisor.disks import format_of, local_path
+from vmbackup.hypervisor.domains import MIGRATED_AWAY, describe
 from vmbackup.hypervisor.images import holds_qcow2, image_chain
 from vmbackup.hypervisor.off.image import OffImage
 from vmbackup.hypervisor.xmltree import Element, parse
@@ -41,13 +43,17 @@ def names_in(domain: Any) -> tuple[set[str], list[str]]:
 def take_away(domain: Any, name: str, paths: Mapping[str, str]) -> bool:
     """Removes a bitmap, sound or not, from each image of a domain that is off and from those below. True if one was.
 
-    `paths` are more images, by target. One that is in use has moved to another host: its bitmaps are that one's now.
+    `paths` are more images, by target. One that is in use has moved to another host: its bitmaps are that one's now; on
+    a device, where no lock tells of that, those of a domain that has moved are left alone.
     Raises HypervisorError for the first that cannot be done, when all others are.
     """
     raw, found, trouble = domain.connect(), False, []
+    moved = describe(domain).state == MIGRATED_AWAY
     for target, path, disk in _places(domain, paths):
         try:
-            found |= _take_away(raw, target, path if disk is None else local_path(raw, disk), disk, name)
+            place = path if disk is None else local_path(raw, disk)
+            if not (moved and Path(place).is_block_device()):
+                found |= _take_away(raw, target, place, disk, name)
         except JobConflictError:
             continue
         except HypervisorError as error:
