@@ -247,7 +247,7 @@ def _images(entry: Element, path: str, driver: str, *, off: bool) -> tuple[tuple
 def _closed(entry: Element, path: str, chain: tuple[ImageInfo, ...], trouble: str | None) -> str | None:
     """Why a disk of a guest that is off cannot be read; None where it can."""
     if entry.get("type") not in _LOCAL:
-        return f"it is no file or device of this host ({path})"
+        return f"it is no file or device of this host ({path}): its QEMU alone opens it"
     if trouble or not chain:
         return (trouble or f"the image {path} could not be looked at").partition(": a restore")[0]
     for image in chain:

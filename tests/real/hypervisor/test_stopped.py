@@ -153,13 +153,14 @@ def test_disks_that_only_qemu_can_read(make_domain: MakeDomain, make_shadow: Mak
     source = "<source protocol='nbd' name='x'><host name='127.0.0.1'/></source>"
     network = f"<disk type='network'>{source}<target dev='vdb'/></disk>"
     horse.domain.attachDeviceFlags(network, 2)
-    with pytest.raises(HypervisorError, match=r"disk vdb cannot be read .* no file or device") as caught:
+    with pytest.raises(HypervisorError, match=r"disk vdb cannot be read: .* no file or device") as caught:
         shadow.begin()
-    assert caught.value.hint.endswith(f"virsh start {horse.name}")
+    assert f"virsh start --paused {horse.name}; vmbackup backup" in caught.value.hint
     horse.domain.detachDeviceFlags(network, 2)
     away = horse.path("vda").rename(horse.folder / "away")
-    with pytest.raises(HypervisorError, match=r"disk vda cannot be read .* No such file"):
+    with pytest.raises(HypervisorError, match=r"disk vda cannot be read: .* No such file") as caught:
         shadow.begin()
+    assert caught.value.hint == "the guest cannot start without it either"
     away.rename(horse.path("vda"))
     assert horse.checkpoints() == []
 

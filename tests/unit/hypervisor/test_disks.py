@@ -145,7 +145,7 @@ def test_disks_that_are_no_file(kind: str, source: str, path: str, monkeypatch: 
     assert (found.info.path, found.left_out, found.closed) == (path, None, None)
     assert found.untracked == "a raw image has no dirty bitmap"
     (off,) = read_disks(Connection(), Domain(xml, active=False))
-    assert off.closed == f"it is no file or device of this host ({path})"
+    assert off.closed == f"it is no file or device of this host ({path}): its QEMU alone opens it"
     assert off.left_out is None
 
 

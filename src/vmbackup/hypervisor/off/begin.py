@@ -121,12 +121,12 @@ class OffBeginner:
     def _require_here(self, info: DomainInfo, images: Mapping[str, OffImage]) -> None:
         """Raises HypervisorError where a block device may be another guest's at this moment, here or elsewhere."""
         elsewhere = None if self._request.full else self._request.elsewhere
-        for image in images.values():
-            refuse_writers(image.path)
-            if image.on_device and elsewhere:
+        for device in (device for image in images.values() for device in image.devices):
+            refuse_writers(device)
+            if elsewhere:
                 raise HypervisorError(
                     f"domain {info.name} is off here, and its newest restore point was made on {elsewhere}:"
-                    f" if it runs there, {image.path} must be left alone here",
+                    f" if it runs there, {device} must be left alone here",
                     f"back it up there; if it runs nowhere, 'vmbackup backup {info.name} --full' reads it whole here",
                 )
 

@@ -84,8 +84,9 @@ class OffHold:
                 self._leases.append(Lease(image.path))
         for image, lease in zip(self._images, self._leases, strict=True):
             bitmap = self._bitmaps.get(image.target)
+            for device in image.devices:
+                refuse_writers(device)
             if not lease.held:
-                refuse_writers(image.path)
                 OffServer(image, self._sockets[image.target], bitmap=None, shared=False).end()  # nobody writes it now
                 os.unlink(self._sockets[image.target])
             server = OffServer(image, self._sockets[image.target], bitmap=bitmap, shared=not lease.held)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import stat
 import subprocess
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from vmbackup.errors import HypervisorError, JobConflictError
 from vmbackup.hypervisor.disk_element import target_of
 from vmbackup.hypervisor.disk_secret import secret_of
-from vmbackup.hypervisor.disks import DomainDisk
+from vmbackup.hypervisor.disks import DomainDisk, local_path
 from vmbackup.hypervisor.off.writers import refuse_writers
 from vmbackup.hypervisor.qemu_secret import KEY_ID, QemuSecret
 from vmbackup.hypervisor.xmltree import Element, parse
@@ -25,7 +26,7 @@ _DIRECT = 4096  # bytes: the largest block that O_DIRECT asks for
 
 @dataclass(frozen=True)
 class OffImage:
-    """An image. `driver` is QEMU's; `files` are its own path and those of the images below; `secret` opens it."""
+    """An image. `driver` is QEMU's; `files` are its own path, those below, and that of its data; `secret` opens it."""
 
     target: str
     path: str
@@ -62,9 +63,9 @@ class OffImage:
         self._run("bitmap", "--remove", name)
 
     @property
-    def on_device(self) -> bool:
-        """Whether it lies on a block device."""
-        return _protocol(self.path) == "host_device"
+    def devices(self) -> tuple[str, ...]:
+        """Those of its files that are block devices."""
+        return tuple(path for path in self.files if _protocol(path) == "host_device")
 
     def _run(self, command: str, option: str, name: str) -> None:
         refuse_writers(self.path)
@@ -102,8 +103,10 @@ def off_images(raw: Any, domain: Any, disks: Sequence[DomainDisk]) -> dict[str, 
 
 def _image(raw: Any, name: str, entry: Element, disk: DomainDisk) -> OffImage:
     if disk.closed:
-        raise _cannot(name, disk.target, disk.closed)
-    files = tuple(image.path for image in disk.chain)
+        gone = not disk.chain and bool(local_path(raw, entry))
+        raise _cannot(name, disk.target, disk.closed, "the guest cannot start without it either" if gone else "")
+    data = disk.info.attributes.get("data_file")
+    files = (*(image.path for image in disk.chain), *([data] if data else []))
     image = OffImage(disk.target, disk.info.path, disk.info.format, files)
     try:
         secret = secret_of(raw, entry)
@@ -114,10 +117,13 @@ def _image(raw: Any, name: str, entry: Element, disk: DomainDisk) -> OffImage:
     return replace(image, driver="luks" if disk.info.format == "raw" else disk.info.format, secret=secret)
 
 
-def _cannot(name: str, target: str, why: str) -> HypervisorError:
+def _cannot(name: str, target: str, why: str, hint: str = "") -> HypervisorError:
+    # It need not run: its QEMU is all that is needed.
+    domain = shlex.quote(name)
+    paused = f"virsh start --paused {domain}; vmbackup backup {domain}; virsh destroy {domain}"
     return HypervisorError(
-        f"domain {name} is off, and its disk {target} cannot be read without its QEMU: {why}",
-        f"back it up while it runs: virsh start {name}",
+        f"domain {name} is off, and its disk {target} cannot be read: {why}",
+        hint or f"back it up while it runs, or stands still: {paused}",
     )
 
 
