@@ -71,6 +71,8 @@ def _text(point: "PointSummary", every: "Sequence[PointSummary]", freed: int | N
     if point.copied_from:
         pairs.append(("copied from", f"repository {point.copied_from}"))
     pairs += group_facts(point.group, present(every))
+    if point.freeze_seconds is not None:
+        pairs.append(("stood still", format_duration(point.freeze_seconds)))
     if point.quiesce_note:
         pairs.append(("quiesce", point.quiesce_note))
     pairs += [("reread", f"{disk.target}: {disk.reason}") for disk in point.disks if disk.reason]

@@ -19,8 +19,8 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 PAUSED_BY_IO_ERROR = (3, 5)  # VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_IOERROR
 PAUSED_BY_USER = (3, 1)  # VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_USER
 PAUSED_BY_ITSELF = (3, 0)  # VIR_DOMAIN_PAUSED, and no reason: QEMU stopped it, and libvirt was not told why
-RUNNING, PAUSED = 1, 3
-ASLEEP = (PAUSED, 7)  # VIR_DOMAIN_PAUSED, VIR_DOMAIN_PMSUSPENDED: it goes on as it was
+RUNNING, PAUSED, SLEEPING = 1, 3, 7  # VIR_DOMAIN_PMSUSPENDED: to its memory, by itself
+ASLEEP = (PAUSED, SLEEPING)  # it goes on as it was
 # VIR_DOMAIN_SHUTOFF, VIR_DOMAIN_SHUTOFF_MIGRATED: off here, and at work on another host.
 MIGRATED_AWAY = "migrated away"
 

@@ -65,7 +65,7 @@ def point(
         "warnings": [],
         "consistency": "crash",
         "quiesce_note": None,
-        "freeze_seconds": None,
+        "freeze_seconds": 0.35,
         "host": "hv1/00000000",
         "seal_seconds": 1.0,
         "duration_seconds": 1.0,

@@ -104,6 +104,7 @@ def test_show(run: Run, found: PointList, monkeypatch: pytest.MonkeyPatch) -> No
     assert f"point        {SECOND.id}" in result.out
     assert f"parent       {FIRST.id}" in result.out
     assert "would free   5.00 MiB" in result.out
+    assert "stood still  0.35 s" in result.out
     document = run("show", SECOND.id, "--json").json
     assert (document["points"][0]["id"], document["points"][0]["freed_bytes"]) == (SECOND.id, 5 << 20)
     assert "drilled      never" in result.out

@@ -236,6 +236,21 @@ def test_an_agent_that_is_not_connected_is_not_asked() -> None:
     assert run(guest, "never").outcome.note == "quiesce is off"
 
 
+@pytest.mark.parametrize(
+    ("stands", "why", "cure"),
+    [(3, "is paused", "virsh resume web1"), (7, "sleeps", "virsh dompmwakeup web1"), (6, "not running", "virsh reset")],
+)
+def test_a_guest_that_stands_still_is_not_asked(stands: int, why: str, cure: str) -> None:
+    """What makes it go on is told."""
+    guest = Guest()
+    guest.stands = [stands, 1]
+    assert why in (run(guest).outcome.note or "")
+    assert guest.calls == []
+    with pytest.raises(QuiesceError, match=why) as caught:
+        run(guest, "required")
+    assert cure in caught.value.hint
+
+
 def test_chosen_mount_points() -> None:
     """Only they are frozen, and the point says so; fewer than asked for is no better than a crash."""
     options = FreezeOptions(mounts=("/", "/srv"), seconds=30)

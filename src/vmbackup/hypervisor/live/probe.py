@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from vmbackup.errors import VmbackupError
 from vmbackup.hypervisor import _libvirt as lv
 from vmbackup.hypervisor.connection import Connection
-from vmbackup.hypervisor.domains import PAUSED, RUNNING, handle
+from vmbackup.hypervisor.domains import PAUSED, RUNNING, SLEEPING, handle
 from vmbackup.hypervisor.failures import code_of
 from vmbackup.hypervisor.live.agent import AgentRefusedError, GuestAgent
 from vmbackup.hypervisor.source import DomainInfo
@@ -35,8 +35,10 @@ def agent_trouble(domain: Any) -> Trouble | None:
     state, name = domain.state()[0], shlex.quote(domain.name())
     if state == PAUSED:
         return Trouble("the guest is paused, so its agent cannot answer", f"virsh resume {name}")
-    if state != RUNNING:
-        return Trouble("the guest is not running", f"virsh start {name}")
+    if state == SLEEPING:
+        return Trouble("the guest sleeps, so its agent cannot answer", f"virsh dompmwakeup {name}")
+    if state != RUNNING:  # its system has crashed, or it is on its way out
+        return Trouble("the guest is not running", f"virsh reset {name} && virsh resume {name}")
     channel = _channel(domain, 0)
     if channel is not None:
         return None if channel.get("state") == "connected" else Trouble("the guest agent is not connected", _START)
