@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,26 @@ def test_what_is_here_as_it_was(guest: Guest, tmp_path: Path) -> None:
     assert files.places(None)[1] == [f"the initrd {guest.initrd} of this host is another file than the restore point's"]
     guest.kernel.mkdir()
     assert not files.is_here(kernel, guest.kernel)
+
+
+def test_laid_out(guest: Guest, tmp_path: Path) -> None:
+    """Those that lack, or every one; whatever the umask, QEMU's user passes to them."""
+    files = BootFiles(guest.kit.repository, guest.backup())
+    assert files.lay_out(tmp_path / "none", Silent()) == {}
+    assert not (tmp_path / "none").exists()
+    old = os.umask(0o077)
+    try:
+        every = files.lay_out(tmp_path / "every", Silent(), every=True)
+        guest.initrd.unlink()
+        some = files.lay_out(tmp_path / "some", Silent())
+        restored(guest, guest.kit.points()[0], tmp_path / "a")
+    finally:
+        os.umask(old)
+    assert every == {str(path): tmp_path / "every" / path.name for path in (guest.kernel, guest.initrd)}
+    assert every[str(guest.kernel)].read_bytes() == guest.kernel.read_bytes()
+    assert list(some) == [str(guest.initrd)]
+    for folder in (tmp_path / "every", tmp_path / "some", tmp_path / "a/boot-files"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o711
 
 
 def test_a_damaged_one_is_no_place(guest: Guest, tmp_path: Path) -> None:

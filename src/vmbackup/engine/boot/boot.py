@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from vmbackup.engine.boot import boot_files
 from vmbackup.engine.boot.images import make_overlays, remove_images, remove_overlays, written_bytes
 from vmbackup.engine.boot.keeping import Keeping
 from vmbackup.engine.boot.proof import hang_again
 from vmbackup.engine.boot.records import Booted, BootedDisk, BootStore, check_name, check_socket
 from vmbackup.engine.boot.server import read_state
 from vmbackup.engine.care.verify import verify
+from vmbackup.engine.restore.boot_files import BootFiles
 from vmbackup.errors import DamageError, HypervisorError, UsageError
 from vmbackup.hypervisor import Host
 from vmbackup.hypervisor.define.define import DefineOptions, Definition, define, plan_definition
@@ -86,6 +88,7 @@ class Boots:
                 self.keeping.start(booted)
                 _check_whole(repository, point, progress)
                 make_overlays(booted)
+                BootFiles(repository, point).lay_out(boot_files.folder_of(booted), progress)
                 define(self.host.connection, self.host.places.domain_folders, definition)
                 self.keeping.wait(booted)
                 self.domain(booted).start()
@@ -166,11 +169,15 @@ class Boots:
         check_socket(booted)
         networks = {EVERY_NETWORK: options.network or NO_NETWORK}
         # With the host it is not started before it stands alone: its server may not be there.
-        wishes = DefineOptions(options.name, networks=networks, without=frozenset(OPTIONAL), autostart=False)
+        copies, notes = BootFiles(repository, point).places(boot_files.folder_of(booted))
+        wishes = DefineOptions(
+            options.name, networks=networks, without=frozenset(OPTIONAL), autostart=False, boot_files=copies
+        )
         places = self.host.places.domain_folders
         plan = plan_definition(self.host.connection, places, documents, _overlays(booted), wishes)
         if options.network is not None and not parse(plan.rebuilt.xml).findall("./devices/interface"):
             raise UsageError(f"{point.domain} has no network interface", "leave --network out")
+        plan = replace(plan, warnings=(*plan.warnings, *notes))
         given = policies(documents[DOMAIN_XML].decode())
         return replace(booted, uuid=plan.rebuilt.uuid, owner=plan.owner or booted.owner, policies=given), plan
 
@@ -179,6 +186,7 @@ class Boots:
         self.domain(booted).remove()
         self.keeping.end(booted)
         remove_images(booted)
+        boot_files.remove(booted)
         remove_overlays(booted)
         self.store.remove(booted.name)
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vmbackup.engine.boot import boot_files
 from vmbackup.engine.boot.boot import Boots
 from vmbackup.engine.boot.images import check_whole, hangs, make_folder, make_image, remove_overlays
 from vmbackup.engine.boot.proof import hang_again, is_torn
@@ -83,6 +84,7 @@ class Finish:
         for disk in booted.disks:
             if os.path.lexists(aimed.image(disk.target)):
                 raise TargetError(f"{aimed.image(disk.target)} is already there", "name another folder with --output")
+        boot_files.check_free(aimed)
         make_folder(folder, 0o711)
         closed = closed_to(str(folder), *booted.owner)
         if closed is not None:
@@ -212,7 +214,7 @@ class Finish:
         booted = self._boots.store.require(booted.name)
         if booted.woken and domain.state() in ("paused", "error"):
             domain.stop()  # as it was
-        domain.stand_alone(booted.policies)
+        domain.stand_alone(booted.policies, boot_files.move(booted))
         disks = tuple(
             FinishedDisk(disk.target, Path(booted.image(disk.target)), disk.size, check_whole(booted, disk))
             for disk in booted.disks

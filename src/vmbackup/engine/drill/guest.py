@@ -8,6 +8,7 @@ from pathlib import Path
 from vmbackup.engine.drill.bench import Bench
 from vmbackup.engine.images.qemu_img import run_tool
 from vmbackup.engine.images.target_errors import told
+from vmbackup.engine.restore.boot_files import FOLDER, BootFiles
 from vmbackup.engine.serve.served import ServedPoint
 from vmbackup.errors import DamageError, HypervisorError, TargetError
 from vmbackup.hypervisor import Host
@@ -25,6 +26,7 @@ from vmbackup.nbd.errors import CannotListen, NbdError
 from vmbackup.nbd.export import Export
 from vmbackup.nbd.extents import Extent
 from vmbackup.nbd.server import NbdServer
+from vmbackup.progress import SILENT
 from vmbackup.repository.points import Point
 from vmbackup.repository.repository import Repository
 
@@ -82,7 +84,9 @@ def running(
 ) -> Iterator[DrillGuest]:
     """The guest, from its start to the end of the block. Raises DamageError, HypervisorError, TargetError."""
     documents = repository.documents(point)
-    isolated, rebuilt = _planned(host, point, bench, documents, memory)
+    # All of them, whatever this host has: what is stored is to be shown to boot.
+    boot_files = BootFiles(repository, point).lay_out(bench.path(FOLDER), SILENT, every=True)
+    isolated, rebuilt = _planned(host, point, bench, documents, boot_files, memory)
     unread: list[str] = []
     served, state = ServedPoint(repository, point), GuestState(host.places.domain_folders)
     with contextlib.ExitStack() as stack:
@@ -90,6 +94,8 @@ def running(
         exports = {target: _Noted(export, unread) for target, export in served.exports.items()}
         stack.enter_context(_listening(NbdServer(exports, UnixAddress(bench.socket))))
         _open(Path(bench.socket), owner)
+        for path in boot_files.values():
+            _open(path, owner)
         for number, disk in enumerate(point.disks):
             _overlay(bench, number, disk.target, disk.virtual_size, owner)
         bench.write_down(rebuilt.uuid)
@@ -130,7 +136,12 @@ def _listening(server: NbdServer) -> Iterator[None]:
 
 
 def _planned(
-    host: Host, point: Point, bench: Bench, documents: Mapping[str, bytes], memory: int | None
+    host: Host,
+    point: Point,
+    bench: Bench,
+    documents: Mapping[str, bytes],
+    boot_files: Mapping[str, Path],
+    memory: int | None,
 ) -> tuple[Isolated, Rebuilt]:
     xml = documents.get(DOMAIN_XML, b"").decode(errors="replace")
     try:
@@ -138,13 +149,15 @@ def _planned(
         capabilities = read_capabilities(host.connection, isolated.xml)
     except ValueError:
         raise DamageError(f"restore point {point.id} holds no definition of its guest (domain.xml)") from None
-    rebuilt = rebuild(isolated.xml, _wishes(point, bench, documents), capabilities)
+    rebuilt = rebuild(isolated.xml, _wishes(point, bench, documents, boot_files), capabilities)
     if grave := [lack for lack in rebuilt.lacking if lack.kind in _GRAVE]:
         raise HypervisorError("; ".join(map(str, grave)), "; ".join(lack.hint for lack in grave if lack.hint))
     return isolated, rebuilt
 
 
-def _wishes(point: Point, bench: Bench, documents: Mapping[str, bytes]) -> Wishes:
+def _wishes(
+    point: Point, bench: Bench, documents: Mapping[str, bytes], boot_files: Mapping[str, Path]
+) -> Wishes:
     disks = {
         disk.target: NewDisk(
             bench.path(f"{number}.qcow2"), backing=NbdSource(disk.target, Path(bench.socket)), driver=_DRIVER
@@ -159,6 +172,7 @@ def _wishes(point: Point, bench: Bench, documents: Mapping[str, bytes]) -> Wishe
         nvram=bench.path("nvram.fd") if variables is not None else None,
         nvram_bytes=len(variables or b""),
         tpm=any(name in documents for name in TPM_STATES.values()),
+        boot_files=boot_files,
     )
 
 

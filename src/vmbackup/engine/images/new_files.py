@@ -15,6 +15,8 @@ from vmbackup.errors import TargetError
 # What link(2) says on FAT, exFAT, many a FUSE and SMB.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
+PASSABLE = 0o711  # of a folder: QEMU's user passes to what is its own, and nobody else needs to list it
+
 
 @dataclass
 class Making:
@@ -91,6 +93,7 @@ class NewFiles:
         if not folder.is_dir():
             folder.mkdir()
             self._made.append(folder)
+            folder.chmod(PASSABLE)  # whatever the umask
 
     @contextlib.contextmanager
     def begin(self, name: str, description: Mapping[str, str]) -> Iterator[Making]:

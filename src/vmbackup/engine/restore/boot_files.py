@@ -12,8 +12,10 @@ from typing import BinaryIO
 from blake3 import blake3
 
 from vmbackup.engine.chunk_ids import ChunkIds
-from vmbackup.engine.images.new_files import NewFiles, there_already
+from vmbackup.engine.images.new_files import PASSABLE, NewFiles, there_already
 from vmbackup.engine.images.raw_target import RawTarget
+from vmbackup.engine.images.target_errors import told
+from vmbackup.engine.pipeline.pipeline import default_workers
 from vmbackup.engine.point_disk import PointDisk
 from vmbackup.engine.restore.cost import Foreseen, disk_cost
 from vmbackup.engine.restore.disk_copy import DiskCopy
@@ -83,6 +85,21 @@ class BootFiles:
             target.finish()
         finally:
             target.abandon()
+
+    def lay_out(self, folder: Path, progress: Progress, *, every: bool = False) -> dict[str, Path]:
+        """Writes those that this host has not as they were (or `every` one) to a folder, which is made for them.
+
+        Gives where each lies, by path. Raises DamageError, TargetError.
+        """
+        found = {}
+        for record in self.records:
+            if every or not self.is_here(record, Path(record.path)):
+                with told(folder):
+                    folder.mkdir(exist_ok=True)
+                    folder.chmod(PASSABLE)
+                found[record.path] = folder / self.names[record.path]
+                self.write(record, found[record.path], default_workers(), progress)
+        return found
 
     def places(self, folder: Path | None) -> tuple[dict[str, Path], list[str]]:
         """Where in `folder` those will lie that a guest does not find on this host, as they were, where they were.

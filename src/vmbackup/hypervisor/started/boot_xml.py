@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
+from vmbackup.hypervisor.boot_files import KINDS
 from vmbackup.hypervisor.disk_element import driver_of
 from vmbackup.hypervisor.xmltree import Element, element, parse, render
 
@@ -18,9 +19,15 @@ def policies(xml: str) -> dict[str, dict[str, str]]:
     return {target: _given(disk) for target, disk in _disks(parse(xml))}
 
 
-def stand_alone(xml: str, given: Mapping[str, Mapping[str, str]]) -> str:
-    """The definition of a guest none of whose disks (the keys of `given`) hangs on anything any more."""
+def stand_alone(xml: str, given: Mapping[str, Mapping[str, str]], moved: Mapping[str, str]) -> str:
+    """The definition of a guest none of whose disks (the keys of `given`) hangs on anything any more.
+
+    `moved`: files that it is started from, old path -> new.
+    """
     root = parse(xml)
+    for tag in KINDS:
+        for each in root.findall(f"./os/{tag}"):
+            each.text = moved.get((each.text or "").strip(), each.text)
     for target, disk in _disks(root):
         if target in given:
             _drop(disk, "backingStore")

@@ -160,14 +160,14 @@ class BootedDomain:
 
         self._connection.call(f"define {self.name}", define, self.name)
 
-    def stand_alone(self, given: Mapping[str, Mapping[str, str]]) -> None:
-        """Defines it anew with nothing of what it hung on; `given`: see boot_xml."""
+    def stand_alone(self, given: Mapping[str, Mapping[str, str]], moved: Mapping[str, str]) -> None:
+        """Defines it anew with nothing of what it hung on; `given`, `moved`: see boot_xml."""
         libvirt = lv.binding()
 
         def define(raw: Any) -> None:
             flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
             xml = raw.lookupByUUIDString(self._uuid).XMLDesc(flags)
-            raw.defineXML(boot_xml.stand_alone(xml, given))
+            raw.defineXML(boot_xml.stand_alone(xml, given, moved))
 
         self._connection.call(f"define {self.name}", define, self.name)
 
