@@ -68,7 +68,8 @@ def finished_document(done: "FinishSummary") -> dict[str, Any]:
         "name": booted.name,
         "uuid": booted.uuid,
         "point": booted.point,
-        "running": done.running,
+        "running": done.state == "running",
+        "state": done.state,
         "files": files,
         "duration_seconds": round(done.seconds, 3),
         "warnings": [],
@@ -78,7 +79,7 @@ def finished_document(done: "FinishSummary") -> dict[str, Any]:
 def finished_text(done: "FinishSummary") -> str:
     """Where its disks are."""
     rows = [(d.target, str(d.path), format_size(d.virtual_size), format_size(d.written_bytes)) for d in done.disks]
-    how = "runs" if done.running else "is off, as it was"
+    how = "runs" if done.state == "running" else f"is {done.state},"
     head = f"{done.booted.name} {how} and needs the repository no more, in {format_duration(done.seconds)}:"
     return f"{clean(head)}\n{table(('DISK', 'FILE', 'SIZE', 'WRITTEN'), rows, right=('SIZE', 'WRITTEN'))}"
 

@@ -158,7 +158,8 @@ def test_the_move_survives_the_death_of_qemu(boot: Boot, horse: Workhorse, rig: 
         os.kill(qemu(guest), signal.SIGKILL)
         said, errors = finish.communicate()
     assert finish.returncode == 0, said + errors
-    assert '"running": false' in said
+    assert ('"running": false' in said, '"state": "off"' in said) == (True, True)
+    assert not guest.domain.isActive()
     check_finished(guest, horse, output)
 
 
@@ -193,7 +194,8 @@ def test_a_guest_that_its_owner_paused_is_moved_and_stays_paused(
     guest = boot(horse.name)
     write(guest, horse)
     guest.domain.suspend()
-    rig.program.json("boot", "--finish", guest.name, "--output", str(work_dir / "disks"))
+    done = rig.program.run("boot", "--finish", guest.name, "--output", str(work_dir / "disks"))
+    assert f"{guest.name} is paused, and needs the repository no more" in done.stdout
     assert guest.domain.state()[0] == 3  # paused
     kill_qemu(guest)
     check_finished(guest, horse, work_dir / "disks")

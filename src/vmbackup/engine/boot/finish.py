@@ -40,12 +40,12 @@ class FinishedDisk:
 
 @dataclass(frozen=True)
 class FinishSummary:
-    """A guest that hangs on nothing any more."""
+    """A guest that hangs on nothing any more. `state`: `running`, `paused` or `off`."""
 
     booted: Booted
     disks: tuple[FinishedDisk, ...]
     seconds: float
-    running: bool
+    state: str
 
 
 class Finish:
@@ -119,7 +119,7 @@ class Finish:
         if not torn:
             for disk in booted.disks:
                 check_whole(booted, disk)
-            booted = replace(booted, phase="whole")
+            booted = replace(self._boots.store.require(booted.name), phase="whole")  # QEMU may have died meanwhile
             self._boots.store.put(booted)
             return booted
         if domain.state() != "off":
@@ -219,8 +219,8 @@ class Finish:
             FinishedDisk(disk.target, Path(booted.image(disk.target)), disk.size, check_whole(booted, disk))
             for disk in booted.disks
         )
-        running = domain.state() == "running"
+        state = domain.state()
         self._boots.keeping.end(booted)
         remove_overlays(booted)
         self._boots.store.remove(booted.name)
-        return FinishSummary(booted, disks, time.monotonic() - started, running)
+        return FinishSummary(booted, disks, time.monotonic() - started, state)
