@@ -248,6 +248,7 @@ class RamHost:
         earlier: Mapping[str, DiskInfo],
         reread: Mapping[str, str],
         committed: object,
+        elsewhere: str | None = None,
         readers: int,
     ) -> RamJob:
         self.jobs.append(RamJob(self, self._guests[domain.name], parent, full, earlier, reread))
