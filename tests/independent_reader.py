@@ -28,13 +28,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-MIB = 1 << 20
-CHUNK, NODE = 1, 2  # kinds of slots and of the packs that they lie in
-FOLDERS = {CHUNK: "data", NODE: "meta"}
+MIB, unhex = 1 << 20, bytes.fromhex
+CHUNK, NODE, FOLDERS = 1, 2, {1: "data", 2: "meta"}  # kinds of slots and of the packs that they lie in
 POINT, PARTIAL, MOVES, COPY = 1, 2, 3, 4
 SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\0-\x1f\x7f]{1,253}")
-unhex = bytes.fromhex
 
 Commit = namedtuple("Commit", "kind group lineage session writer info table moves aad private original told")
 Source = namedtuple("Source", "session lineage root digest")  # of a session table
@@ -260,8 +258,7 @@ class Reader:
     def _indexed(self, group, source, number, digest):
         """7. An index object, under its number or where it was made again."""
         stem = f"index/{group}/{source.lineage.hex()}/{source.session.hex()}-"
-        others = (n for n in self.names(stem.rpartition("/")[0]) if n.startswith(stem))
-        for name in (f"{stem}{number}", *others):
+        for name in (f"{stem}{number}", *(n for n in self.names(stem.rpartition("/")[0]) if n.startswith(stem))):
             with contextlib.suppress(*BROKEN):
                 if h(data := self.get(name)) == digest:
                     return data
@@ -360,9 +357,12 @@ class Reader:
         need(first == begins + chunks, "a map has a gap")
 
     def disks(self, point):
-        """By target: what is told of each disk, and the root of its map."""
+        """By target, of the files that the guest is started from by name: what is told of each, the root of its map."""
         disks = {d["name"]: d for d in point.told["disks"]}
-        return {disks[d["name"]]["target"]: (disks[d["name"]], d["root"]) for d in point.info["disks"]}
+        told = {f["path"]: f | {"virtual_size": f["size"]} for f in (point.told.get("files") or {"saved": ()})["saved"]}
+        mine = here["saved"] if (here := point.info.get("files") or {}).get("session") == point.session.hex() else ()
+        files = {Path(f["path"]).name: (told[f["path"]], f["root"]) for f in mine}
+        return files | {disks[d["name"]]["target"]: (disks[d["name"]], d["root"]) for d in point.info["disks"]}
 
     def write_disk(self, point, disk, root, path):
         """A new, sparse raw file."""

@@ -23,7 +23,7 @@ NAMES = sorted(p.parent.name for p in GOLDEN.glob("*/expected.json"))
 
 
 def test_there_are_golden_repositories() -> None:
-    assert {"v1-4k", "v1-64k", "v1-moved", "v1-replica"} <= set(NAMES)
+    assert {"v1-4k", "v1-64k", "v1-moved", "v1-replica", "v1-files", "v1-files-replica"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("secret", ["passphrase", "recovery_key"])
@@ -42,6 +42,9 @@ def test_golden_repository(tmp_path: Path, name: str, secret: str) -> None:
         made = restore(repository, point, RestoreOptions(tmp_path / point.id, "raw"), Silent())
         disks = {f.target: {"size": f.virtual_size, "sha256": sha(f.path.read_bytes())} for f in made.files}
         assert disks == wanted["disks"]
+        restored = {f.restored.name: f.restored.read_bytes() for f in made.boot_files}
+        files = {name: {"size": len(data), "sha256": sha(data)} for name, data in restored.items()}
+        assert files == wanted.get("files", {})
         assert (tmp_path / point.id / "domain.xml").read_text() == wanted["domain.xml"]
     assert verify(repository, None, 1.0, Silent()).damaged == ()
 
