@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_started_before_the_seal_and_at_the_begin(make_domain: MakeDomain, make_
     assert horse.checkpoints() == []
     horse.stop()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vmbackup.hypervisor.off.begin._anchor", lambda *_: horse.start())
+        patch.setattr("vmbackup.hypervisor.off.begin._anchor", lambda *_: (horse.start(), []))
         with pytest.raises(PointInTimeLostError, match="was started"):
             shadow.begin()
     assert horse.running
@@ -220,3 +221,32 @@ def test_block_devices(make_domain: MakeDomain, make_shadow: MakeShadow, work_di
         shadow.run()
         assert shadow.modes == {"vda": "incremental", "vdb": "reread"}
         shadow.compare(work_dir)
+
+
+def test_an_image_that_takes_no_bitmap(make_domain: MakeDomain, make_shadow: MakeShadow, work_dir: Path) -> None:
+    """Its file system became read-only, which is when a backup is wanted: read all the same, and that is told."""
+    horse = make_domain(Disk(size=MiB), Disk("vdb", size=MiB), start=False)
+    shadow = make_shadow(horse)
+    shadow.run()
+    write_off(horse, "vdb", 0, K64, 3)
+    image = horse.path("vdb")
+    subprocess.run(["mount", "--bind", str(image), str(image)], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(image)], check=True)
+        shadow.run()
+    finally:
+        subprocess.run(["umount", str(image)], check=True)
+    assert (shadow.modes["vdb"], shadow.kinds("vdb")[Kind.DATA]) == ("incremental", K64)
+    told = "disk vdb got no new bitmap, and the next backup reads it whole: .*Read-only file system"
+    assert any(re.match(told, note) for note in shadow.notes)
+    assert shadow.anchor
+    assert list(shadow.anchor.disks) == ["vda"]
+    shadow.compare(work_dir)
+    write_off(horse, "vdb", 2 * K64, K64, 4)
+    shadow.run()
+    assert shadow.modes == {"vda": "incremental", "vdb": "reread"}
+    assert "does not cover the disk" in (shadow.reasons["vdb"] or "")
+    shadow.compare(work_dir)
+    shadow.run()
+    assert shadow.modes == {"vda": "incremental", "vdb": "incremental"}
+    assert list(image_info(str(image)).bitmaps) == horse.checkpoints()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from vmbackup.errors import HypervisorError, QuiesceError, VmbackupError
+from vmbackup.errors import HypervisorError, JobConflictError, QuiesceError, VmbackupError
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.disks import read_disks
 from vmbackup.hypervisor.documents import read_documents
@@ -85,7 +85,7 @@ class OffBeginner:
         trouble = self._hooks.before()
         self._store.write(intent)
         try:
-            anchor = self._call("make a checkpoint", info, lambda domain: _anchor(domain, intent, plan, images))
+            made = self._call("make a checkpoint", info, lambda domain: _anchor(domain, intent, plan, images))
             hold.start()
             self._require_off(info)
             disks = []
@@ -105,9 +105,9 @@ class OffBeginner:
             OffParts(
                 connection=self._connection, store=self._store, lock=lock, intent=intent, domain=info,
                 time=datetime.now(UTC), consistency=consistency, quiesce_note=note + self._hooks.note, hold=hold,
-                connections=connections, disks=disks, anchor=anchor, documents=documents.files,
+                connections=connections, disks=disks, anchor=made[0], documents=documents.files,
                 boot_files=documents.boot_files,
-                notes=[*plan.notes, *documents.notes, *trouble], recovered=recovered,
+                notes=[*plan.notes, *documents.notes, *trouble, *made[1]], recovered=recovered,
             )
         )  # fmt: skip
 
@@ -193,19 +193,31 @@ def _consistency(domain: Any) -> tuple[Consistency, str]:
     return "crash", f"the guest was off: {how}"
 
 
-def _anchor(domain: Any, intent: Intent, plan: Plan, images: Mapping[str, OffImage]) -> Anchor | None:
-    """A new checkpoint: a bitmap in each image that can have one, then libvirt's record of them."""
+def _anchor(domain: Any, intent: Intent, plan: Plan, images: Mapping[str, OffImage]) -> tuple[Anchor | None, list[str]]:
+    """A new checkpoint: a bitmap in each image that can have one, then libvirt's record of them.
+
+    And a sentence on each image that takes none although it could, as on a file system that became read-only.
+    """
     name = intent.checkpoint
     if name is None:
-        return None
-    tracked = {disk.target: disk.info.virtual_size for disk in plan.included if disk.tracked}
+        return None, []
+    tracked: dict[str, int] = {}
+    notes = []
     if domain.isActive():
         raise HypervisorError("it was started")  # else a start could find an image in use by us
-    for target in tracked:
-        images[target].add_bitmap(name)
+    for disk in (disk for disk in plan.included if disk.tracked):
+        try:
+            images[disk.target].add_bitmap(name)
+            tracked[disk.target] = disk.info.virtual_size
+        except JobConflictError:
+            raise
+        except HypervisorError as error:
+            notes.append(f"disk {disk.target} got no new bitmap, and the next backup reads it whole: {error.message}")
+    if not tracked:
+        return None, notes
     xml = checkpoints.redefine_xml(name, str(int(time.time())), tracked)
     domain.checkpointCreateXML(xml, _REDEFINE)
-    return Anchor("libvirt", name, xml, tracked)
+    return Anchor("libvirt", name, xml, tracked), notes
 
 
 def _expected(disk: DiskPlan) -> int:
