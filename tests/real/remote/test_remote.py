@@ -166,7 +166,7 @@ def test_an_address_that_is_not_the_hypervisors(remote: Remote, backup_host: Cal
 
 @pytest.mark.torture
 def test_what_needs_the_hypervisors_files_is_refused(remote: Remote, backup_host: Callable[..., Cli]) -> None:
-    """A guest that is off, a restore in place, a boot: one sentence each, which names the host."""
+    """A guest that is off, a restore in place, a boot, a drill, tracking: one sentence each, which names the host."""
     host = backup_host(remote.tls_uri, f'nbd_tls_dir = "{remote.pki}"')
     host.run("backup", remote.horse.name)
     point = f"{remote.horse.name}@latest"
@@ -175,6 +175,9 @@ def test_what_needs_the_hypervisors_files_is_refused(remote: Remote, backup_host
         ["backup", remote.horse.name],
         ["restore", point, "--in-place"],
         ["boot", point, "--name", f"{remote.horse.name}-b"],
+        ["drill", point],
+        ["cbt", "enable", remote.horse.name, "vda"],
+        ["cbt", "disable", remote.horse.name, "vda"],
         ["restore", point, "--output", str(host.folder / "x"), "--define", "--name", f"{remote.horse.name}-d"],
     ):
         with pytest.raises(CliError, match="files of localhost, which are out of reach"):

@@ -17,8 +17,8 @@ TPM = "<devices><tpm model='tpm-crb'><backend type='emulator' version='{version}
 class Domain:
     """As much of a virDomain as is asked."""
 
-    def __init__(self, inside: str, *, autostart: bool = False) -> None:
-        self.inside, self._autostart = inside, autostart
+    def __init__(self, inside: str, *, autostart: bool = False, uri: str = "qemu:///system") -> None:
+        self.inside, self._autostart, self._uri = inside, autostart, uri
 
     def autostart(self) -> int:
         return int(self._autostart)
@@ -27,7 +27,7 @@ class Domain:
         return self
 
     def getURI(self) -> str:  # noqa: N802
-        return "qemu:///system"
+        return self._uri
 
     def isPersistent(self) -> int:  # noqa: N802 (libvirt's)
         return 1
@@ -115,6 +115,17 @@ def test_doctor_tells_it_beforehand(tmp_path: Path, far: bool) -> None:
     assert check.fix.startswith("run vmbackup on the hypervisor" if far else f"ls -l {path}   #")
     path.write_bytes(b"variables")
     assert list(beside_checks(domain, "g", folder, far=far)) == []
+
+
+def test_those_of_another_machine_are_said(tmp_path: Path) -> None:
+    """A file of the same name on this one is not the guest's."""
+    path = tmp_path / "g_VARS.fd"
+    path.write_bytes(b"somebody else's")
+    inside = f"<os><kernel>{path}</kernel><nvram>{path}</nvram></os>{TPM.format(version='2.0', source='')}"
+    found = read_documents(Domain(inside, uri="qemu+ssh://root@hv1/system"), folder_of(tmp_path))
+    assert (list(found.files), found.boot_files) == (["domain.xml"], [])
+    assert len(found.notes) == 3
+    assert all("the hypervisor's and not read from here" in note for note in found.notes)
 
 
 def test_variables_on_the_network_are_said(tmp_path: Path) -> None:
