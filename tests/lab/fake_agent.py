@@ -247,7 +247,7 @@ class AgentHorse(Workhorse):
 
 def agent_horse(lab: Lab, *disks: Any) -> AgentHorse:
     """One that runs."""
-    horse = AgentHorse(lab.connection, lab.new_name(), lab.new_folder("domain"), disks)
+    horse = AgentHorse(lab.connection, lab.new_name(), lab.new_folder("domain"), disks, lab.run_folder)
     try:
         horse.boot()
     except BaseException:

@@ -77,6 +77,8 @@ _RULES: tuple[tuple[int | None, str, type[VmbackupError], str, str], ...] = (
      "domain {domain} has no guest agent", "add the channel org.qemu.guest_agent.0 and install qemu-guest-agent"),
     (lv.AGENT_UNRESPONSIVE, "", QuiesceError,
      "the guest agent of {domain} does not answer: {text}", "start qemu-guest-agent in the guest"),
+    (lv.AGENT_COMMAND_TIMEOUT, "", QuiesceError,
+     "the guest agent of {domain} does not answer: {text}", "restart qemu-guest-agent in the guest"),
     (lv.AUTH_FAILED, "", HypervisorError, "libvirt refuses access: {text}", "run as root, or join the group libvirt"),
     (lv.ACCESS_DENIED, "", HypervisorError, "libvirt refuses access: {text}", "run as root, or join the group libvirt"),
 )  # fmt: skip

@@ -52,6 +52,8 @@ class LibvirtError(Exception):
         (1, "unable to execute QEMU command 'object-add': Cannot load certificate '/p/c.pem' & key '/p/k.pem'",
          HypervisorError, "backup_tls_x509_cert_dir"),
         (1, "End of file from qemu monitor (vm='web1')", HypervisorError, "run the backup again"),
+        (112, "guest agent command timed out: guest agent didn't respond to command within '1' seconds",
+         QuiesceError, "restart qemu-guest-agent"),
         (999, "odd", HypervisorError, "journalctl -u libvirtd"),
         (39, "RPC: gone", HypervisorError, "systemctl status libvirtd"),
     ],

@@ -48,8 +48,8 @@ class GuestAgent:
     @staticmethod
     def _told(error: Exception, command: str) -> Exception:
         code, text = code_of(error), clean(text_of(error))[:_MOST_TEXT]
-        if code in (lv.AGENT_UNRESPONSIVE, lv.OPERATION_TIMEOUT, lv.AGENT_UNSUPPORTED):
+        if code in (lv.AGENT_UNRESPONSIVE, lv.AGENT_COMMAND_TIMEOUT, lv.OPERATION_TIMEOUT, lv.AGENT_UNSUPPORTED):
             return AgentSilentError(f"the guest agent does not answer: {text}")
-        if code in (lv.INTERNAL_ERROR, lv.OPERATION_UNSUPPORTED):
+        if code in (lv.INTERNAL_ERROR, lv.AGENT_COMMAND_FAILED, lv.OPERATION_UNSUPPORTED):
             return AgentRefusedError(text.partition(f"agent command '{command}': ")[2] or text)
         return translate(error, f"ask the guest agent for {command}")

@@ -107,4 +107,5 @@ def _system(domain: Any) -> str | None:
     try:
         return str(domain.guestInfo(kind, 0).get("os.id", "")) if kind is not None else ""
     except lv.binding().libvirtError as error:
-        return None if code_of(error) in (lv.AGENT_UNRESPONSIVE, lv.OPERATION_TIMEOUT) else ""
+        silent = code_of(error) in (lv.AGENT_UNRESPONSIVE, lv.AGENT_COMMAND_TIMEOUT, lv.OPERATION_TIMEOUT)
+        return None if silent else ""
