@@ -21,6 +21,8 @@ pytestmark = pytest.mark.real
 MIB = 1 << 20
 SIZE = 192 * MIB
 SECONDS = 60.0
+# Fetched after a kill at half: what lay in tables that QEMU had not written yet is lost with it.
+MOST = SIZE * 0.9
 CONFIG = """
 [repositories.local]
 url = "file://{folder}/repository"
@@ -113,7 +115,7 @@ def test_a_new_image(kit: RamKit, tmp_path: Path) -> None:
     assert sorted(os.listdir(folder)) == ["vda.qcow2.partial", "vda.qcow2.partial.json"]
     file, told = go_on(tmp_path, "--output", str(folder))
     assert f"going on with {folder}/vda.qcow2.partial" in told
-    assert 0 < file["fetched_bytes"] < SIZE * 0.7
+    assert 0 < file["fetched_bytes"] < MOST
     assert sorted(os.listdir(folder)) == ["domain.xml", "vda.qcow2"]
     assert content(folder / "vda.qcow2", tmp_path) == kit.disk().data
 
@@ -132,7 +134,7 @@ def test_an_existing_image(kit: RamKit, tmp_path: Path) -> None:
         time.sleep(0.05)
     file, told = go_on(tmp_path, "--to", f"vda={image}")
     assert f"{image} is half written by the same restore" in told
-    assert 0 < file["fetched_bytes"] < SIZE * 0.7
+    assert 0 < file["fetched_bytes"] < MOST
     assert content(image, tmp_path) == kit.disk().data
     assert os.listdir(tmp_path / "state/restores") == []
     assert not left[0].exists()
