@@ -7,13 +7,15 @@ outside, so that images, scratch files and sockets mean the same to both; domain
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -50,6 +52,13 @@ for pair in $OWN; do
 done
 hostname "$NAME"
 exec chroot "${root:-/}" "$@"
+"""
+# open_tree(2), with a copy of what is mounted there; move_mount(2) puts it on a folder of the namespace it runs in.
+_OPEN_TREE, _HERE, _CLONE = 428, -100, 1
+_MOVE_MOUNT = """
+import ctypes, os, sys
+if ctypes.CDLL(None, use_errno=True).syscall(429, int(sys.argv[1]), b"", -100, os.fsencode(sys.argv[2]), 4):
+    sys.exit(os.strerror(ctypes.get_errno()))
 """
 
 
@@ -147,6 +156,23 @@ class SecondLibvirt:
         """What goes before a command of this machine that shall run on this host: its libvirt is qemu:///system."""
         assert self._daemon is not None
         return ["nsenter", f"--target={self._daemon.pid}", "--mount", "--uts"]
+
+    @contextlib.contextmanager
+    def sees(self, folder: Path) -> Iterator[None]:
+        """Inside, what was mounted on a folder of the lab after its start is there for it and its QEMUs too."""
+        tree = ctypes.CDLL(None, use_errno=True).syscall(_OPEN_TREE, _HERE, os.fsencode(folder), _CLONE)
+        if tree < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+        place = f"{str(self._root).rstrip('/')}{folder}"
+        try:
+            subprocess.run([*self.beside, sys.executable, "-c", _MOVE_MOUNT, str(tree), place], check=True,
+                           pass_fds=(tree,))
+        finally:
+            os.close(tree)
+        try:
+            yield
+        finally:
+            subprocess.run([*self.beside, "umount", place], check=True)
 
     def _inside(self, *command: str) -> list[str]:
         return ["unshare", "--mount", "--uts", "--propagation", "private", "sh", "-euc", _NAMESPACE, "second",

@@ -71,6 +71,10 @@ class Lab:
         path.mkdir(mode=FOLDER_MODE)
         return SecondLibvirt(path, root, **options)
 
+    def sees(self, folder: Path) -> contextlib.AbstractContextManager[None]:
+        """Inside, the lab's libvirt sees what is mounted on a folder of the lab, also where it is Debian 13's."""
+        return self._other.sees(folder) if self._other else contextlib.nullcontext()
+
     def _use(self, other: SecondLibvirt) -> None:
         self.connection.close()
         self._other, self.connection, self.uri = other, other.connection, other.uri

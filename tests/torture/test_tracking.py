@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,35 +13,19 @@ from tests.lab.disk import Disk, MiB, same_content
 from tests.lab.domain import Workhorse
 from tests.lab.second import SecondLibvirt
 from tests.lab.session import Lab
-from tests.real.engine.kit import Kit
+from tests.real.engine.kit import Kit, kits
 from vmbackup.engine.restore.in_place import InPlaceOptions, restore_in_place
 from vmbackup.errors import HypervisorError
-from vmbackup.hypervisor import Host
 from vmbackup.hypervisor.tracking import disk as tracking
 from vmbackup.progress import Silent
 
 pytestmark = [pytest.mark.torture, pytest.mark.versions]
 
 
-@dataclass
-class TrixieKit(Kit):
-    """With Debian 13's libvirt as its host."""
-
-    second: SecondLibvirt | None = None
-
-    def open_host(self) -> Host:
-        assert self.second is not None
-        return Host.open(
-            self.second.uri, scratch_dir=str(self.scratch), state_dir=str(self.root / "state"),
-            domain_folders=self.second.domain_folders,
-        )  # fmt: skip
-
-
 @pytest.fixture
-def kit(work_dir: Path, scratch_dir: Path, trixie: SecondLibvirt) -> Iterator[TrixieKit]:
-    made = TrixieKit(work_dir, scratch_dir, second=trixie)
-    yield made
-    made.close()
+def kit(work_dir: Path, scratch_dir: Path, trixie: SecondLibvirt) -> Iterator[Kit]:
+    """With Debian 13's libvirt as its host."""
+    yield from kits(work_dir, scratch_dir, uri=trixie.uri, domain_folders=trixie.domain_folders)
 
 
 @pytest.fixture
@@ -56,7 +39,7 @@ def horse(lab: Lab, trixie: SecondLibvirt) -> Iterator[Workhorse]:
     made.remove()
 
 
-def enable(kit: TrixieKit, horse: Workhorse) -> tracking.Tracking:
+def enable(kit: Kit, horse: Workhorse) -> tracking.Tracking:
     """With proof that the data is as it was."""
     before, found = horse.path("vdb").read_bytes(), horse.path("vdb").stat()
     done = tracking.enable(kit.host, kit.host.domain(horse.name), "vdb", compare=True)
@@ -66,12 +49,12 @@ def enable(kit: TrixieKit, horse: Workhorse) -> tracking.Tracking:
     return done
 
 
-def modes(kit: TrixieKit, horse: Workhorse) -> dict[str, str]:
+def modes(kit: Kit, horse: Workhorse) -> dict[str, str]:
     point = kit.backup(horse)
     return {disk.target: disk.mode for disk in point.disks}
 
 
-def check(kit: TrixieKit, horse: Workhorse) -> None:
+def check(kit: Kit, horse: Workhorse) -> None:
     """The newest point is what the raw file holds, whose bytes are the guest's."""
     horse.flush("vdb")
     for file in kit.restore(max(point.id for point in kit.points()), "raw").files:
@@ -80,7 +63,7 @@ def check(kit: TrixieKit, horse: Workhorse) -> None:
         file.path.unlink()
 
 
-def test_backups_of_a_tracked_disk_are_incremental(kit: TrixieKit, horse: Workhorse) -> None:
+def test_backups_of_a_tracked_disk_are_incremental(kit: Kit, horse: Workhorse) -> None:
     """Once more read whole, then by the bitmap, also after stops; and read whole again without tracking."""
     horse.start()
     assert modes(kit, horse) == {"vda": "full", "vdb": "full"}
@@ -126,7 +109,7 @@ def test_backups_of_a_tracked_disk_are_incremental(kit: TrixieKit, horse: Workho
     check(kit, horse)
 
 
-def test_lost_tracking_is_noticed(kit: TrixieKit, horse: Workhorse) -> None:
+def test_lost_tracking_is_noticed(kit: Kit, horse: Workhorse) -> None:
     """QEMU killed; the data replaced under the qcow2."""
     enable(kit, horse)
     horse.start()
@@ -149,7 +132,7 @@ def test_lost_tracking_is_noticed(kit: TrixieKit, horse: Workhorse) -> None:
     check(kit, horse)
 
 
-def test_a_tracked_disk_is_restored_in_place(kit: TrixieKit, horse: Workhorse) -> None:
+def test_a_tracked_disk_is_restored_in_place(kit: Kit, horse: Workhorse) -> None:
     enable(kit, horse)
     horse.start()
     point = kit.backup(horse)
@@ -164,7 +147,9 @@ def test_a_tracked_disk_is_restored_in_place(kit: TrixieKit, horse: Workhorse) -
     check(kit, horse)
 
 
-def test_what_does_not_fit_is_refused_and_stays(kit: TrixieKit, horse: Workhorse, lab: Lab) -> None:
+def test_what_does_not_fit_is_refused_and_stays(
+    kit: Kit, horse: Workhorse, lab: Lab, trixie: SecondLibvirt
+) -> None:
     """A qcow2; data that another guest has; a foreign file in the place; a killed run's is made anew."""
     domain = kit.host.domain(horse.name)
     xml = horse.domain.XMLDesc(2)
@@ -177,8 +162,7 @@ def test_what_does_not_fit_is_refused_and_stays(kit: TrixieKit, horse: Workhorse
     assert place.read_bytes() == b"of somebody else"
     place.unlink()
 
-    other = Workhorse(kit.second.connection, lab.new_name(), lab.new_folder("domain"), (Disk("vda"),),
-                      kit.second.run_folder)  # fmt: skip
+    other = Workhorse(trixie.connection, lab.new_name(), lab.new_folder("domain"), (Disk("vda"),), trixie.run_folder)
     source = horse.path("vdb")
     disk = f"<disk type='file'><source file='{source}'/><target dev='vdz' bus='virtio'/></disk>"
     other.domain.attachDeviceFlags(disk, 2)
@@ -190,7 +174,7 @@ def test_what_does_not_fit_is_refused_and_stays(kit: TrixieKit, horse: Workhorse
     assert horse.domain.XMLDesc(2) == xml
     assert sorted(path.suffix for path in horse.folder.iterdir()) == [".qcow2", ".raw"]
     enable(kit, horse)
-    kit.second.connection.defineXML(xml)  # as a run that was killed before the definition leaves it
+    trixie.connection.defineXML(xml)  # as a run that was killed before the definition leaves it
     assert enable(kit, horse).changed
     horse.start()
     subprocess.run(["qemu-img", "check", "-q", "-U", str(place)], check=True)

@@ -29,6 +29,8 @@ class Kit:
     scratch: Path
     chunk_size: int = 64 << 10
     options: BackupOptions = field(default_factory=lambda: BackupOptions(workers=2))
+    uri: str = "qemu:///system"
+    domain_folders: str = ""   # of that libvirt, where they are not in their usual place
 
     def __post_init__(self) -> None:
         self.store = open_store(str(self.root / "repository"), create=True)
@@ -40,7 +42,8 @@ class Kit:
         self._restores = 0
 
     def open_host(self) -> Host:
-        return Host.open("qemu:///system", scratch_dir=str(self.scratch), state_dir=str(self.root / "state"))
+        places = {"scratch_dir": str(self.scratch), "state_dir": str(self.root / "state")}
+        return Host.open(self.uri, domain_folders=self.domain_folders, **places)
 
     def reopen(self) -> None:
         self.host.close()

@@ -17,6 +17,7 @@ import pytest
 
 from tests.lab.disk import Disk, MiB
 from tests.lab.domain import Workhorse
+from tests.lab.session import Lab
 from tests.real.engine.kit import Kit, kits
 from tests.real.hypervisor.conftest import Shadow
 from vmbackup.errors import HypervisorError
@@ -26,7 +27,7 @@ from vmbackup.hypervisor.live.job import LiveJob
 from vmbackup.hypervisor.tidy import cleanup
 from vmbackup.nbd import NbdClient, client
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.versions]
 _TIMEOUT = 20.0  # seconds
 
 
@@ -73,7 +74,7 @@ def running(make_domain: Callable[..., Workhorse], make_shadow: Callable[..., Sh
 
 
 def test_a_foreign_abort_does_not_wait_for_our_handshake(
-    running: LiveJob, monkeypatch: pytest.MonkeyPatch, lab: Any
+    running: LiveJob, monkeypatch: pytest.MonkeyPatch, lab: Lab
 ) -> None:
     """A reader that has just connected, and takes no answers: the job ends all the same."""
     held = Held(running, monkeypatch)
@@ -119,8 +120,8 @@ def test_giving_up_waits_for_a_handshake(running: LiveJob, monkeypatch: pytest.M
 
 
 @pytest.fixture
-def kit(work_dir: Path, scratch_dir: Path) -> Iterator[Kit]:
-    yield from kits(work_dir, scratch_dir)
+def kit(lab: Lab, work_dir: Path, scratch_dir: Path) -> Iterator[Kit]:
+    yield from kits(work_dir, scratch_dir, uri=lab.uri, domain_folders=lab.domain_folders)
 
 
 def test_a_run_connects_while_it_begins(
