@@ -20,16 +20,16 @@ from vmbackup.hypervisor import Host
 from vmbackup.hypervisor.live import scratch
 from vmbackup.hypervisor.live.job import LiveJob
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.versions]
 MakeDomain = Callable[..., Workhorse]
 _RUNNING = 1
 _PAUSED_BY_IO_ERROR = (3, 5)
 
 
 @pytest.fixture
-def tiny_scratch(scratch_dir: Path) -> Iterator[None]:
+def tiny_scratch(lab: Lab, scratch_dir: Path) -> Iterator[None]:
     """12 MiB of scratch space; the disks of these tests want 8."""
-    with tiny_file_system(scratch_dir, "12m"):
+    with tiny_file_system(scratch_dir, "12m"), lab.sees(scratch_dir):
         yield
 
 
@@ -128,9 +128,9 @@ def test_a_run_that_finds_too_little_space_does_not_begin(
     assert horse.checkpoints() == []
 
 
-def test_parallel_runs_share_the_space(host: Host, make_domain: MakeDomain, scratch_dir: Path) -> None:
+def test_parallel_runs_share_the_space(lab: Lab, host: Host, make_domain: MakeDomain, scratch_dir: Path) -> None:
     """What a run has reserved another cannot count on."""
-    with tiny_file_system(scratch_dir, "20m"):
+    with tiny_file_system(scratch_dir, "20m"), lab.sees(scratch_dir):
         first, second = make_domain(Disk(size=64 * MiB)), make_domain(Disk(size=64 * MiB))
         with begin(host, first.name), pytest.raises(ScratchFullError, match="reserved by other runs"):
             begin(host, second.name)
@@ -226,7 +226,7 @@ def test_scratch_that_fails(lab: Lab, host: Host, scratch_dir: Path) -> None:
             try:
                 guest.write(30)
                 assert guest.answer(20) == "e"
-                with pytest.raises(HypervisorError, match="could not be written and the guest was given I/O errors"):
+                with pytest.raises(HypervisorError, match="failed during the run, and the guest was given I/O errors"):
                     wait_for_loss(running)
             finally:
                 subprocess.run(["chattr", "-i", str(file)], check=False, capture_output=True)

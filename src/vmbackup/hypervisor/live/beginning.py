@@ -144,7 +144,8 @@ class Beginning:
             disk.prepare(parts.readers)
         paths = dict(zip(intent.disks, intent.scratch, strict=True))
         devices = {device: paths[target] for target, device in scratch_devices(xml).items()}
-        self._watch.start(parts.scratch, devices)
+        others = [disk.info.path for disk in self._plan.disks if disk.info.path and not disk.included]
+        self._watch.start(parts.scratch, devices, others)
         return job
 
     def undo(self) -> None:

@@ -14,7 +14,7 @@ class Event:
     """Something that happened to a domain.
 
     `kind`: `job` a job completed (`detail` its message, `success` as libvirt says); `stopped` QEMU ended or
-    the guest powered off; `io_error` (`detail` the path of the guest's image, "" for a scratch file;
+    the guest powered off; `io_error` (`detail` the path of the guest's image, "" where libvirt does not know;
     `reason` "enospc" or another; `paused` whether the guest was); `threshold` a block
     threshold was passed (`detail` as vda[3]).
     """

@@ -94,7 +94,7 @@ class LiveJob:
         self.seal_seconds = time.monotonic() - started
 
     def prove(self) -> None:
-        """Raises PointInTimeLostError unless the job is alive now.
+        """Raises PointInTimeLostError unless the job is alive now, HypervisorError where its scratch lost something.
 
         Alive: the same QEMU, our socket, a block job for each disk, and none of them told to end.
         """
@@ -118,6 +118,7 @@ class LiveJob:
         except VmbackupError as error:
             trouble = str(error)
         self._watch.raise_if_lost()
+        self._watch.require_scratch()
         if trouble:
             raise PointInTimeLostError(
                 f"the point in time of {self.domain.name} cannot be proved: {trouble}",
@@ -190,6 +191,7 @@ class LiveJob:
             if self._ended:
                 return
             self._connection.call("end the backup job", self._end_on, self.domain.name)
+            self._watch.let_scratch_go()
             cleanup.unlink_all(self._files)
             self._ended = True
 

@@ -1,4 +1,4 @@
-"""Scratch space: how much a run needs, whether it is there, and when it runs short.
+"""Scratch space: how much a run needs, whether it is there, when it runs short, and whether its storage keeps it.
 
 QEMU copies each block into scratch before the guest overwrites it for the first time. A full scratch pauses
 the guest, so a run ends itself before that.
@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from vmbackup.errors import HypervisorError, ScratchFullError
+from vmbackup.hypervisor.live.lost_writes import LostWrites
 from vmbackup.hypervisor.tidy.intents import Intent
 
 # What a run wants free before it starts: 20 % of its disks' virtual size, at most 10 GiB.
@@ -78,13 +79,23 @@ def budget(folder: str, need: int, others: Sequence[Intent]) -> int:
 
 
 class ScratchWatch:
-    """Tells when a run's scratch files come near the end of their space."""
+    """Tells when a run's scratch files come near the end of their space, or have lost what was written to them."""
 
     def __init__(self, folder: str, paths: Sequence[str], allowance: int) -> None:
         self._folder = folder
         self._paths = tuple(paths)
         self._most = int(allowance * USED_SHARE)
         self._floor = min(allowance - self._most, FLOOR_MOST)
+        self._lost: LostWrites | None = None
+
+    def open(self) -> None:
+        """From here on losses are known: to be called when the job has begun."""
+        self._lost = LostWrites(self._paths)
+
+    def close(self) -> None:
+        """The job is over. May be called again."""
+        if self._lost:
+            self._lost.close()
 
     def used(self) -> int:
         """Bytes on disk now."""
@@ -105,8 +116,17 @@ class ScratchWatch:
         left = max(0, self._most - self.used())
         return self._used((path,)) + max(1 << 20, left // (2 * max(1, len(self._paths))))
 
+    def require_kept(self, *, folder: bool = True, then: str = "") -> None:
+        """Raises HypervisorError where what was written is lost; `then` is what came of it. See LostWrites."""
+        if self._lost and (trouble := self._lost.found(folder=folder)):
+            raise HypervisorError(
+                f"the storage of {self._folder} failed ({trouble}): the run's scratch files are lost{then}",
+                "nothing was committed; 'dmesg' tells more: mend it, or set [libvirt] scratch_dir to another place",
+            )
+
     def look(self) -> None:
-        """Raises ScratchFullError where the run must end now."""
+        """Raises ScratchFullError, HypervisorError where the run must end now."""
+        self.require_kept(folder=False)
         if self.used() > self._most or self._free() < self._floor:
             raise self.error()
 

@@ -7,10 +7,10 @@ store at that moment.
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from vmbackup.errors import HypervisorError, PointInTimeLostError, ScratchFullError
+from vmbackup.errors import HypervisorError, PointInTimeLostError
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.domains import handle
 from vmbackup.hypervisor.live.events import Event
@@ -30,6 +30,7 @@ class JobWatch:
         self._queue = connection.events.subscribe(info.uuid)
         self._scratch: ScratchWatch | None = None
         self._devices: Mapping[str, str] = {}
+        self._others: Collection[str] = ()
         self._next_look = 0.0
         self._ending = False
         self._guard = threading.Lock()
@@ -38,9 +39,13 @@ class JobWatch:
         self.scratch_failed = False
         self.ended = threading.Event()
 
-    def start(self, scratch: ScratchWatch, devices: Mapping[str, str]) -> None:
-        """Watches those scratch files; `devices` maps the name of each one's node to its path."""
-        self._scratch, self._devices = scratch, devices
+    def start(self, scratch: ScratchWatch, devices: Mapping[str, str], others: Collection[str] = ()) -> None:
+        """Watches those scratch files; `devices` maps the name of each one's node to its path.
+
+        `others` are the paths of disks that are not in the backup.
+        """
+        scratch.open()
+        self._scratch, self._devices, self._others = scratch, devices, others
         for device in devices:
             self._set_threshold(device, scratch.first_threshold())
         self._thread = threading.Thread(target=self._run, name=f"watch-{self._info.name}", daemon=True)
@@ -51,8 +56,14 @@ class JobWatch:
         with self._guard:
             self._ending = True
 
+    def let_scratch_go(self) -> None:
+        """The job is over: its files are in nobody's hands."""
+        if self._scratch:
+            self._scratch.close()
+
     def stop(self) -> None:
         """No more events; returns when its thread is done."""
+        self.let_scratch_go()
         self._connection.events.unsubscribe(self._info.uuid, self._queue)
         self._queue.put(None)
         # Not alive where an interrupt came before its start: then it finds the end in its queue at once.
@@ -64,6 +75,11 @@ class JobWatch:
         if self._lost is not None:
             raise self._lost
 
+    def require_scratch(self) -> None:
+        """Raises HypervisorError where the storage has lost what was written to the scratch files until now."""
+        if self._scratch:
+            self._scratch.require_kept()
+
     def look(self) -> None:
         """raise_if_lost, and every LOOK_INTERVAL at the scratch space."""
         self.raise_if_lost()
@@ -73,7 +89,7 @@ class JobWatch:
         self._next_look = now + LOOK_INTERVAL
         try:
             self._scratch.look()
-        except ScratchFullError as error:
+        except HypervisorError as error:
             self._fail(error)
         self.raise_if_lost()
 
@@ -93,23 +109,32 @@ class JobWatch:
         elif event.kind == "stopped":
             self._lose(PointInTimeLostError(f"domain {self._info.name} stopped while it was read", AGAIN))
             self.ended.set()
-        elif event.kind == "io_error" and not event.detail:
-            # libvirt names no path: it is not an image of the guest, so it is a scratch file of ours.
-            self._fail(self._scratch_error(event))
+        elif event.kind == "io_error" and event.detail not in self._others:
+            self._fail(self._io_error(event))
         elif event.kind == "threshold" and event.detail in self._devices and self._scratch:
             try:
                 self._scratch.look()
                 self._set_threshold(event.detail, self._scratch.next_threshold_of(self._devices[event.detail]))
-            except ScratchFullError as error:
+            except HypervisorError as error:
                 self._fail(error)
 
-    def _scratch_error(self, event: Event) -> HypervisorError:
+    def _io_error(self, event: Event) -> HypervisorError:
+        """Of a disk in the backup: QEMU does not tell whether its image failed, or the scratch file before that.
+
+        libvirt 9.0 names no path then, 11.3 that of the image. Storage is not asked: the guest waits for the end.
+        """
+        done = "paused until the run was ended" if event.paused else "given I/O errors"
+        then = f", and the guest was {done}"
+        try:
+            if self._scratch:
+                self._scratch.require_kept(folder=False, then=then)
+        except HypervisorError as error:
+            return error
         if event.reason == "enospc" and self._scratch:
             return self._scratch.error()
-        done = "paused until the run was ended" if event.paused else "given I/O errors"
         return HypervisorError(
-            f"a scratch file of {self._info.name} could not be written and the guest was {done}",
-            "scratch_dir must be on reliable local storage; 'dmesg' tells more",
+            f"a disk of {self._info.name}, or its scratch file, failed during the run{then}",
+            "nothing was committed; 'dmesg' tells which; scratch_dir must be on reliable local storage",
         )
 
     def _fail(self, error: HypervisorError) -> None:

@@ -17,13 +17,19 @@ _AVAILABLE = 3  # of virStoragePoolInfo
 
 
 class RemoteScratch(ScratchWatch):
-    """A ScratchWatch whose files are another machine's. Where no pool has the folder, only their growth is watched."""
+    """A ScratchWatch whose files are another machine's. Where no pool has the folder, only their growth is watched.
+
+    That their storage has lost something cannot be seen from here.
+    """
 
     def __init__(
         self, connection: Connection, info: DomainInfo, folder: str, paths: Sequence[str], allowance: int
     ) -> None:
         self._connection, self._info = connection, info
         super().__init__(folder, paths, allowance)
+
+    def open(self) -> None:
+        """There is nothing to open here."""
 
     def _used(self, paths: Sequence[str]) -> int:
         def ask(raw: Any) -> int:
