@@ -142,7 +142,7 @@ class SlotReader(ABC, Generic[T]):
         if length > packs.PACK_BYTES:
             raise DamageError(f"{header.name} is malformed", object_key=header.name)
         if length > len(self._buffer):
-            self._buffer = bytearray(length)
+            self._buffer = bytearray(min(packs.PACK_BYTES, max(length, 2 * len(self._buffer))))  # seldom: it is zeroed
         view = memoryview(self._buffer)[:length]
         try:
             self._catalog.store.read_into(header.name, offset, view)

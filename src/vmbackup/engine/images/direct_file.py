@@ -4,6 +4,7 @@ import errno
 import mmap
 import os
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from vmbackup.engine.images.image_file import serves_directly
@@ -47,31 +48,48 @@ class DirectFile:
 
 
 class DirectWriter:
-    """One thread's way to write to a file: a buffer where bytes lie as direct writes want them."""
+    """One thread's way to write to a file: from memory where bytes lie as direct writes want them.
+
+    A thread of its own brings them there and writes them, while the next ones are decoded. Copied by the kernel (the
+    memory is a file to it), which does not hold the interpreter's lock as a copy by Python would.
+    """
 
     def __init__(self, file: DirectFile) -> None:
         self._file = file
-        self._buffer = mmap.mmap(-1, WRITE_BYTES) if file.direct >= 0 else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._written: Future[None] | None = None
+        self._memory = os.memfd_create("vmbackup-write")
+        os.ftruncate(self._memory, WRITE_BYTES)
+        self._buffer = mmap.mmap(self._memory, WRITE_BYTES)
 
     def write(self, offset: int, pieces: Sequence[bytes | memoryview]) -> None:
-        """Writes the pieces, one after the other. Raises TargetError."""
+        """Writes the pieces, one after the other; returns before they are. Raises TargetError, for earlier ones too."""
+        self.close()
+        self._written = self._thread.submit(self._write, offset, pieces)
+
+    def _write(self, offset: int, pieces: Sequence[bytes | memoryview]) -> None:
         length = sum(map(len, pieces))
         aligned = not (offset % _ALIGNED or length % _ALIGNED or length > WRITE_BYTES)
         with told(self._file.path):
-            if self._buffer is not None and aligned:
-                self._buffer.seek(0)
-                for piece in pieces:
-                    self._buffer.write(piece)
-                with memoryview(self._buffer) as view:
-                    _write_all(self._file.direct, offset, view[:length])
+            if self._file.direct >= 0 and aligned and os.pwritev(self._memory, pieces, 0) == length:
+                with memoryview(self._buffer) as view, view[:length] as data:
+                    _write_all(self._file.direct, offset, data)
             else:
                 _write_all(self._file.fd, offset, memoryview(b"".join(pieces)))
 
     def close(self) -> None:
-        """Frees its memory; may be called twice."""
-        if self._buffer is not None:
+        """Waits until all is written. Raises TargetError."""
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
+
+    def abandon(self) -> None:
+        """Waits too, and frees its memory: the file may be closed then. May be called twice. Never raises."""
+        self._thread.shutdown(wait=True)
+        if self._memory >= 0:
             self._buffer.close()
-            self._buffer = None
+            os.close(self._memory)
+            self._memory = -1
 
 
 def _write_all(fd: int, offset: int, data: memoryview) -> None:

@@ -91,7 +91,7 @@ class _DirectQcow2Writer:
             self.write(at, [_ZEROS[: offset + length - at]])
 
     def close(self) -> None:
-        """Nothing is held back."""
+        self._writer.close()
 
     def abandon(self) -> None:
-        self._writer.close()
+        self._writer.abandon()

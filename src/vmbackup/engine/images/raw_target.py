@@ -26,10 +26,18 @@ class RawTarget:
                 if preallocation != "off" and size and not resume:
                     os.posix_fallocate(self._file.fd, 0, size)
                 if preallocation == "full" and not resume:
-                    self.open_writer().zero(0, size)
+                    self._fill(size)
         except BaseException:
             self.abandon()
             raise
+
+    def _fill(self, size: int) -> None:
+        writer = self.open_writer()
+        try:
+            writer.zero(0, size)
+            writer.close()
+        finally:
+            writer.abandon()
 
     def open_writer(self) -> Writer:
         """All threads share the file."""
@@ -73,7 +81,7 @@ class _RawWriter:
             self.write(at, [_ZEROS[: offset + length - at]])
 
     def close(self) -> None:
-        """Nothing is held back."""
+        self._writer.close()
 
     def abandon(self) -> None:
-        self._writer.close()
+        self._writer.abandon()
