@@ -94,10 +94,10 @@ def _boot(state: State, text: str, name: str, network: str | None) -> int:
             options = BootOptions(name, None if network == "none" else network, serve)
             done = boots.boot(repository, point, options, progress)
     if state.json:
-        say_json(booted_document(done))
+        say_json(booted_document(done) | {"point_warnings": list(point.warnings)})
     else:
         say(booted_text(done))
-        for warning in done.warnings:
+        for warning in (*point.warnings, *done.warnings):
             warn(warning)
     return 3 if done.warnings else 0
 

@@ -180,7 +180,7 @@ def _chain(
             with access.progress(state) as progress:
                 made = restore_chain(repository, chosen, wanted, progress)
             guest = planned.carry_out() if planned else None
-    return show(made, found.domain, guest, json=state.json)
+    return show(made, found, guest, json=state.json)
 
 
 def _run(

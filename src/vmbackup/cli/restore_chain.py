@@ -21,7 +21,7 @@ def points_of(found: "PointList", last: "Point", begin: str | None) -> "list[Poi
     return chain_points(found.points, last, first)
 
 
-def show(done: "ChainSummary", domain: str, guest: "DefinedGuest | None", *, json: bool) -> int:
+def show(done: "ChainSummary", last: "Point", guest: "DefinedGuest | None", *, json: bool) -> int:
     """Prints what was made, returns the exit code."""
     from vmbackup.config.units import format_duration, format_size
 
@@ -30,6 +30,7 @@ def show(done: "ChainSummary", domain: str, guest: "DefinedGuest | None", *, jso
         files = [{**vars(file), "path": str(file.path)} for file in done.files]
         duration = round(done.duration_seconds, 3)
         said = {"point": done.point, "files": files, "duration_seconds": duration, "warnings": warnings}
+        said["point_warnings"] = list(last.warnings)
         said["boot_files"] = [boot_file_document(file) for file in done.boot_files]
         say_json(said | ({"domain": guest.document()} if guest else {}))
         return 3 if warnings else 0
@@ -40,10 +41,10 @@ def show(done: "ChainSummary", domain: str, guest: "DefinedGuest | None", *, jso
     beside = [(f.kind, done.point, f"{f.restored.parent.name}/{f.restored.name}", f.size) for f in done.boot_files]
     rows += [(kind, point, name, "-", format_size(size), format_size(size)) for kind, point, name, size in beside]
     folder, took = clean(str(done.files[0].path.parent)), format_duration(done.duration_seconds)
-    say(f"{clean(domain)} up to {done.point} in {folder}, in {took}:")
+    say(f"{clean(last.domain)} up to {done.point} in {folder}, in {took}:")
     say(table(("DISK", "POINT", "FILE", "BACKING FILE", "SIZE", "WRITTEN"), rows, right=("SIZE", "WRITTEN")))
     for line in guest.lines() if guest else ():
         say(clean(line))
-    for warning in warnings:
+    for warning in (*last.warnings, *warnings):
         warn(warning)
     return 3 if warnings else 0

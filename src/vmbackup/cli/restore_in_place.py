@@ -8,6 +8,7 @@ from vmbackup.cli.output import clean, say, say_json, table, warn
 if TYPE_CHECKING:
     from vmbackup.config.models import Config
     from vmbackup.engine.restore.in_place import InPlaceFile, InPlaceOptions, InPlaceSummary
+    from vmbackup.repository.points import Point
 
 
 def run(state: State, config: "Config", name: str, options: "InPlaceOptions") -> int:
@@ -21,13 +22,13 @@ def run(state: State, config: "Config", name: str, options: "InPlaceOptions") ->
         with access.opened_host(config) as host, access.progress(state) as progress:
             done = restore_in_place(host, repository, found, options, progress)
     if state.json:
-        _show_json(done, dry_run=options.dry_run)
+        _show_json(found, done, dry_run=options.dry_run)
     else:
-        _show(done, found.domain, dry_run=options.dry_run)
+        _show(found, done, dry_run=options.dry_run)
     return 3 if done.warnings else 0
 
 
-def _show_json(done: "InPlaceSummary", *, dry_run: bool) -> None:
+def _show_json(point: "Point", done: "InPlaceSummary", *, dry_run: bool) -> None:
     files = [{**vars(file), "path": str(file.path)} for file in done.files]
     say_json(
         {
@@ -37,11 +38,12 @@ def _show_json(done: "InPlaceSummary", *, dry_run: bool) -> None:
             "files": files,
             "duration_seconds": round(done.duration_seconds, 3),
             "warnings": list(done.warnings),
+            "point_warnings": list(point.warnings),
         }
     )
 
 
-def _show(done: "InPlaceSummary", domain: str, *, dry_run: bool) -> None:
+def _show(point: "Point", done: "InPlaceSummary", *, dry_run: bool) -> None:
     from vmbackup.config.units import format_duration, format_size
 
     def row(file: "InPlaceFile") -> tuple[str, ...]:
@@ -50,7 +52,7 @@ def _show(done: "InPlaceSummary", domain: str, *, dry_run: bool) -> None:
 
     took = format_duration(done.duration_seconds)
     what = "would be brought to" if dry_run else "is as of"
-    say(f"{clean(domain)} {what} {done.point}, in {took}:")
+    say(f"{clean(point.domain)} {what} {done.point}, in {took}:")
     written = "TO WRITE" if dry_run else "WRITTEN"
     titles = ("DISK", "FILE", "FORMAT", "SIZE", "COMPARED", written)
     say(table(titles, map(row, done.files), right=("SIZE", "COMPARED", written)))
@@ -59,5 +61,5 @@ def _show(done: "InPlaceSummary", domain: str, *, dry_run: bool) -> None:
             say(f"{file.target} was compared whole: {clean(file.why_not_quick)}")
     if done.kept:
         say(f"The state before is restore point {done.kept}.")
-    for warning in done.warnings:
+    for warning in (*point.warnings, *done.warnings):
         warn(warning)

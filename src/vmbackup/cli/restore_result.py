@@ -16,7 +16,7 @@ def tell(state: State, point: "Point", done: "RestoreSummary", guest: "DefinedGu
     """Prints it; gives the exit code."""
     warnings = [*done.warnings, *(guest.warnings if guest else ())]
     if state.json:
-        _say_json(done, guest, warnings)
+        _say_json(point, done, guest, warnings)
         return 3 if warnings else 0
     from vmbackup.config.units import format_duration, format_size
 
@@ -28,7 +28,7 @@ def tell(state: State, point: "Point", done: "RestoreSummary", guest: "DefinedGu
     say(table(("DISK", "FILE", "FORMAT", "SIZE", "WRITTEN"), rows, right=("SIZE", "WRITTEN")))
     for line in guest.lines() if guest else ():
         say(clean(line))
-    for warning in warnings:
+    for warning in (*point.warnings, *warnings):
         warn(warning)
     return 3 if warnings else 0
 
@@ -38,7 +38,9 @@ def boot_file_document(file: "RestoredBootFile") -> dict[str, Any]:
     return {"path": file.path, "kind": file.kind, "restored": str(file.restored), "size": file.size}
 
 
-def _say_json(done: "RestoreSummary", guest: "DefinedGuest | None", warnings: list[str]) -> None:
+def _say_json(
+    point: "Point", done: "RestoreSummary", guest: "DefinedGuest | None", warnings: list[str]
+) -> None:
     files = [
         {
             "target": file.target,
@@ -52,5 +54,6 @@ def _say_json(done: "RestoreSummary", guest: "DefinedGuest | None", warnings: li
     ]
     duration = round(done.duration_seconds, 3)
     said = {"point": done.point, "files": files, "duration_seconds": duration, "warnings": warnings}
+    said["point_warnings"] = list(point.warnings)
     said["boot_files"] = [boot_file_document(file) for file in done.boot_files]
     say_json(said | ({"domain": guest.document()} if guest else {}))

@@ -106,7 +106,7 @@ class Point:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Those of the backup, each as whoever restores the point is told of it."""
+        """Those of the backup, each as whoever restores the point is told of it. It comes back as it was stored."""
         told = map(str, self.public.get("warnings", ()))
         return tuple(f"restore point {self.id} was made with a warning: {warning}" for warning in told)
 

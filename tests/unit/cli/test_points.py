@@ -152,6 +152,7 @@ def test_restore(run: Run, found: PointList, restored: list[tuple[Point, Restore
         ],
         "duration_seconds": 1.235,
         "warnings": [],
+        "point_warnings": [],
         "boot_files": [],
     }
 

@@ -46,6 +46,28 @@ def run(folder: Path, *words: str) -> int:
     return main(["--config", str(folder / "config.toml"), *words])
 
 
+@pytest.mark.parametrize("how", [(), ("--chain",)])
+def test_warnings_of_the_backup_are_told(
+    kit: RamKit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: tuple[str, ...],
+) -> None:
+    """Whoever restores a point of a disk that was half restored is told so; the exit code is the restore's own."""
+    monkeypatch.setattr("tests.ram.RamJob.notes", ("disk vda may be half restored",))
+    point = kit.backup()
+    told = f"restore point {point.id} was made with a warning: disk vda may be half restored"
+    assert run(tmp_path, "restore", point.id, "--output", str(tmp_path / "text"), *how) == 0
+    assert f"warning: {told}" in capsys.readouterr().err
+    assert run(tmp_path, "--json", "restore", point.id, "--output", str(tmp_path / "json"), *how) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["point_warnings"], document["warnings"]) == ([told], [])
+    (before,) = {found.id for found in kit.points()} - {point.id}
+    assert run(tmp_path, "restore", before, "--output", str(tmp_path / "before"), *how) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_told_beforehand(kit: RamKit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What would be read and how long it takes, once that was seen; nothing is written."""
     out = str(tmp_path / "out")

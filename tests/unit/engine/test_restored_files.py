@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.unit.engine.kit import RamKit
-from vmbackup.engine.restore.chained import ChainOptions, restore_chain
 from vmbackup.engine.restore.flat import RestoreOptions, restore
 from vmbackup.errors import NotFoundError, TargetError
 from vmbackup.progress import Silent
@@ -117,16 +116,3 @@ def test_the_passphrase_of_a_disk_that_is_not_there(kit: RamKit, tmp_path: Path)
     with pytest.raises(NotFoundError, match="has no disk 'vdz'"):
         restore(kit.repository, kit.points()[0], options, Silent())
     assert not (tmp_path / "out").exists()
-
-
-def test_warnings_of_the_backup_are_told(kit: RamKit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever restores the newest point, half restored as its disk was, is told so."""
-    monkeypatch.setattr("tests.ram.RamJob.notes", ("disk vda may be half restored",))
-    kit.backup()
-    points = sorted(kit.points(), key=lambda point: point.seq)
-    told = f"restore point {points[1].id} was made with a warning: disk vda may be half restored"
-    for number, expected in ((0, ()), (1, (told,))):
-        options = RestoreOptions(tmp_path / str(number), "raw", workers=2)
-        assert restore(kit.repository, points[number], options, Silent()).warnings == expected
-    chain = restore_chain(kit.repository, points, ChainOptions(tmp_path / "chain", workers=2), Silent())
-    assert chain.warnings == (told,)

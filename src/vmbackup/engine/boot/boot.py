@@ -94,8 +94,7 @@ class Boots:
                 self.domain(booted).start()
             booted = replace(booted, phase="booted")
             self.store.put(booted)
-        warnings = (*point.warnings, *definition.warnings)
-        return BootSummary(booted, time.monotonic() - started, definition.rebuilt.notes, warnings)
+        return BootSummary(booted, time.monotonic() - started, definition.rebuilt.notes, definition.warnings)
 
     def start(self, name: str) -> Booted:
         """Serves the point of a booted guest again, and starts or resumes the guest: after a restart of the host."""

@@ -124,7 +124,7 @@ def restore_chain(
         made = [maker.make(level, files) for chain in chains for level in chain]
         write_documents(files, documents)
         files.publish()
-    warnings = (*last.warnings, *lost(last.files, beside))
+    warnings = tuple(lost(last.files, beside))
     return ChainSummary(last.id, tuple(made), time.monotonic() - started, warnings, beside)
 
 

@@ -105,7 +105,7 @@ def restore(repository: Repository, point: Point, options: RestoreOptions, progr
         made, boot_files = _restore_into(options.output, [job(disk) for disk in targets.new], options)
         notes = lost(point.files, boot_files)
     made += [_restore_onto(job(one.disk), one, options) for one in targets.onto]
-    warnings = (*point.warnings, *_warnings(targets), *notes)
+    warnings = (*_warnings(targets), *notes)
     return RestoreSummary(point.id, tuple(made), time.monotonic() - started, warnings, tuple(boot_files))
 
 

@@ -101,7 +101,7 @@ def restore_in_place(
         work = _Work(repository, guest, point, options, progress, kept)
         files = work.run(disks)
     notes.append(BootFiles(repository, point).untouched())
-    warnings = tuple(note for note in (*notes, *work.notes, *point.warnings) if note)
+    warnings = tuple(note for note in (*notes, *work.notes) if note)
     return InPlaceSummary(point.id, files, kept, time.monotonic() - started, warnings)
 
 
