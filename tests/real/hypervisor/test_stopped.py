@@ -250,3 +250,21 @@ def test_an_image_that_takes_no_bitmap(make_domain: MakeDomain, make_shadow: Mak
     shadow.run()
     assert shadow.modes == {"vda": "incremental", "vdb": "incremental"}
     assert list(image_info(str(image)).bitmaps) == horse.checkpoints()
+
+
+def test_an_image_below_that_is_on_the_network(
+    make_domain: MakeDomain, make_shadow: MakeShadow, short_folder: Path
+) -> None:
+    """Nobody here sees who writes that: one sentence, and nothing is left behind."""
+    horse = make_domain(Disk(size=MiB), start=False)
+    below, top, socket = horse.folder / "below.raw", horse.path("vda"), short_folder / "s"
+    Disk(size=MiB, format="raw").create(below)
+    with subprocess.Popen(["qemu-nbd", "-t", "-r", "-e", "9", "-f", "raw", "-k", str(socket), str(below)]) as server:
+        while not socket.exists():
+            assert server.poll() is None
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", f"nbd+unix:///?socket={socket}"]
+        subprocess.run([*command, str(top)], check=True)
+        with pytest.raises(HypervisorError, match=r"nbd.* cannot be read"):
+            make_shadow(horse).begin()
+        server.terminate()
+    assert (horse.checkpoints(), image_info(str(top)).bitmaps) == ([], {})

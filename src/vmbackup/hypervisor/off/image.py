@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from vmbackup.errors import HypervisorError, JobConflictError
@@ -65,7 +66,7 @@ class OffImage:
     @property
     def devices(self) -> tuple[str, ...]:
         """Those of its files that are block devices."""
-        return tuple(path for path in self.files if _protocol(path) == "host_device")
+        return tuple(path for path in self.files if Path(path).is_block_device())
 
     def _run(self, command: str, option: str, name: str) -> None:
         refuse_writers(self.path)
