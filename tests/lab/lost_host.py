@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -18,6 +19,10 @@ from .stage import Stage
 CONFIG = """\
 [libvirt]
 scratch_dir = "{folder}/scratch"
+
+[repositories.local]
+url = "file://{folder}/repository"
+passphrase_file = "{folder}/passphrase"
 
 [repositories.offsite]
 url = "s3://{bucket}/hv1"
@@ -36,7 +41,7 @@ READER = Path(__file__).parents[1] / "independent_reader.py"
 
 
 class LostHost:
-    """The host `hv1` of the page: it keeps all in a folder of its own, its repository in the stage's bucket."""
+    """The host `hv1` of the page: it keeps all in a folder of its own, and a replica in the stage's bucket."""
 
     def __init__(self, stage: Stage, ceph: Ceph) -> None:
         self._stage, self._ceph = stage, ceph
@@ -48,15 +53,22 @@ class LostHost:
             path.chmod(0o600)
         self._config = self.folder / "config.toml"
         self._config.write_text(CONFIG.format(folder=self.folder, bucket=stage.bucket, endpoint=ceph.http))
-        self.run("init", "--create-bucket")
+        self.run("init")
+        self.run("--repository", "offsite", "init", "--create-bucket", "--replica-of", "local")
 
     def run(self, *arguments: str) -> str:
         """Runs its vmbackup."""
         return self._stage.run("vmbackup", "--config", str(self._config), *arguments)
 
+    def backup(self, *guests: str) -> None:
+        """Restore points of them in the bucket; then what it has of its own is lost."""
+        self.run("backup", *guests)
+        self.run("copy", "--from", "local", "--to", "offsite")
+        shutil.rmtree(self.folder / "repository")
+
     def recovery_key(self) -> str:
         """The line that was written down."""
-        lines = (self.folder / "recovery-key-offsite").read_text().splitlines()
+        lines = (self.folder / "recovery-key-local").read_text().splitlines()
         return next(line for line in lines if not line.startswith("#"))
 
     def workhorse(self, guest: str) -> Workhorse:

@@ -21,7 +21,7 @@ def test_a_guest_and_its_disks_from_the_bucket_and_the_recovery_key(lab: Lab, ce
         host = LostHost(stage, ceph)
         horse = host.workhorse("db1")
         then = horse.copy("vda").rename(stage.folder / "then.qcow2")
-        host.run("backup", horse.name)
+        host.backup(horse.name)
         horse.remove()
         page = stage.follower(host.exchanged())
         page.follow("1.", "2.", "3.", "4.")

@@ -87,7 +87,7 @@ def disaster(lab: Lab, ceph: Ceph, image: GuestImage) -> Iterator[Follower]:
         guest.agent.run(KNOWN_FILES)
         horse = host.workhorse("db1")
         horse.copy("vda").rename(stage.folder / "db1.qcow2")
-        host.run("backup", horse.name, guest.name)
+        host.backup(horse.name, guest.name)
         horse.remove()
         guest.remove()
         yield stage.follower({

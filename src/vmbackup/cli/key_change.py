@@ -84,8 +84,9 @@ def _source(settings: "Settings") -> str:
     help="A new file (mode 0600) for the new recovery key.",
 )
 @click.option("--drop-others", is_flag=True, help="Also where other passphrases stop to open the repository.")
+@click.option("--original-lost", is_flag=True, help="In a replica: what it is a replica of is gone for good.")
 @click.pass_obj
-def rotate(state: State, recovery_file: Path, drop_others: bool) -> None:
+def rotate(state: State, recovery_file: Path, drop_others: bool, original_lost: bool) -> None:
     """Begin with new keys: what is stored from now on cannot be read with a copy of the old ones.
 
     No pack is written again. The passphrase in use and a new recovery key open all; every other key stops to.
@@ -104,7 +105,12 @@ def rotate(state: State, recovery_file: Path, drop_others: bool) -> None:
                 "add --drop-others, and add them again afterwards with 'vmbackup key add'",
             )
         with new_file(recovery_file) as write:
-            done = slots.rotate(repository, secret, lambda key: write(name, repository.id, settings.url, key))
+            done = slots.rotate(
+                repository,
+                secret,
+                lambda key: write(name, repository.id, settings.url, key),
+                original_lost=original_lost,
+            )
     if state.json:
         say_json(
             {

@@ -97,6 +97,7 @@ def follow(source: Repository, target: Repository, secret: Callable[[], Secret] 
     Nothing else is taken away there but, after a rotation, the slots that lack the new keys; `secret` gives what opens
     the replica here, so that it goes on to. Raises RepositoryError, DamageError, AccessError.
     """
+    _refuse_apart(source, target)
     by_reader = source.can_read and target.can_read
     if by_reader:
         _follow_keys(source, target, secret)
@@ -114,6 +115,21 @@ def follow(source: Repository, target: Repository, secret: Callable[[], Secret] 
         for writer in open_there:
             enrolling.revoke(target, writer.id.hex())
     return [] if by_reader else [writer.name for writer in open_there]
+
+
+def _refuse_apart(source: Repository, target: Repository) -> None:
+    """Keys that one of them has made while it stood on its own: the other's are not mixed with them."""
+    ours, theirs = source.config.public_keys, target.config.public_keys
+    if any(ours[number].raw != theirs[number].raw for number in ours.keys() & theirs.keys()):
+        raise RepositoryError(
+            f"the keys of {source.store.url} and of {target.store.url} were rotated apart",
+            "copy into a repository with keys of its own: 'vmbackup init' makes one",
+        )
+    if target.config.epoch > source.config.epoch:
+        raise RepositoryError(
+            f"the keys of {target.store.url} were rotated, and {source.store.url} lacks the new ones",
+            "run one 'vmbackup copy' the other way, with the passphrase: it brings them",
+        )
 
 
 def _follow_documents(source: Repository, target: Repository) -> None:

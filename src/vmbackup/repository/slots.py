@@ -116,19 +116,23 @@ def others(repository: Keyring) -> list[SlotInfo]:
     return [s for s in found if s.id != repository.slot and s.kind != RECOVERY and in_force(repository, s.id)]
 
 
-def rotate(repository: Keyring, secret: Secret, keep_recovery: Callable[[str], None]) -> Rotated:
+def rotate(
+    repository: Keyring, secret: Secret, keep_recovery: Callable[[str], None], *, original_lost: bool = False
+) -> Rotated:
     """A new epoch: what is stored from now on is sealed for a new key pair; nothing that is stored is written again.
 
     `secret` is the one in use. It and a new recovery key open the new epoch and all earlier ones; all other slots go.
-    `keep_recovery` is called before anything depends on that key. Raises AccessError, RepositoryError.
+    `keep_recovery` is called before anything depends on that key. `original_lost`: a replica stands on its own from now
+    on. Raises AccessError, RepositoryError.
     """
     repository.check_may_change()
     reader = repository.reader
     before = repository.config
-    if before.document.get("replica_of"):
+    if before.document.get("replica_of") and not original_lost:
         raise RepositoryError(
             "a replica has the keys of what it is a replica of",
-            "rotate there: the next 'vmbackup copy' with a passphrase brings the new keys",
+            "rotate there: the next 'vmbackup copy' with a passphrase brings the new keys; if that repository is lost,"
+            " add --original-lost",
         )
     if not before.public_keys.keys() <= reader.epochs.keys():
         raise AccessError("this passphrase lacks keys of the repository", "open it with one that was made since")
@@ -151,7 +155,8 @@ def rotate(repository: Keyring, secret: Secret, keep_recovery: Callable[[str], N
             return {}
         if config.epoch != before.epoch:
             raise RepositoryError("somebody else rotates the keys at the same time", "look who, and what was dropped")
-        return {"epoch": epoch, "epochs": [*config.document["epochs"], public], "slots": sorted((slot, spare))}
+        epochs = [*config.document["epochs"], public]
+        return {"epoch": epoch, "epochs": epochs, "slots": sorted((slot, spare)), "replica_of": None}
 
     old = _stored(repository) - {slot, spare}
     repository.change_config(begun, "new keys were made")

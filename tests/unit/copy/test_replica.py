@@ -264,6 +264,54 @@ def test_a_lost_repository_is_copied_back(pair: ReplicaPair, tmp_path: Path) -> 
     pair.check()
 
 
+def test_new_keys_where_the_original_is_lost(pair: ReplicaPair) -> None:
+    """The replica stands on its own then: what was stolen with the host opens nothing that is stored from now on."""
+    pair.copy()
+    stolen = Secret.passphrase("of the lost host", random=True)
+    slots.add(pair.there, stolen, "stolen")
+    with pytest.raises(RepositoryError, match="has the keys of what it is a replica of") as told:
+        slots.rotate(pair.there, SECRET, lambda _key: None)
+    assert "--original-lost" in told.value.hint
+    recovery: list[str] = []
+    slots.rotate(pair.there, SECRET, recovery.append, original_lost=True)
+    for secret in (SECRET, Secret.passphrase(recovery[0])):
+        opened = Repository.open(pair.store, secret, Trust(None))
+        assert (opened.config.epoch, opened.config.document["replica_of"]) == (2, None)
+        assert verify(opened, None, None, Silent()).damaged == ()
+    with pytest.raises(AccessError):
+        Repository.open(pair.store, stolen, Trust(None))
+    pair.check()
+
+
+def test_a_lost_original_that_comes_back(pair: ReplicaPair) -> None:
+    """It brings its old keys to nobody; a copy the other way brings it the new ones."""
+    pair.copy()
+    slots.rotate(pair.there, SECRET, lambda _key: None, original_lost=True)
+    change(pair.kit, 7)
+    config = pair.there.config
+    with pytest.raises(RepositoryError, match="lacks the new ones") as told:
+        pair.copy()
+    assert "the other way" in told.value.hint
+    assert pair.there.config == config
+    Copier(pair.there, pair.kit.repository, CopyOptions(pair.kit.root / "locks"), Silent())
+    pair.kit.reopen()
+    assert pair.kit.repository.config.epoch == 2
+    pair.copy()
+    pair.check()
+
+
+def test_keys_that_were_rotated_apart_are_not_mixed(pair: ReplicaPair) -> None:
+    pair.copy()
+    slots.rotate(pair.there, SECRET, lambda _key: None, original_lost=True)
+    slots.rotate(pair.kit.repository, SECRET, lambda _key: None)
+    for one, other in ((pair.kit.store, pair.store), (pair.store, pair.kit.store)):
+        source, target = (Repository.open(store, SECRET, Trust(None)) for store in (one, other))
+        config = target.config
+        with pytest.raises(RepositoryError, match="apart"):
+            Copier(source, target, CopyOptions(pair.kit.root / "locks"), Silent())
+        assert Repository.open(other, SECRET, Trust(None)).config == config
+
+
 def forged(pair: ReplicaPair, copy: Point, **changes: Any) -> bytes:
     """A copy's object with other contents, signed by an enrolled writer."""
     own = {
