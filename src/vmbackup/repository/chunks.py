@@ -75,7 +75,8 @@ class SlotReader(ABC, Generic[T]):
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._buffer = bytearray(1 << 20)
-        self._most = _FOLDER_BYTES if catalog.store.url.startswith("file:") else packs.PACK_BYTES
+        self.of_folder = catalog.store.url.startswith("file:")  # which is asked often at little cost
+        self._most = _FOLDER_BYTES if self.of_folder else packs.PACK_BYTES
 
     @abstractmethod
     def open(self, header: Header, slot: Slot, stored: memoryview) -> T:

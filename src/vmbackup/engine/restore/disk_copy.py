@@ -11,6 +11,7 @@ from vmbackup.engine.restore.savepoints import Savepoints
 from vmbackup.errors import DamageError
 from vmbackup.progress import Progress
 from vmbackup.repository.chunks import ChunkReader, Secrets, Wanted
+from vmbackup.repository.layout import SessionRef
 from vmbackup.repository.maps import Extent, extents
 from vmbackup.repository.nodes import KEEP, ZERO, Node, Ref
 from vmbackup.repository.points import Point
@@ -156,7 +157,7 @@ class DiskCopy:
             if self._present:
                 wanted = self._present.lacking(ref, task.pack, wanted, writer.read_into)
             self._fetched.append(sum(part.chunks for part in wanted) * self._chunk_size)
-            for offset, pieces in self._batches(reader.read(ref, task.pack, wanted)):
+            for offset, pieces in self._decoded(reader, ref, task.pack, wanted):
                 writer.write(offset, pieces)
             return task.chunks * self._chunk_size
         finally:
@@ -167,6 +168,36 @@ class DiskCopy:
         for part in task.wanted:
             start = part.first * size
             writer.zero(start, min(start + part.chunks * size, end) - start)
+
+    def _decoded(
+        self, reader: ChunkReader, ref: SessionRef, pack: int, wanted: list[Wanted]
+    ) -> Iterator[tuple[int, list[bytes]]]:
+        """Neighbouring chunks in writes of at most WRITE_BYTES: whole runs, and after them what is read one by one."""
+        others = wanted
+        if reader.of_folder:
+            others = []
+            for part in self._parts(wanted):
+                run = self._run_of(reader, ref, pack, part)
+                if run is None:
+                    others.append(part)
+                else:
+                    yield part.first * self._chunk_size, run
+        yield from self._batches(reader.read(ref, pack, others))
+
+    def _parts(self, wanted: list[Wanted]) -> Iterator[Wanted]:
+        most = max(1, WRITE_BYTES // self._chunk_size)
+        for slot, chunks, first in sorted(wanted):
+            for step in range(0, chunks, most):
+                yield Wanted(slot + step, min(most, chunks - step), first + step)
+
+    def _run_of(self, reader: ChunkReader, ref: SessionRef, pack: int, part: Wanted) -> list[bytes] | None:
+        """None where its chunks are to be read one by one: moved, damaged, alone, or at the disk's end."""
+        if part.chunks == 1 or (part.first + part.chunks) * self._chunk_size > self._end:
+            return None
+        try:
+            return reader.run(ref, pack, part.slot, part.chunks, self._chunk_size)
+        except DamageError:
+            return None  # `read` knows where else they may be
 
     def _batches(self, chunks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, list[bytes]]]:
         """Neighbouring chunks in writes of at most WRITE_BYTES, cut at the disk's end."""
