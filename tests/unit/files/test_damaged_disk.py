@@ -117,6 +117,16 @@ def test_damage_in_the_guest(kit: RamKit, monkeypatch: pytest.MonkeyPatch) -> No
     assert "fsck" in told.value.hint
 
 
+def test_a_folder_that_breaks_off(kit: RamKit) -> None:
+    """The kernel may have no word for it: a name with a slash in it is an input/output error, and that is all."""
+    with (
+        pytest.raises(GuestFilesError, match="ls: it broke off, as where a folder is damaged") as told,
+        guest_files(kit.repository, kit.points()[0], ("vda",), kit.root, Silent(), warn=str),
+    ):
+        raise GuestRefusal("the guest's file system cannot be read: ls: file receive cancelled by daemon", 0)
+    assert "fsck" in told.value.hint
+
+
 def test_damage_in_the_repository_is_no_damage_in_the_guest(kit: RamKit, monkeypatch: pytest.MonkeyPatch) -> None:
     lose_data(kit)
     monkeypatch.setattr(Reader, "fails", False)

@@ -37,6 +37,7 @@ _TYPES = {
     0o140000: "socket",
 }
 _DAMAGED_HINT = "take an older restore point, single files by their paths, or restore the disk and mend it by fsck"
+_BROKEN_OFF = "file receive cancelled by daemon"  # libguestfs, of an error in the middle of what it sends
 _CACHE_BYTES = 64 << 20  # of decoded chunks: the appliance's kernel has a cache of its own
 
 
@@ -245,6 +246,10 @@ def _cause(error: GuestFilesError, exports: dict[str, WatchedExport], files: Gue
     if problem is not None:
         return problem
     damage = files.damage() if files is not None and isinstance(error, GuestRefusal) else {}
+    if not damage and _BROKEN_OFF in error.message:
+        return GuestFilesError(
+            error.message.replace(_BROKEN_OFF, "it broke off, as where a folder is damaged"), _DAMAGED_HINT
+        )
     if not damage:
         return error
     device, words = list(damage.items())[-1]
