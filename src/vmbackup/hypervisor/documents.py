@@ -59,7 +59,7 @@ def read_documents(domain: Any, domain_folders: str) -> GuestDocuments:
     if far and found.boot_files:
         paths = ", ".join(file.path for file in found.boot_files)
         found.notes.append(
-            f"{paths}: the hypervisor's and not read from here; a restored guest starts only where it is"
+            f"{paths}: the hypervisor's and not read from here; a restored guest starts only where they are"
         )
         found.boot_files = []
     for name, path, loss in [*_variables(live), *_tpm_states(live, tpm_root(domain_folders))]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections import Counter
@@ -20,7 +21,7 @@ from vmbackup.engine.care.forget import known_damaged
 from vmbackup.engine.care.repair import RepairOptions, repair
 from vmbackup.engine.point_disk import PointDisk
 from vmbackup.engine.replica import point_copy
-from vmbackup.errors import PointInTimeLostError
+from vmbackup.errors import DamageError, PointInTimeLostError
 from vmbackup.hypervisor.source import BootFile
 from vmbackup.progress import Silent
 from vmbackup.repository import Repository
@@ -31,6 +32,7 @@ from vmbackup.repository.differences import DiskMap
 from vmbackup.repository.maps import nodes
 from vmbackup.repository.nodes import ZERO
 from vmbackup.repository.points import Point
+from vmbackup.repository.session import Session
 from vmbackup.repository.tombstones import forget
 from vmbackup.repository.usage import freed_bytes, load
 
@@ -427,3 +429,40 @@ def test_copied_by_a_program_that_does_not_know_them(
     pair.check()
     prune(pair.there, PruneOptions(), sleep=lambda _s: None)
     pair.check()
+
+
+@pytest.mark.parametrize("kind", [None, ReplicaPair])
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"size": (1 << 30) + 1}, {"size": 1}, {"path": 7}, {"root": {}}, {"chunk_size": 3}, {"mode": -1},
+        {"stored_bytes": "x"}, {"state": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_point_that_makes_no_sense(
+    guest: Guest, kind: type[Pair] | None, lie: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it is signed, it is damaged, and stops nobody else; of a copy only the place counts."""
+    first = guest.backup()
+    pair = kind(guest.kit) if kind else None
+    original = Session.commit
+
+    def lying(self: Session, public: Any, *rest: Any) -> Point:
+        saved = [{**file, **lie} for file in public["files"]["saved"]]
+        return original(self, {**public, "files": {**public["files"], "saved": saved}}, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "commit", lying)
+        with contextlib.suppress(DamageError):
+            if pair:
+                pair.copy()
+            else:
+                guest.kit.backup()
+    guest.kit.reopen()
+    assert guest.point(first.id).files
+    found = (pair.there if pair else guest.kit.repository).read_points()
+    counts = pair is None or not {"size", "chunk_size"} & lie.keys() or lie == {"size": (1 << 30) + 1}
+    assert bool(found.damaged) is counts
+    if pair and not counts:
+        pair.check()

@@ -61,6 +61,18 @@ def test_settings_that_say_nothing_of_it(said: bytes) -> None:
     assert not documents.starts_with_host({})
 
 
+@pytest.mark.parametrize("far", [False, True])
+def test_files_that_it_is_started_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, far: bool) -> None:
+    """Of this host they are to be read; of another one that they are not is said, once."""
+    domain = Domain("<os><kernel>/boot/k</kernel><initrd>/boot/i</initrd></os>")
+    if far:
+        monkeypatch.setattr(domain, "getURI", lambda: "qemu+ssh://other/system")
+    found = read_documents(domain, folder_of(tmp_path))
+    assert [file.path for file in found.boot_files] == ([] if far else ["/boot/k", "/boot/i"])
+    said = "/boot/k, /boot/i: the hypervisor's and not read from here; a restored guest starts only where they are"
+    assert found.notes == [said] * far
+
+
 @pytest.mark.parametrize("form", ["<nvram>{path}</nvram>", "<nvram type='file'><source file='{path}'/></nvram>"])
 def test_uefi_variables(tmp_path: Path, form: str) -> None:
     """In both of libvirt's ways to tell where they are."""
