@@ -18,10 +18,11 @@ from vmbackup.hypervisor.live.quiesce import Quiesced, let_go_after_death
 from vmbackup.hypervisor.live.readers import AGAIN, Connections, LiveDisk
 from vmbackup.hypervisor.live.watch import JobWatch
 from vmbackup.hypervisor.source import Anchor, BootFile, Consistency, DomainInfo
-from vmbackup.hypervisor.tidy import checkpoints, cleanup
+from vmbackup.hypervisor.tidy import cleanup
 from vmbackup.hypervisor.tidy.intents import Intent, IntentStore
 from vmbackup.hypervisor.tidy.locks import DomainLock
 from vmbackup.hypervisor.tidy.recovery import Leftover
+from vmbackup.hypervisor.tidy.settled import settle_checkpoints
 
 # Seconds between the two proofs of the seal. After an abort QEMU drops its copy-before-write filter first; the job,
 # libvirt's record of it and the export follow (0.3 s idle, 0.7 s with 2 cores under 7 busy processes, 3 s once).
@@ -173,8 +174,7 @@ class LiveJob:
 
     def _finish_committed(self) -> bool:
         self._intent = self._store.update(self._intent, phase="committed")
-        removed = [self._remove(name) for name in self._intent.superseded]
-        return all(removed)
+        return self._settle(committed=True)
 
     def _finish_failed(self) -> bool:
         self._watch.expect_end()
@@ -183,7 +183,7 @@ class LiveJob:
         else:
             self._connections.close()
         clean = self._try("end the backup job", self._end)
-        return (self._intent.checkpoint is None or self._remove(self._intent.checkpoint)) and clean
+        return self._settle(committed=False) and clean
 
     def _end(self) -> None:
         """Ends our job if it runs, lets the guest go on if our scratch stopped it, removes our files."""
@@ -214,11 +214,8 @@ class LiveJob:
         if self._watch.scratch_failed:
             cleanup.resume_if_paused_by_error(domain)
 
-    def _remove(self, name: str) -> bool:
-        def remove(raw: Any) -> bool:
-            return checkpoints.remove(handle(raw, self.domain), name, self._intent.paths)
-
-        return self._try(f"delete checkpoint {name}", lambda: self._connection.call("delete a checkpoint", remove))
+    def _settle(self, *, committed: bool) -> bool:
+        return settle_checkpoints(self._connection, self.domain, self._intent, committed=committed, notes=self.notes)
 
     def _thaw_late(self) -> bool:
         """A guest whose thaw failed gets one more; then it is left to the watchdog and the next run."""

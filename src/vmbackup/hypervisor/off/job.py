@@ -5,18 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from vmbackup.errors import HypervisorError, NotFoundError, PointInTimeLostError, VmbackupError
+from vmbackup.errors import HypervisorError, PointInTimeLostError, VmbackupError
 from vmbackup.hypervisor.connection import Connection
 from vmbackup.hypervisor.domains import handle
 from vmbackup.hypervisor.live.readers import AGAIN, Connections, LiveDisk
 from vmbackup.hypervisor.off.hold import OffHold
 from vmbackup.hypervisor.source import Anchor, BootFile, Consistency, DomainInfo
-from vmbackup.hypervisor.tidy import checkpoints
 from vmbackup.hypervisor.tidy.intents import Intent, IntentStore
 from vmbackup.hypervisor.tidy.locks import DomainLock
 from vmbackup.hypervisor.tidy.recovery import Leftover
+from vmbackup.hypervisor.tidy.settled import settle_checkpoints
 
 
 @dataclass
@@ -100,22 +100,7 @@ class OffJob:
         self._hold.end()
         if committed:
             self._intent = self._store.update(self._intent, phase="committed")
-            removed = [self._remove(name) for name in self._intent.superseded]
-            return all(removed)
-        return self._intent.checkpoint is None or self._remove(self._intent.checkpoint)
-
-    def _remove(self, name: str) -> bool:
-        def remove(raw: Any) -> bool:
-            return checkpoints.remove(handle(raw, self.domain), name, self._intent.paths)
-
-        try:
-            self._connection.call("delete a checkpoint", remove, self.domain.name)
-        except NotFoundError:
-            return True
-        except VmbackupError as error:
-            self.notes.append(f"could not delete checkpoint {name}: {error} (the next run tries again)")
-            return False
-        return True
+        return settle_checkpoints(self._connection, self.domain, self._intent, committed=committed, notes=self.notes)
 
     def __enter__(self) -> Self:
         return self
