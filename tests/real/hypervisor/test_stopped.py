@@ -260,11 +260,13 @@ def test_an_image_below_that_is_on_the_network(
     below, top, socket = horse.folder / "below.raw", horse.path("vda"), short_folder / "s"
     Disk(size=MiB, format="raw").create(below)
     with subprocess.Popen(["qemu-nbd", "-t", "-r", "-e", "9", "-f", "raw", "-k", str(socket), str(below)]) as server:
-        while not socket.exists():
-            assert server.poll() is None
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", f"nbd+unix:///?socket={socket}"]
-        subprocess.run([*command, str(top)], check=True)
-        with pytest.raises(HypervisorError, match=r"nbd.* cannot be read"):
-            make_shadow(horse).begin()
-        server.terminate()
+        try:
+            while not socket.exists():
+                assert server.poll() is None
+            command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", f"nbd+unix:///?socket={socket}"]
+            subprocess.run([*command, str(top)], check=True)
+            with pytest.raises(HypervisorError, match=r"nbd.* cannot be read"):
+                make_shadow(horse).begin()
+        finally:
+            server.terminate()
     assert (horse.checkpoints(), image_info(str(top)).bitmaps) == ([], {})
