@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.unit.collection.steps import MemoryStore
 from tests.unit.engine.kit import RamKit
 from vmbackup.engine.restore.cost import Cost, disk_cost
 from vmbackup.engine.restore.flat import RestoreOptions, restore
 from vmbackup.engine.restore.speed import SpeedMemory
 from vmbackup.progress import Silent
-from vmbackup.storage_backends import Store, open_store
+from vmbackup.storage_backends import Store
 from vmbackup.storage_backends.s3_settings import EgressPrice, egress_price
 
 MIB = 1 << 20
@@ -43,8 +45,10 @@ class Counting:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Counting:
-    return Counting(open_store(str(tmp_path / "repository"), create=True))
+def store() -> Counting:
+    """Not a folder, whose packs are read in small parts: nobody counts, or pays, those."""
+    inner: Any = MemoryStore()
+    return Counting(inner)
 
 
 def test_near_what_is_read(tmp_path: Path, store: Counting) -> None:
