@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import random
 import shutil
 import socket
@@ -50,14 +51,25 @@ class Export:
     """A running qemu-nbd."""
 
     def __init__(self, image: Path, *options: str) -> None:
+        with image.open("rb") as file:
+            os.fsync(file.fileno())  # else a raw file's map changes as the kernel writes it out
         self.socket = str(image) + f"-{random.randrange(1 << 32):08x}"
         command = ["qemu-nbd", "-t", "-e", "8", "-x", "disk", "-f", image.suffix[1:], "-k", self.socket]
         self.process = subprocess.Popen([*command, *options, str(image)])
         self.uri = f"nbd+unix:///disk?socket={self.socket}"
 
     def connect(self, *contexts: str) -> NbdClient:
-        assert wait_for(lambda: Path(self.socket).exists()), "qemu-nbd did not start"
+        assert wait_for(self._listens), "qemu-nbd did not start"
         return NbdClient.connect(self.socket, "disk", contexts=contexts, timeout=20)
+
+    def _listens(self) -> bool:
+        """Its socket is there a moment before."""
+        try:
+            with socket.socket(socket.AF_UNIX) as one:
+                one.connect(self.socket)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
 
     def stop(self) -> None:
         self.process.terminate()
