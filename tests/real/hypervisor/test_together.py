@@ -270,4 +270,4 @@ def test_a_job_of_the_command_line(stage: Stage, lab: Lab, work_dir: Path, scrat
     assert f"not in group  {stage.runner.name}: it failed: another run works on domain" in shown
     table = program.run("list").stdout.splitlines()
     assert table[0].split()[-1] == "GROUP"
-    assert [line.split("  ")[-1][8:] for line in table[1:]] == [" (2 of 3)"] * 2 + [""] * 3
+    assert [line.split("  ")[-1].strip()[8:] for line in table[1:]] == [" (2 of 3)"] * 2 + [""] * 3
