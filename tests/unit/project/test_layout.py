@@ -56,3 +56,9 @@ def test_all_packages_are_named() -> None:
     folders = {name for name, path in modules().items() if path.name == "__init__.py"}
     assert set(settings["packages"]) == folders
     assert {folder: name for name, folder in settings["package-dir"].items()} == PACKAGES
+
+
+def test_no_test_stands_for_another() -> None:
+    """pytest names the modules of a package from its top on: of two with one name it runs one, twice."""
+    packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "tests").rglob("__init__.py")}
+    assert packages == {"tests", "tests/lab"}
