@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -126,10 +127,17 @@ class Scene:
 
         from tests.lab.libvirtd import answers
 
-        subprocess.run([machine.program("libvirtd"), *OPTIONS], check=True, capture_output=True)
+        self.wait(self._libvirt_starts, "libvirtd to start")
         self.wait(answers, "libvirtd to answer")
         self.lab.connection = libvirt.open("qemu:///system")
         self.horse.reconnect(self.lab.connection)
+
+    def _libvirt_starts(self) -> bool:
+        """At times not at the first try, beside others that start: systemd would try again as well."""
+        done = subprocess.run([machine.program("libvirtd"), *OPTIONS], check=False, capture_output=True, text=True)
+        if done.returncode:
+            print(f"libvirtd: {done.stderr}", file=sys.stderr)
+        return done.returncode == 0
 
     def wait(self, condition: Any, what: str) -> None:
         deadline = time.monotonic() + PATIENCE
