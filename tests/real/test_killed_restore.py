@@ -21,8 +21,8 @@ pytestmark = pytest.mark.real
 MIB = 1 << 20
 SIZE = 192 * MIB
 SECONDS = 60.0
-# Fetched after a kill at half: what lay in tables that QEMU had not written yet is lost with it.
-MOST = SIZE * 0.9
+# Fetched after a kill at two thirds: what lay in tables that QEMU had not written yet is lost with it.
+MOST = SIZE * 0.7
 CONFIG = """
 [repositories.local]
 url = "file://{folder}/repository"
@@ -32,7 +32,7 @@ cache_dir = "{folder}/cache"
 [daemon]
 state_dir = "{folder}/state"
 """
-# The command itself, but that what was written is synced all the time, and that it stops once half is.
+# The command itself, but that what was written is synced all the time, and that it stops once two thirds are.
 PROGRAM = """
 import os, sys, threading
 from vmbackup.cli import main
@@ -43,7 +43,7 @@ left = iter(range(int(sys.argv.pop(1))))
 for kind in (nbd_target.NbdWriter, direct_qcow2._DirectQcow2Writer):
     def stopping(self, offset, pieces, write=kind.write):
         if next(left, None) is None:
-            os.write(2, b"half\\n")  # at once: two threads come here
+            os.write(2, b"late\\n")  # at once: two threads come here
             threading.Event().wait()
         write(self, offset, pieces)
     kind.write = stopping
@@ -81,13 +81,13 @@ def arguments(folder: Path, *more: str) -> list[str]:
     return ["--config", str(folder / "config.toml"), "--json", "restore", "guest", *more]
 
 
-def kill_at_half(folder: Path, *more: str) -> int:
-    """Starts the restore, and kills it once half is written; gives the number of its process."""
-    command = [sys.executable, "-c", PROGRAM, "96", *arguments(folder, *more)]
+def kill_late(folder: Path, *more: str) -> int:
+    """Starts the restore, and kills it once two thirds are written; gives the number of its process."""
+    command = [sys.executable, "-c", PROGRAM, "128", *arguments(folder, *more)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line == "half\n":
+            if line == "late\n":
                 break
         else:
             pytest.fail("the restore ended before it could be killed")
@@ -111,7 +111,7 @@ def content(path: Path, folder: Path) -> bytes:
 def test_a_new_image(kit: RamKit, tmp_path: Path) -> None:
     """What was written is not fetched again; nothing is left beside the image."""
     folder = tmp_path / "restored"
-    kill_at_half(tmp_path, "--output", str(folder))
+    kill_late(tmp_path, "--output", str(folder))
     assert sorted(os.listdir(folder)) == ["vda.qcow2.partial", "vda.qcow2.partial.json"]
     file, told = go_on(tmp_path, "--output", str(folder))
     assert f"going on with {folder}/vda.qcow2.partial" in told
@@ -124,7 +124,7 @@ def test_an_existing_image(kit: RamKit, tmp_path: Path) -> None:
     """It is half written, and nothing holds it; the same command reads what is there, and goes on."""
     image = tmp_path / "image.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), str(SIZE)], check=True)
-    killed = kill_at_half(tmp_path, "--to", f"vda={image}")
+    killed = kill_late(tmp_path, "--to", f"vda={image}")
     assert len(os.listdir(tmp_path / "state/restores")) == 1
     left = list(Path(tempfile.gettempdir()).glob(f"vmbackup-restore-{killed}-*"))
     assert len(left) == 1
