@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
+from vmbackup.engine.immediate_reader import ImmediateReader
 from vmbackup.hypervisor.source import Anchor, BootFile, DiskInfo, DomainInfo, Mode
 from vmbackup.nbd.extents import Extent, Kind
 
@@ -47,28 +48,16 @@ class RamGuest:
     boot_files: list[BootFile] = field(default_factory=list)
 
 
-class _Reader:
+class _Reader(ImmediateReader):
+    """Its replies come the last first: they may come in any order."""
+
     def __init__(self, frozen: bytes, on_read: Callable[[], None]) -> None:
+        super().__init__()
         self._frozen, self._on_read = frozen, on_read
-        self._cookies: list[int] = []
-        self._next = 0
 
-    @property
-    def outstanding(self) -> int:
-        return len(self._cookies)
-
-    def submit(self, offset: int, buffer: memoryview) -> int:
+    def _fill(self, offset: int, buffer: memoryview) -> None:
         self._on_read()
         buffer[:] = self._frozen[offset : offset + len(buffer)]
-        self._cookies.append(self._next)
-        self._next += 1
-        return self._cookies[-1]
-
-    def wait(self) -> int:
-        return self._cookies.pop()  # the last first: replies come in any order
-
-    def close(self) -> None:
-        self._cookies.clear()
 
 
 class RamSource:

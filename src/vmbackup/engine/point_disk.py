@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from vmbackup.engine.immediate_reader import ImmediateReader
 from vmbackup.engine.map_lookup import MapIndex
 from vmbackup.errors import DamageError
 from vmbackup.nbd.extents import Extent as SourceExtent
@@ -59,39 +60,21 @@ class PointDisk:
         return PointReader(self.map, self._secrets)
 
 
-class PointReader:
-    """A DiskReader: each read is done when it is asked for. Not shared between threads."""
+class PointReader(ImmediateReader):
+    """Reads of a PointDisk. Raises SourceDamageError."""
 
     def __init__(self, disk_map: DiskMap, secrets: Secrets) -> None:
+        super().__init__()
         self._map, self._index = disk_map, MapIndex(disk_map)
         self._chunks = ChunkReader(disk_map.catalog, secrets)
         self._size = disk_map.disk.chunk_size
         self._last: tuple[int, bytes] = (-1, b"")
-        self._cookies: list[int] = []
-        self._next = 0
 
-    @property
-    def outstanding(self) -> int:
-        """See DiskReader."""
-        return len(self._cookies)
-
-    def submit(self, offset: int, buffer: memoryview) -> int:
-        """See DiskReader. Raises SourceDamageError."""
+    def _fill(self, offset: int, buffer: memoryview) -> None:
         try:
             self._read(offset, buffer)
         except DamageError as error:
             raise SourceDamageError.of(error) from error
-        self._next += 1
-        self._cookies.append(self._next)
-        return self._next
-
-    def wait(self) -> int:
-        """See DiskReader."""
-        return self._cookies.pop()
-
-    def close(self) -> None:
-        """See DiskReader."""
-        self._cookies.clear()
 
     def _read(self, offset: int, buffer: memoryview) -> None:
         end = offset + len(buffer)

@@ -5,6 +5,7 @@ import stat
 import time
 from collections.abc import Iterator
 
+from vmbackup.engine.immediate_reader import ImmediateReader
 from vmbackup.hypervisor.boot_files import check_fit
 from vmbackup.hypervisor.source import BootFile
 from vmbackup.nbd.extents import Extent, Kind
@@ -59,21 +60,14 @@ class HostFile:
         os.close(self._fd)
 
 
-class HostFileReader:
-    """A DiskReader: each read is done when it is asked for. Not shared between threads."""
+class HostFileReader(ImmediateReader):
+    """What cannot be read is zeros, and the file has a problem."""
 
     def __init__(self, file: HostFile, fd: int) -> None:
+        super().__init__()
         self._file, self._fd = file, fd
-        self._cookies: list[int] = []
-        self._next = 0
 
-    @property
-    def outstanding(self) -> int:
-        """See DiskReader."""
-        return len(self._cookies)
-
-    def submit(self, offset: int, buffer: memoryview) -> int:
-        """See DiskReader. What cannot be read is zeros, and the file has a problem."""
+    def _fill(self, offset: int, buffer: memoryview) -> None:
         done = 0
         try:
             while done < len(buffer):
@@ -84,14 +78,3 @@ class HostFileReader:
         except OSError as error:
             self._file.problem = error.strerror
             buffer[done:] = bytes(len(buffer) - done)
-        self._next += 1
-        self._cookies.append(self._next)
-        return self._next
-
-    def wait(self) -> int:
-        """See DiskReader."""
-        return self._cookies.pop()
-
-    def close(self) -> None:
-        """See DiskReader."""
-        self._cookies.clear()
